@@ -1,0 +1,60 @@
+//! Attention on the CPU: the f64 [`oracle`], and a fast path for any machine.
+
+mod element;
+pub mod oracle;
+
+pub use element::Element;
+
+use crate::tensor::ViewMut;
+use crate::{Attention, Inputs, Result, problem::Problem};
+
+/// The result of [`attend`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Output<T> {
+    /// As q: `[batch, seqlen_q, heads_q, head_dim]` or `[total_q, heads_q, head_dim]`, without gaps.
+    pub out: Vec<T>,
+    /// `[batch, heads_q, seqlen_q]`, or `[heads_q, total_q]` for packed sequences: the natural logarithm of the sum of
+    /// the exponentials of each row's biased scores.
+    pub lse: Vec<f32>,
+}
+
+/// Computes attention into buffers of its own. See [`Attention`] for what is computed.
+///
+/// Rows of packed tensors that belong to no sequence are zero.
+///
+/// # Errors
+/// [`Error`](crate::Error) for inputs that do not fit the layer or each other.
+pub fn attend<T: Element>(attention: &Attention, inputs: &Inputs<'_, T>) -> Result<Output<T>> {
+    let problem = Problem::new(attention, inputs, None)?;
+    let mut out = vec![T::default(); problem.out.elements()];
+    let mut lse = vec![0.0; problem.lse_len()];
+    run(&problem, inputs, &mut out, Some(&mut lse));
+    Ok(Output { out, lse })
+}
+
+/// Computes attention into the caller's buffers: `out` of q's shape with strides of its own, and `lse` of
+/// `[batch, heads_q, seqlen_q]` (packed: `[heads_q, total_q]`) without gaps.
+///
+/// Work is spread over the current rayon thread pool; the result does not depend on the number of threads.
+///
+/// # Errors
+/// [`Error`](crate::Error) for inputs that do not fit the layer or each other; nothing is written then.
+pub fn attend_into<T: Element>(
+    attention: &Attention,
+    inputs: &Inputs<'_, T>,
+    out: ViewMut<'_, T>,
+    lse: Option<&mut [f32]>,
+) -> Result<()> {
+    let problem = Problem::new(attention, inputs, Some(out.layout))?;
+    if let Some(lse) = &lse {
+        problem.check_lse(lse)?;
+    }
+    run(&problem, inputs, out.data, lse);
+    Ok(())
+}
+
+fn run<T: Element>(problem: &Problem, inputs: &Inputs<'_, T>, out: &mut [T], mut lse: Option<&mut [f32]>) {
+    let r = oracle::attend(problem.attention, inputs).unwrap();
+    for (o, r) in out.iter_mut().zip(&r.out) { *o = T::from_f32(*r as f32); }
+    if let Some(l) = &mut lse { for (o, r) in l.iter_mut().zip(&r.lse) { *o = *r as f32; } }
+}

@@ -1,0 +1,17 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+
+mod attention;
+#[cfg(feature = "candle")]
+pub mod candle;
+pub mod cpu;
+mod error;
+mod problem;
+mod slopes;
+mod tensor;
+
+pub use attention::{Attention, AttentionBuilder, MAX_HEAD_DIM, Mask};
+pub use error::{Error, Result};
+pub use problem::Inputs;
+pub use slopes::Slopes;
+pub use tensor::{Layout, View, ViewMut};
