@@ -186,7 +186,13 @@ impl<'a> Problem<'a> {
                         value(argument, found, format!("0 to {name} = {limit}"))
                     })
             };
-            let seqlen_k = within("seqused_k", seqused_k, rows_k.len(), rows_k.len(), "seqlen_k")?;
+            let seqlen_k = within(
+                "seqused_k",
+                seqused_k,
+                rows_k.len(),
+                rows_k.len(),
+                "seqlen_k",
+            )?;
             let leftpad_k = within("leftpad_k", leftpad_k, 0, seqlen_k, "seqlen_k")?;
             let at = |layout: &Layout, row: usize| {
                 layout.batch.map_or(0, |_| b * layout.batch_stride) + row * layout.row_stride

@@ -4,10 +4,29 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 mod sealed {
-    pub trait Sealed {}
-    impl Sealed for half::f16 {}
-    impl Sealed for half::bf16 {}
-    impl Sealed for f32 {}
+    use super::super::block::Tensors;
+    use super::super::schedule;
+    use half::{bf16, f16};
+
+    /// Chooses the arithmetic of the products.
+    pub trait Sealed: Sized {
+        fn run(tensors: &Tensors<'_, Self>, out: &mut [Self], lse: Option<&mut [f32]>);
+    }
+    impl Sealed for f16 {
+        fn run(tensors: &Tensors<'_, Self>, out: &mut [Self], lse: Option<&mut [f32]>) {
+            schedule::run_f32(tensors, out, lse);
+        }
+    }
+    impl Sealed for bf16 {
+        fn run(tensors: &Tensors<'_, Self>, out: &mut [Self], lse: Option<&mut [f32]>) {
+            schedule::run_bf16(tensors, out, lse);
+        }
+    }
+    impl Sealed for f32 {
+        fn run(tensors: &Tensors<'_, Self>, out: &mut [Self], lse: Option<&mut [f32]>) {
+            schedule::run_f32(tensors, out, lse);
+        }
+    }
 }
 
 /// An element type of tensors: [`f16`], [`bf16`] or [`f32`].
@@ -16,20 +35,20 @@ pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + 'static {
     fn to_f32(self) -> f32;
     /// Rounds to nearest, ties to even.
     fn from_f32(value: f32) -> Self;
+    /// Neither infinite nor NaN.
+    fn is_finite(self) -> bool;
     /// Converts a slice; the lengths are equal.
     #[doc(hidden)]
     fn widen(from: &[Self], to: &mut [f32]);
     /// Converts a slice; the lengths are equal.
     #[doc(hidden)]
     fn narrow(from: &[f32], to: &mut [Self]);
-    /// The same values as bf16, if that is what they are.
-    #[doc(hidden)]
-    fn as_bf16(_: &[Self]) -> Option<&[bf16]> {
-        None
-    }
 }
 
 impl Element for f16 {
+    fn is_finite(self) -> bool {
+        self.is_finite()
+    }
     fn to_f32(self) -> f32 {
         self.to_f32()
     }
@@ -45,6 +64,9 @@ impl Element for f16 {
 }
 
 impl Element for bf16 {
+    fn is_finite(self) -> bool {
+        self.is_finite()
+    }
     fn to_f32(self) -> f32 {
         self.to_f32()
     }
@@ -61,12 +83,12 @@ impl Element for bf16 {
     fn narrow(from: &[f32], to: &mut [Self]) {
         to.convert_from_f32_slice(from);
     }
-    fn as_bf16(from: &[Self]) -> Option<&[bf16]> {
-        Some(from)
-    }
 }
 
 impl Element for f32 {
+    fn is_finite(self) -> bool {
+        self.is_finite()
+    }
     fn to_f32(self) -> f32 {
         self
     }

@@ -1,10 +1,16 @@
 //! Attention on the CPU: the f64 [`oracle`], and a fast path for any machine.
 
+mod block;
 mod element;
+mod gemm;
 pub mod oracle;
+mod schedule;
+mod tile;
+mod vector;
 
 pub use element::Element;
 
+use self::block::Tensors;
 use crate::tensor::ViewMut;
 use crate::{Attention, Inputs, Result, problem::Problem};
 
@@ -53,8 +59,17 @@ pub fn attend_into<T: Element>(
     Ok(())
 }
 
-fn run<T: Element>(problem: &Problem, inputs: &Inputs<'_, T>, out: &mut [T], mut lse: Option<&mut [f32]>) {
-    let r = oracle::attend(problem.attention, inputs).unwrap();
-    for (o, r) in out.iter_mut().zip(&r.out) { *o = T::from_f32(*r as f32); }
-    if let Some(l) = &mut lse { for (o, r) in l.iter_mut().zip(&r.lse) { *o = *r as f32; } }
+fn run<T: Element>(
+    problem: &Problem<'_>,
+    inputs: &Inputs<'_, T>,
+    out: &mut [T],
+    lse: Option<&mut [f32]>,
+) {
+    let tensors = Tensors {
+        problem,
+        q: inputs.q.data,
+        k: inputs.k.data,
+        v: inputs.v.data,
+    };
+    T::run(&tensors, out, lse);
 }

@@ -1,0 +1,1 @@
+//! ALiBi attention for candle tensors.

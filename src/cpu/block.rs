@@ -1,0 +1,490 @@
+//! Flash attention over one block of query rows: online softmax, one tile of keys at a time.
+
+use std::f32::consts::{LN_2, LOG2_E};
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
+
+use super::Element;
+use super::gemm::{F32, STRIP};
+use super::tile::{Arithmetic, KEYS, Rows, padded};
+use super::vector::{exp2, tanh};
+use crate::Attention;
+use crate::problem::{Problem, Sequence};
+
+/// One unit of work: some query rows of the heads that share a key head, against some keys.
+///
+/// Row `r` of a sequence and key head is token `r / group` of query head `head_k * group + r % group`, so that heads
+/// sharing keys share each tile that was read and converted.
+#[derive(Debug, Clone)]
+pub(super) struct Block {
+    pub(super) sequence: Sequence,
+    pub(super) head_k: usize,
+    pub(super) rows: Range<usize>,
+    pub(super) keys: Range<usize>,
+}
+
+impl Block {
+    /// The token and the query head of row `r` of the block.
+    pub(super) fn row(&self, group: usize, r: usize) -> (usize, usize) {
+        let r = self.rows.start + r;
+        (r / group, self.head_k * group + r % group)
+    }
+}
+
+/// The running result of some rows over the keys seen so far: mergeable, so that keys can be split over threads.
+#[derive(Debug, Clone, Default)]
+pub(super) struct State {
+    /// The largest score of each row, in units of log2.
+    max: Vec<f32>,
+    /// The sum of `2^(x - max)`.
+    sum: Vec<f32>,
+    /// The sum of `2^(x - max) v`, rows of `width`.
+    out: Vec<f32>,
+    width: usize,
+}
+
+impl State {
+    /// The state of rows that have seen nothing. Memory is kept; strips of rows are whole.
+    fn reset(&mut self, rows: usize, head_dim: usize) {
+        let rows = rows.next_multiple_of(STRIP);
+        self.width = padded(head_dim);
+        self.max.clear();
+        self.max.resize(rows, f32::NEG_INFINITY);
+        self.sum.clear();
+        self.sum.resize(rows, 0.0);
+        self.out.clear();
+        self.out.resize(rows * self.width, 0.0);
+    }
+
+    /// Joins the results of the same rows over other keys.
+    pub(super) fn merge(&mut self, other: &Self) {
+        for r in 0..self.max.len() {
+            let max = match self.max[r] < other.max[r] {
+                true => other.max[r],
+                false => self.max[r],
+            };
+            if max == f32::NEG_INFINITY {
+                // Nothing seen on either side, or a NaN, which the sums carry.
+                self.sum[r] += other.sum[r];
+                continue;
+            }
+            let (ours, theirs) = ((self.max[r] - max).exp2(), (other.max[r] - max).exp2());
+            self.max[r] = max;
+            self.sum[r] = self.sum[r] * ours + other.sum[r] * theirs;
+            let out = self.out[r * self.width..][..self.width].iter_mut();
+            for (out, other) in out.zip(&other.out[r * self.width..]) {
+                *out = *out * ours + other * theirs;
+            }
+        }
+    }
+
+    /// Row `r` divided by its sum, in place, and its lse. A row that saw nothing is 0 and `-inf`.
+    pub(super) fn finish(&mut self, r: usize, head_dim: usize) -> (&[f32], f32) {
+        let sum = self.sum[r];
+        let out = &mut self.out[r * self.width..][..head_dim];
+        if sum == 0.0 {
+            out.fill(0.0);
+            return (out, f32::NEG_INFINITY);
+        }
+        let factor = 1.0 / sum;
+        for x in &mut *out {
+            *x *= factor;
+        }
+        (out, (self.max[r] + sum.log2()) * LN_2)
+    }
+}
+
+/// Where a query row stands.
+#[derive(Debug, Clone, Copy, Default)]
+struct Row {
+    position: i64,
+    /// The slope, in units of log2 per position.
+    slope: f32,
+    first: usize,
+    end: usize,
+}
+
+/// Buffers of a thread, reused from block to block.
+#[derive(Debug, Default)]
+pub(super) struct Scratch<I> {
+    rows: Vec<Row>,
+    queries: Vec<I>,
+    keys: Vec<I>,
+    values: Vec<I>,
+    scores: Vec<f32>,
+    probabilities: Vec<I>,
+    wide: Vec<f32>,
+    pub(super) state: State,
+}
+
+/// The tensors of a call.
+pub struct Tensors<'a, T> {
+    pub(super) problem: &'a Problem<'a>,
+    pub(super) q: &'a [T],
+    pub(super) k: &'a [T],
+    pub(super) v: &'a [T],
+}
+
+impl<'a, T> Tensors<'a, T> {
+    fn query(&self, block: &Block, r: usize) -> &'a [T] {
+        let (token, head) = block.row(self.problem.attention.group(), r);
+        let layout = &self.problem.q;
+        let at = block.sequence.q + token * layout.row_stride + head * layout.head_stride;
+        &self.q[at..][..layout.head_dim]
+    }
+
+    fn keys(&self, block: &Block) -> Rows<'a, T> {
+        let layout = &self.problem.k;
+        Rows {
+            data: &self.k[block.sequence.k + block.head_k * layout.head_stride..],
+            stride: layout.row_stride,
+            head_dim: layout.head_dim,
+        }
+    }
+
+    fn values(&self, block: &Block) -> Rows<'a, T> {
+        let layout = &self.problem.v;
+        Rows {
+            data: &self.v[block.sequence.v + block.head_k * layout.head_stride..],
+            stride: layout.row_stride,
+            head_dim: layout.head_dim,
+        }
+    }
+}
+
+/// Computes a block into `scratch.state`. Run it by [`pulp::Arch::dispatch`].
+pub(super) struct Run<'a, T, A, I> {
+    pub(super) tensors: &'a Tensors<'a, T>,
+    pub(super) block: &'a Block,
+    pub(super) scratch: &'a mut Scratch<I>,
+    /// From the SIMD token to the arithmetic of the products.
+    pub(super) arithmetic: A,
+}
+
+/// The arithmetic for a SIMD token.
+pub(super) trait ForSimd<T, I>: Copy {
+    fn of<S: Simd>(self, simd: S) -> impl Arithmetic<T, Item = I>;
+}
+
+/// Products in f32, whatever the element type.
+#[derive(Clone, Copy)]
+pub(super) struct UseF32;
+
+impl<T: Element> ForSimd<T, f32> for UseF32 {
+    #[inline(always)]
+    fn of<S: Simd>(self, simd: S) -> impl Arithmetic<T, Item = f32> {
+        F32(simd)
+    }
+}
+
+/// Products of bf16 pairs.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct UseBf16(pub(super) super::tile::Bf16);
+
+#[cfg(target_arch = "x86_64")]
+impl ForSimd<half::bf16, [half::bf16; 2]> for UseBf16 {
+    #[inline(always)]
+    fn of<S: Simd>(self, _: S) -> impl Arithmetic<half::bf16, Item = [half::bf16; 2]> {
+        self.0
+    }
+}
+
+impl<T: Element, I: Copy + Default + Send, A: ForSimd<T, I>> WithSimd for Run<'_, T, A, I> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let arithmetic = self.arithmetic.of(simd);
+        run(simd, arithmetic, self.tensors, self.block, self.scratch);
+    }
+}
+
+#[inline(always)]
+fn run<T: Element, S: Simd, A: Arithmetic<T>>(
+    simd: S,
+    arithmetic: A,
+    tensors: &Tensors<'_, T>,
+    block: &Block,
+    scratch: &mut Scratch<A::Item>,
+) {
+    let attention = tensors.problem.attention;
+    let head_dim = attention.head_dim();
+    let depth = head_dim / A::STEP;
+    let rows = block.rows.len();
+    let width = padded(head_dim);
+
+    let zero = A::Item::default();
+    scratch.rows.clear();
+    scratch.rows.extend((0..rows).map(|r| {
+        let (token, head) = block.row(attention.group(), r);
+        let visible = block.sequence.visible(attention, token);
+        let first = visible.start.max(block.keys.start);
+        Row {
+            position: block.sequence.position(token),
+            slope: attention.slopes().get(block.sequence.index, head) * LOG2_E,
+            first,
+            end: visible.end.min(block.keys.end).max(first),
+        }
+    }));
+    // Rows that fill up the last strip see nothing.
+    scratch
+        .rows
+        .resize(rows.next_multiple_of(STRIP), Row::default());
+    scratch.queries.clear();
+    scratch.queries.resize(scratch.rows.len() * depth, zero);
+    for (r, to) in scratch
+        .queries
+        .chunks_exact_mut(depth)
+        .take(rows)
+        .enumerate()
+    {
+        arithmetic.pack_query(tensors.query(block, r), to);
+    }
+    scratch.keys.resize(KEYS * depth, zero);
+    scratch.values.resize(KEYS / A::STEP * width, zero);
+    scratch.scores.resize(STRIP * KEYS, 0.0);
+    scratch.probabilities.resize(STRIP * KEYS / A::STEP, zero);
+    scratch.wide.resize(16 * head_dim, 0.0);
+    scratch.state.reset(rows, head_dim);
+
+    let seen = scratch.rows.iter().filter(|row| row.first < row.end);
+    let Some(first) = seen.clone().map(|row| row.first).min() else {
+        return;
+    };
+    let end = seen.map(|row| row.end).max().unwrap_or(first);
+    let (keys, values) = (tensors.keys(block), tensors.values(block));
+
+    // From the last tile back: near keys first, so that the maxima settle at once and rescaling is rare.
+    for tile in (first / KEYS..end.div_ceil(KEYS)).rev() {
+        // Only keys that some row sees are read: the others may be padding, and hold anything.
+        let (from, to) = ((tile * KEYS).max(first), ((tile + 1) * KEYS).min(end));
+        let n = to - from;
+        arithmetic.pack_keys(keys, from, n, &mut scratch.keys, &mut scratch.wide);
+        arithmetic.pack_values(values, from, n, &mut scratch.values);
+        let tile = Tile {
+            from,
+            n,
+            poisoned: scratch
+                .rows
+                .iter()
+                .any(|row| row.first > from || row.end < to)
+                && (from..to).any(|j| values.row(j).iter().any(|v| !v.is_finite())),
+        };
+        for strip in 0..scratch.rows.len() / STRIP {
+            run_strip(simd, arithmetic, attention, &tile, values, strip, scratch);
+        }
+    }
+}
+
+/// Keys `from..from + n`.
+struct Tile {
+    from: usize,
+    n: usize,
+    /// Whether some row must not see all of the values, and one of them is not finite: a probability of zero would not
+    /// keep it out.
+    poisoned: bool,
+}
+
+#[inline(always)]
+fn run_strip<T: Element, S: Simd, A: Arithmetic<T>>(
+    simd: S,
+    arithmetic: A,
+    attention: &Attention,
+    tile: &Tile,
+    values: Rows<'_, T>,
+    strip: usize,
+    scratch: &mut Scratch<A::Item>,
+) {
+    let head_dim = attention.head_dim();
+    let (depth, width) = (head_dim / A::STEP, padded(head_dim));
+    let first_row = strip * STRIP;
+    let rows: [Row; STRIP] = std::array::from_fn(|i| scratch.rows[first_row + i]);
+    let visible = rows.map(|row| {
+        let clip = |j: usize| j.clamp(tile.from, tile.from + tile.n) - tile.from;
+        clip(row.first)..clip(row.end)
+    });
+    let used = visible
+        .iter()
+        .filter(|range| !range.is_empty())
+        .map(|range| range.end)
+        .max();
+    let Some(used) = used else {
+        return;
+    };
+    let columns = used.div_ceil(A::LANES);
+
+    let queries = &scratch.queries[first_row * depth..][..STRIP * depth];
+    arithmetic.scores(depth, columns, queries, &scratch.keys, &mut scratch.scores);
+
+    let mut scale = [1.0; STRIP];
+    for (i, (row, visible)) in rows.iter().zip(&visible).enumerate() {
+        let scores = &mut scratch.scores[i * KEYS..][..columns * A::LANES];
+        if visible.is_empty() {
+            scores.fill(0.0);
+            continue;
+        }
+        let (max, sum) = (
+            &mut scratch.state.max[first_row + i],
+            &mut scratch.state.sum[first_row + i],
+        );
+        scale[i] = softmax_row(
+            simd,
+            attention,
+            row.bias(tile.from, visible),
+            visible,
+            scores,
+            max,
+            sum,
+        );
+    }
+
+    let out = &mut scratch.state.out[first_row * width..][..STRIP * width];
+    if tile.poisoned {
+        for (i, visible) in visible.into_iter().enumerate() {
+            let out = &mut out[i * width..][..head_dim];
+            out.iter_mut().for_each(|x| *x *= scale[i]);
+            for j in visible {
+                let p = scratch.scores[i * KEYS + j];
+                for (out, v) in out.iter_mut().zip(values.row(tile.from + j)) {
+                    *out += p * v.to_f32();
+                }
+            }
+        }
+        return;
+    }
+    let probabilities =
+        arithmetic.pack_probabilities(&scratch.scores, used, &mut scratch.probabilities);
+    arithmetic.accumulate(
+        used.div_ceil(A::STEP),
+        width,
+        probabilities,
+        &scratch.values,
+        out,
+        &scale,
+    );
+}
+
+/// The bias of one row over the columns of a tile, in units of log2.
+#[derive(Clone, Copy)]
+enum Bias {
+    /// All columns on one side of the diagonal: `per_column * column + constant`. The constant is added after the
+    /// maximum over the row was taken, so that a score is never rounded at the size of a far bias.
+    Linear { per_column: f32, constant: f32 },
+    /// `-slope * |diagonal - column|`.
+    Mixed { slope: f32, diagonal: f32 },
+}
+
+impl Row {
+    #[inline(always)]
+    fn bias(&self, from: usize, visible: &Range<usize>) -> Bias {
+        // An exact integer: positions themselves would lose their low bits in f32.
+        let diagonal = self.position - from as i64;
+        let linear = |per_column: f32| Bias::Linear {
+            per_column,
+            constant: -per_column * diagonal as f32,
+        };
+        if diagonal >= visible.end as i64 - 1 {
+            linear(self.slope)
+        } else if diagonal <= visible.start as i64 {
+            linear(-self.slope)
+        } else {
+            Bias::Mixed {
+                slope: self.slope,
+                diagonal: diagonal as f32,
+            }
+        }
+    }
+}
+
+const COLUMN: [f32; KEYS] = {
+    let mut column = [0.0; KEYS];
+    let mut i = 0;
+    while i < KEYS {
+        column[i] = i as f32;
+        i += 1;
+    }
+    column
+};
+
+/// Turns a row of dot products into probabilities relative to the row's new maximum, and updates the maximum and the
+/// sum. Returns the factor for what was accumulated before.
+#[inline(always)]
+fn softmax_row<S: Simd>(
+    simd: S,
+    attention: &Attention,
+    bias: Bias,
+    visible: &Range<usize>,
+    scores: &mut [f32],
+    max: &mut f32,
+    sum: &mut f32,
+) -> f32 {
+    let all = visible.start == 0 && visible.end == scores.len();
+    let (scores, _) = S::as_mut_simd_f32s(scores);
+    let (column, _) = S::as_simd_f32s(&COLUMN);
+    let splat = |x| simd.splat_f32s(x);
+
+    let mut factor = attention.scale() * LOG2_E;
+    if let Some(cap) = attention.softcap() {
+        let inside = splat(attention.scale() / cap);
+        for x in scores.iter_mut() {
+            *x = tanh(simd, simd.mul_f32s(*x, inside));
+        }
+        factor = cap * LOG2_E;
+    }
+
+    let factor = splat(factor);
+    let mut tops = [splat(f32::NEG_INFINITY); 2];
+    // The larger, or the second where the first is NaN: a NaN stays in its score, from where it reaches the sum.
+    let mut constant = 0.0;
+    match bias {
+        Bias::Linear {
+            per_column,
+            constant: c,
+        } => {
+            constant = c;
+            let per_column = splat(per_column);
+            for (i, (x, &column)) in scores.iter_mut().zip(column).enumerate() {
+                *x = simd.mul_add_e_f32s(*x, factor, simd.mul_f32s(per_column, column));
+                tops[i % 2] = simd.max_f32s(*x, tops[i % 2]);
+            }
+        }
+        Bias::Mixed { slope, diagonal } => {
+            let (slope, diagonal) = (splat(-slope), splat(diagonal));
+            for (x, &column) in scores.iter_mut().zip(column) {
+                let distance = simd.abs_f32s(simd.sub_f32s(diagonal, column));
+                *x = simd.mul_add_e_f32s(*x, factor, simd.mul_f32s(slope, distance));
+                tops[0] = simd.max_f32s(*x, tops[0]);
+            }
+        }
+    }
+    if !all {
+        let (start, end) = (splat(visible.start as f32), splat(visible.end as f32));
+        tops = [splat(f32::NEG_INFINITY); 2];
+        for (x, &column) in scores.iter_mut().zip(column) {
+            let inside = simd.and_m32s(
+                simd.greater_than_or_equal_f32s(column, start),
+                simd.less_than_f32s(column, end),
+            );
+            *x = simd.select_f32s(inside, *x, splat(f32::NEG_INFINITY));
+            tops[0] = simd.max_f32s(*x, tops[0]);
+        }
+    }
+    let top = simd.reduce_max_f32s(simd.max_f32s(tops[0], tops[1])) + constant;
+
+    let old = *max;
+    let new = if top > old { top } else { old };
+    // With every score -inf so far, any finite reference gives probabilities of zero.
+    let reference = if new == f32::NEG_INFINITY { 0.0 } else { new };
+    let shift = splat(constant - reference);
+    let mut sums = [splat(0.0); 2];
+    for (i, x) in scores.iter_mut().enumerate() {
+        *x = exp2(simd, simd.add_f32s(*x, shift));
+        sums[i % 2] = simd.add_f32s(sums[i % 2], *x);
+    }
+    let scale = if new == old { 1.0 } else { (old - new).exp2() };
+    *max = new;
+    *sum = *sum * scale + simd.reduce_sum_f32s(simd.add_f32s(sums[0], sums[1]));
+    scale
+}

@@ -1,0 +1,439 @@
+//! How a tile of keys and values is laid out for the products: in f32, or in pairs of bf16.
+
+use pulp::Simd;
+
+use super::Element;
+use super::gemm::{F32, Matrix, STRIP, multiply_strip};
+
+/// The keys of a tile. Tiles start at multiples of it.
+pub(super) const KEYS: usize = 128;
+
+/// The largest register, in lanes: buffers are padded to it.
+const PAD: usize = 16;
+
+/// `head_dim`, padded for the columns of values and outputs.
+pub(super) fn padded(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(PAD)
+}
+
+/// Rows of a strided tensor, `stride` elements apart.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a, T> {
+    pub(super) data: &'a [T],
+    pub(super) stride: usize,
+    pub(super) head_dim: usize,
+}
+
+impl<'a, T> Rows<'a, T> {
+    #[inline(always)]
+    pub(super) fn row(&self, i: usize) -> &'a [T] {
+        &self.data[i * self.stride..][..self.head_dim]
+    }
+}
+
+/// The arithmetic of a tile's two products. Items hold `STEP` consecutive factors each.
+pub(super) trait Arithmetic<T>: Copy {
+    type Item: Copy + Default + Send;
+    const STEP: usize;
+    /// The lanes of a register of f32.
+    const LANES: usize;
+
+    /// One query row, `head_dim / STEP` items.
+    fn pack_query(self, row: &[T], to: &mut [Self::Item]);
+
+    /// Keys `first..first + n`, transposed: `head_dim / STEP` rows of [`KEYS`] items.
+    fn pack_keys(
+        self,
+        keys: Rows<'_, T>,
+        first: usize,
+        n: usize,
+        to: &mut [Self::Item],
+        wide: &mut [f32],
+    );
+
+    /// Values `first..first + n`: `KEYS / STEP` rows of `padded(head_dim)` items; rows past `n` are zero.
+    fn pack_values(self, values: Rows<'_, T>, first: usize, n: usize, to: &mut [Self::Item]);
+
+    /// Rounds a strip of probabilities, rows of [`KEYS`], to items; `used` of each row matter. May return `from` itself.
+    fn pack_probabilities<'a>(
+        self,
+        from: &'a [f32],
+        used: usize,
+        to: &'a mut [Self::Item],
+    ) -> &'a [Self::Item];
+
+    /// `scores = queries keys` for the strip, in rows of [`KEYS`]; the first `columns` registers of each.
+    fn scores(
+        self,
+        depth: usize,
+        columns: usize,
+        queries: &[Self::Item],
+        keys: &[Self::Item],
+        scores: &mut [f32],
+    );
+
+    /// `out = scale * out + probabilities values` for the strip, `depth` items of each row.
+    #[allow(clippy::too_many_arguments)]
+    fn accumulate(
+        self,
+        depth: usize,
+        width: usize,
+        probabilities: &[Self::Item],
+        values: &[Self::Item],
+        out: &mut [f32],
+        scale: &[f32; STRIP],
+    );
+}
+
+impl<T: Element, S: Simd> Arithmetic<T> for F32<S> {
+    type Item = f32;
+    const STEP: usize = 1;
+    const LANES: usize = size_of::<S::f32s>() / size_of::<f32>();
+
+    #[inline(always)]
+    fn pack_query(self, row: &[T], to: &mut [f32]) {
+        T::widen(row, to);
+    }
+
+    #[inline(always)]
+    fn pack_keys(
+        self,
+        keys: Rows<'_, T>,
+        first: usize,
+        n: usize,
+        to: &mut [f32],
+        wide: &mut [f32],
+    ) {
+        let d = keys.head_dim;
+        for start in (0..n).step_by(PAD) {
+            let count = PAD.min(n - start);
+            let wide = &mut wide[..PAD * d];
+            for (i, wide) in wide.chunks_exact_mut(d).enumerate() {
+                match i < count {
+                    true => T::widen(keys.row(first + start + i), wide),
+                    false => wide.fill(0.0),
+                }
+            }
+            transpose(wide, d, &mut to[start..]);
+        }
+    }
+
+    #[inline(always)]
+    fn pack_values(self, values: Rows<'_, T>, first: usize, n: usize, to: &mut [f32]) {
+        let (d, width) = (values.head_dim, padded(values.head_dim));
+        for (j, to) in to[..KEYS * width].chunks_exact_mut(width).enumerate() {
+            match j < n {
+                true => T::widen(values.row(first + j), &mut to[..d]),
+                false => to.fill(0.0),
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn pack_probabilities<'a>(self, from: &'a [f32], _: usize, _: &'a mut [f32]) -> &'a [f32] {
+        from
+    }
+
+    #[inline(always)]
+    fn scores(
+        self,
+        depth: usize,
+        columns: usize,
+        queries: &[f32],
+        keys: &[f32],
+        scores: &mut [f32],
+    ) {
+        check_scores(self, depth, columns, queries, keys, scores);
+        let (a, b) = (Matrix::new(queries, depth), Matrix::new(keys, KEYS));
+        // SAFETY: checked above.
+        unsafe { multiply_strip(self, depth, columns, a, b, scores.as_mut_ptr(), KEYS, None) }
+    }
+
+    #[inline(always)]
+    fn accumulate(
+        self,
+        depth: usize,
+        width: usize,
+        probabilities: &[f32],
+        values: &[f32],
+        out: &mut [f32],
+        scale: &[f32; STRIP],
+    ) {
+        check_accumulate(self, depth, width, probabilities, values, out);
+        let (a, b) = (Matrix::new(probabilities, KEYS), Matrix::new(values, width));
+        let columns = width / <Self as Arithmetic<T>>::LANES;
+        // SAFETY: checked above.
+        unsafe {
+            multiply_strip(
+                self,
+                depth,
+                columns,
+                a,
+                b,
+                out.as_mut_ptr(),
+                width,
+                Some(scale),
+            )
+        }
+    }
+}
+
+/// Asserts what [`multiply_strip`] needs for `scores`.
+#[inline(always)]
+fn check_scores<I, M: super::gemm::Multiply<Item = I>>(
+    _: M,
+    depth: usize,
+    columns: usize,
+    q: &[I],
+    k: &[I],
+    s: &[f32],
+) {
+    assert!(q.len() >= STRIP * depth && k.len() >= depth * KEYS);
+    assert!(columns * M::LANES <= KEYS && s.len() >= STRIP * KEYS);
+}
+
+/// Asserts what [`multiply_strip`] needs for `accumulate`.
+#[inline(always)]
+fn check_accumulate<I, M: super::gemm::Multiply<Item = I>>(
+    _: M,
+    depth: usize,
+    width: usize,
+    p: &[I],
+    v: &[I],
+    o: &[f32],
+) {
+    let row = p.len() / STRIP;
+    assert!(depth <= row && v.len() >= depth * width);
+    assert!(width % M::LANES == 0 && o.len() >= STRIP * width);
+}
+
+/// Writes 16 rows of `d` items as `d` rows, [`KEYS`] apart.
+#[inline(always)]
+fn transpose<I: Copy>(from: &[I], d: usize, to: &mut [I]) {
+    assert!(from.len() >= PAD * d && d > 0 && to.len() >= (d - 1) * KEYS + PAD);
+    for p in 0..d {
+        let to = &mut to[p * KEYS..][..PAD];
+        for (i, to) in to.iter_mut().enumerate() {
+            *to = from[i * d + p];
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::Bf16;
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use half::bf16;
+
+    use super::super::gemm::Multiply;
+    use super::*;
+
+    /// Pairs of bf16, multiplied and summed in f32 by AVX512-BF16.
+    #[derive(Clone, Copy)]
+    pub(in super::super) struct Bf16(());
+
+    impl Bf16 {
+        /// `None` where the processor lacks the instructions.
+        pub(in super::super) fn new() -> Option<Self> {
+            let available =
+                is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f");
+            available.then_some(Self(()))
+        }
+    }
+
+    impl Multiply for Bf16 {
+        type Item = [bf16; 2];
+        type Register = __m512i;
+        type Accumulator = __m512;
+        const LANES: usize = 16;
+        const COLUMNS: usize = 4;
+
+        #[inline(always)]
+        fn zero(self) -> __m512 {
+            // SAFETY: a `Bf16` exists only where AVX-512 does.
+            unsafe { _mm512_setzero_ps() }
+        }
+        #[inline(always)]
+        fn splat(self, item: [bf16; 2]) -> __m512i {
+            let [low, high] = item.map(|x| i32::from(x.to_bits()));
+            // SAFETY: as `zero`.
+            unsafe { _mm512_set1_epi32(low | high << 16) }
+        }
+        #[inline(always)]
+        unsafe fn load(self, from: *const [bf16; 2]) -> __m512i {
+            // SAFETY: 16 items of 4 bytes are readable.
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn load_scaled(self, from: *const f32, scale: f32) -> __m512 {
+            // SAFETY: 16 numbers are readable.
+            unsafe { _mm512_mul_ps(_mm512_loadu_ps(from), _mm512_set1_ps(scale)) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32, value: __m512) {
+            // SAFETY: 16 numbers are writable.
+            unsafe { _mm512_storeu_ps(to, value) }
+        }
+        #[inline(always)]
+        fn multiply_add(self, a: __m512i, b: __m512i, c: __m512) -> __m512 {
+            // SAFETY: as `zero`; the casts keep the bits.
+            unsafe {
+                let (a, b) = (
+                    std::mem::transmute::<__m512i, __m512bh>(a),
+                    std::mem::transmute::<__m512i, __m512bh>(b),
+                );
+                _mm512_dpbf16_ps(c, a, b)
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn multiply_strip_bf16(
+        depth: usize,
+        columns: usize,
+        a: Matrix<'_, [bf16; 2]>,
+        b: Matrix<'_, [bf16; 2]>,
+        c: *mut f32,
+        c_stride: usize,
+        scale: Option<&[f32; STRIP]>,
+    ) {
+        // SAFETY: as required of the caller.
+        unsafe { multiply_strip(Bf16(()), depth, columns, a, b, c, c_stride, scale) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn round_rows(from: &[f32], used: usize, to: &mut [[bf16; 2]]) {
+        for (from, to) in from.chunks_exact(KEYS).zip(to.chunks_exact_mut(KEYS / 2)) {
+            for at in (0..used).step_by(PAD) {
+                let from = &from[at..][..PAD];
+                let to = &mut to[at / 2..][..PAD / 2];
+                // SAFETY: 16 numbers are readable, 32 bytes writable.
+                unsafe {
+                    let rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(from.as_ptr()));
+                    _mm256_storeu_si256(
+                        to.as_mut_ptr().cast(),
+                        std::mem::transmute::<__m256bh, __m256i>(rounded),
+                    );
+                }
+            }
+        }
+    }
+
+    impl Arithmetic<bf16> for Bf16 {
+        type Item = [bf16; 2];
+        const STEP: usize = 2;
+        const LANES: usize = 16;
+
+        #[inline(always)]
+        fn pack_query(self, row: &[bf16], to: &mut [[bf16; 2]]) {
+            to.copy_from_slice(pairs(row));
+        }
+
+        #[inline(always)]
+        fn pack_keys(
+            self,
+            keys: Rows<'_, bf16>,
+            first: usize,
+            n: usize,
+            to: &mut [[bf16; 2]],
+            _: &mut [f32],
+        ) {
+            let d = keys.head_dim / 2;
+            for start in (0..n).step_by(PAD) {
+                let rows: [&[[bf16; 2]]; PAD] =
+                    std::array::from_fn(|i| pairs(keys.row(first + (start + i).min(n - 1))));
+                for p in 0..d {
+                    let to = &mut to[p * KEYS + start..][..PAD];
+                    for (row, to) in rows.iter().zip(to) {
+                        *to = row[p];
+                    }
+                }
+            }
+        }
+
+        #[inline(always)]
+        fn pack_values(self, values: Rows<'_, bf16>, first: usize, n: usize, to: &mut [[bf16; 2]]) {
+            let (d, width) = (values.head_dim, padded(values.head_dim));
+            for (pair, to) in to[..KEYS / 2 * width].chunks_exact_mut(width).enumerate() {
+                let j = 2 * pair;
+                if j + 1 < n {
+                    let (low, high) = (values.row(first + j), values.row(first + j + 1));
+                    for (to, (low, high)) in to.iter_mut().zip(low.iter().zip(high)) {
+                        *to = [*low, *high];
+                    }
+                } else if j < n {
+                    for (to, low) in to.iter_mut().zip(values.row(first + j)) {
+                        *to = [*low, bf16::ZERO];
+                    }
+                } else {
+                    to[..d].fill([bf16::ZERO; 2]);
+                }
+            }
+        }
+
+        #[inline(always)]
+        fn pack_probabilities<'a>(
+            self,
+            from: &'a [f32],
+            used: usize,
+            to: &'a mut [[bf16; 2]],
+        ) -> &'a [[bf16; 2]] {
+            // SAFETY: a `Bf16` exists only where the features do.
+            unsafe { round_rows(from, used, to) };
+            to
+        }
+
+        #[inline(always)]
+        fn scores(
+            self,
+            depth: usize,
+            columns: usize,
+            queries: &[[bf16; 2]],
+            keys: &[[bf16; 2]],
+            scores: &mut [f32],
+        ) {
+            check_scores(self, depth, columns, queries, keys, scores);
+            let (a, b) = (Matrix::new(queries, depth), Matrix::new(keys, KEYS));
+            // SAFETY: checked above; a `Bf16` exists only where the features do.
+            unsafe { multiply_strip_bf16(depth, columns, a, b, scores.as_mut_ptr(), KEYS, None) }
+        }
+
+        #[inline(always)]
+        fn accumulate(
+            self,
+            depth: usize,
+            width: usize,
+            probabilities: &[[bf16; 2]],
+            values: &[[bf16; 2]],
+            out: &mut [f32],
+            scale: &[f32; STRIP],
+        ) {
+            check_accumulate(self, depth, width, probabilities, values, out);
+            let (a, b) = (
+                Matrix::new(probabilities, KEYS / 2),
+                Matrix::new(values, width),
+            );
+            // SAFETY: as `scores`.
+            unsafe {
+                multiply_strip_bf16(
+                    depth,
+                    width / 16,
+                    a,
+                    b,
+                    out.as_mut_ptr(),
+                    width,
+                    Some(scale),
+                )
+            }
+        }
+    }
+
+    /// Neighbours in pairs; the length is even.
+    #[inline(always)]
+    fn pairs(row: &[bf16]) -> &[[bf16; 2]] {
+        row.as_chunks().0
+    }
+}
