@@ -423,19 +423,18 @@ fn softmax_row<S: Simd>(
     let all = visible.start == 0 && visible.end == scores.len();
     let (scores, _) = S::as_mut_simd_f32s(scores);
     let (column, _) = S::as_simd_f32s(&COLUMN);
-    let splat = |x| simd.splat_f32s(x);
 
     let mut factor = attention.scale() * LOG2_E;
     if let Some(cap) = attention.softcap() {
-        let inside = splat(attention.scale() / cap);
+        let inside = simd.splat_f32s(attention.scale() / cap);
         for x in scores.iter_mut() {
             *x = tanh(simd, simd.mul_f32s(*x, inside));
         }
         factor = cap * LOG2_E;
     }
 
-    let factor = splat(factor);
-    let mut tops = [splat(f32::NEG_INFINITY); 2];
+    let factor = simd.splat_f32s(factor);
+    let mut tops = [simd.splat_f32s(f32::NEG_INFINITY); 2];
     // The larger, or the second where the first is NaN: a NaN stays in its score, from where it reaches the sum.
     let mut constant = 0.0;
     match bias {
@@ -444,14 +443,14 @@ fn softmax_row<S: Simd>(
             constant: c,
         } => {
             constant = c;
-            let per_column = splat(per_column);
+            let per_column = simd.splat_f32s(per_column);
             for (i, (x, &column)) in scores.iter_mut().zip(column).enumerate() {
                 *x = simd.mul_add_e_f32s(*x, factor, simd.mul_f32s(per_column, column));
                 tops[i % 2] = simd.max_f32s(*x, tops[i % 2]);
             }
         }
         Bias::Mixed { slope, diagonal } => {
-            let (slope, diagonal) = (splat(-slope), splat(diagonal));
+            let (slope, diagonal) = (simd.splat_f32s(-slope), simd.splat_f32s(diagonal));
             for (x, &column) in scores.iter_mut().zip(column) {
                 let distance = simd.abs_f32s(simd.sub_f32s(diagonal, column));
                 *x = simd.mul_add_e_f32s(*x, factor, simd.mul_f32s(slope, distance));
@@ -460,14 +459,17 @@ fn softmax_row<S: Simd>(
         }
     }
     if !all {
-        let (start, end) = (splat(visible.start as f32), splat(visible.end as f32));
-        tops = [splat(f32::NEG_INFINITY); 2];
+        let (start, end) = (
+            simd.splat_f32s(visible.start as f32),
+            simd.splat_f32s(visible.end as f32),
+        );
+        tops = [simd.splat_f32s(f32::NEG_INFINITY); 2];
         for (x, &column) in scores.iter_mut().zip(column) {
             let inside = simd.and_m32s(
                 simd.greater_than_or_equal_f32s(column, start),
                 simd.less_than_f32s(column, end),
             );
-            *x = simd.select_f32s(inside, *x, splat(f32::NEG_INFINITY));
+            *x = simd.select_f32s(inside, *x, simd.splat_f32s(f32::NEG_INFINITY));
             tops[0] = simd.max_f32s(*x, tops[0]);
         }
     }
@@ -477,8 +479,8 @@ fn softmax_row<S: Simd>(
     let new = if top > old { top } else { old };
     // With every score -inf so far, any finite reference gives probabilities of zero.
     let reference = if new == f32::NEG_INFINITY { 0.0 } else { new };
-    let shift = splat(constant - reference);
-    let mut sums = [splat(0.0); 2];
+    let shift = simd.splat_f32s(constant - reference);
+    let mut sums = [simd.splat_f32s(0.0); 2];
     for (i, x) in scores.iter_mut().enumerate() {
         *x = exp2(simd, simd.add_f32s(*x, shift));
         sums[i % 2] = simd.add_f32s(sums[i % 2], *x);

@@ -16,20 +16,21 @@ pub(super) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
         0.001_339_086_3,
         0.000_154_531_63,
     ];
-    let splat = |value| simd.splat_f32s(value);
-    let underflow = simd.less_than_f32s(x, splat(-125.0));
-    let x = simd.select_f32s(underflow, splat(-125.0), x);
-    let shifted = simd.add_f32s(x, splat(MAGIC));
-    let f = simd.sub_f32s(x, simd.sub_f32s(shifted, splat(MAGIC)));
-    let [c0, c1, c2, c3, c4, c5] = COEFFICIENTS.map(splat);
-    let mut y = simd.mul_add_e_f32s(c5, f, c4);
-    for c in [c3, c2, c1, c0] {
-        y = simd.mul_add_e_f32s(y, f, c);
+    // No closure or array of registers: the compiler would call them out of line, without the vector features.
+    let lowest = simd.splat_f32s(-125.0);
+    let magic = simd.splat_f32s(MAGIC);
+    let underflow = simd.less_than_f32s(x, lowest);
+    let x = simd.select_f32s(underflow, lowest, x);
+    let shifted = simd.add_f32s(x, magic);
+    let f = simd.sub_f32s(x, simd.sub_f32s(shifted, magic));
+    let mut y = simd.splat_f32s(COEFFICIENTS[5]);
+    for c in [4, 3, 2, 1, 0] {
+        y = simd.mul_add_e_f32s(y, f, simd.splat_f32s(COEFFICIENTS[c]));
     }
-    let y = simd.mul_add_e_f32s(y, f, splat(1.0));
+    let y = simd.mul_add_e_f32s(y, f, simd.splat_f32s(1.0));
     let n = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
     let power = simd.transmute_f32s_u32s(simd.add_u32s(n, simd.splat_u32s(1.0f32.to_bits())));
-    simd.select_f32s(underflow, splat(0.0), simd.mul_f32s(y, power))
+    simd.select_f32s(underflow, simd.splat_f32s(0.0), simd.mul_f32s(y, power))
 }
 
 /// `tanh(x)`, to 2e-7 absolute; NaN for NaN.
