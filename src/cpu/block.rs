@@ -6,9 +6,10 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::Element;
+use super::few::{FEW, run_few};
 use super::gemm::{F32, STRIP};
+use super::softmax::{Row, softmax_row};
 use super::tile::{Arithmetic, KEYS, Rows, padded};
-use super::vector::{exp2, tanh};
 use crate::Attention;
 use crate::problem::{Problem, Sequence};
 
@@ -36,11 +37,11 @@ impl Block {
 #[derive(Debug, Clone, Default)]
 pub(super) struct State {
     /// The largest score of each row, in units of log2.
-    max: Vec<f32>,
+    pub(super) max: Vec<f32>,
     /// The sum of `2^(x - max)`.
-    sum: Vec<f32>,
+    pub(super) sum: Vec<f32>,
     /// The sum of `2^(x - max) v`, rows of `width`.
-    out: Vec<f32>,
+    pub(super) out: Vec<f32>,
     width: usize,
 }
 
@@ -59,6 +60,10 @@ impl State {
 
     /// Joins the results of the same rows over other keys.
     pub(super) fn merge(&mut self, other: &Self) {
+        if self.max.is_empty() {
+            self.clone_from(other);
+            return;
+        }
         for r in 0..self.max.len() {
             let max = match self.max[r] < other.max[r] {
                 true => other.max[r],
@@ -93,16 +98,6 @@ impl State {
         }
         (out, (self.max[r] + sum.log2()) * LN_2)
     }
-}
-
-/// Where a query row stands.
-#[derive(Debug, Clone, Copy, Default)]
-struct Row {
-    position: i64,
-    /// The slope, in units of log2 per position.
-    slope: f32,
-    first: usize,
-    end: usize,
 }
 
 /// Buffers of a thread, reused from block to block.
@@ -228,6 +223,31 @@ fn run<T: Element, S: Simd, A: Arithmetic<T>>(
             end: visible.end.min(block.keys.end).max(first),
         }
     }));
+    scratch.state.reset(rows, head_dim);
+
+    let seen = scratch.rows.iter().filter(|row| row.first < row.end);
+    let Some(first) = seen.clone().map(|row| row.first).min() else {
+        return;
+    };
+    let end = seen.map(|row| row.end).max().unwrap_or(first);
+    let (keys, values) = (tensors.keys(block), tensors.values(block));
+    if rows <= FEW {
+        let buffers = (&mut scratch.wide, &mut scratch.scores);
+        let query = |r| tensors.query(block, r);
+        run_few(
+            simd,
+            attention,
+            &scratch.rows,
+            query,
+            keys,
+            values,
+            first..end,
+            buffers,
+            &mut scratch.state,
+        );
+        return;
+    }
+
     // Rows that fill up the last strip see nothing.
     scratch
         .rows
@@ -247,14 +267,6 @@ fn run<T: Element, S: Simd, A: Arithmetic<T>>(
     scratch.scores.resize(STRIP * KEYS, 0.0);
     scratch.probabilities.resize(STRIP * KEYS / A::STEP, zero);
     scratch.wide.resize(16 * head_dim, 0.0);
-    scratch.state.reset(rows, head_dim);
-
-    let seen = scratch.rows.iter().filter(|row| row.first < row.end);
-    let Some(first) = seen.clone().map(|row| row.first).min() else {
-        return;
-    };
-    let end = seen.map(|row| row.end).max().unwrap_or(first);
-    let (keys, values) = (tensors.keys(block), tensors.values(block));
 
     // From the last tile back: near keys first, so that the maxima settle at once and rescaling is rare.
     for tile in (first / KEYS..end.div_ceil(KEYS)).rev() {
@@ -266,8 +278,7 @@ fn run<T: Element, S: Simd, A: Arithmetic<T>>(
         let tile = Tile {
             from,
             n,
-            poisoned: scratch
-                .rows
+            poisoned: scratch.rows[..rows]
                 .iter()
                 .any(|row| row.first > from || row.end < to)
                 && (from..to).any(|j| values.row(j).iter().any(|v| !v.is_finite())),
@@ -364,129 +375,4 @@ fn run_strip<T: Element, S: Simd, A: Arithmetic<T>>(
         out,
         &scale,
     );
-}
-
-/// The bias of one row over the columns of a tile, in units of log2.
-#[derive(Clone, Copy)]
-enum Bias {
-    /// All columns on one side of the diagonal: `per_column * column + constant`. The constant is added after the
-    /// maximum over the row was taken, so that a score is never rounded at the size of a far bias.
-    Linear { per_column: f32, constant: f32 },
-    /// `-slope * |diagonal - column|`.
-    Mixed { slope: f32, diagonal: f32 },
-}
-
-impl Row {
-    #[inline(always)]
-    fn bias(&self, from: usize, visible: &Range<usize>) -> Bias {
-        // An exact integer: positions themselves would lose their low bits in f32.
-        let diagonal = self.position - from as i64;
-        let linear = |per_column: f32| Bias::Linear {
-            per_column,
-            constant: -per_column * diagonal as f32,
-        };
-        if diagonal >= visible.end as i64 - 1 {
-            linear(self.slope)
-        } else if diagonal <= visible.start as i64 {
-            linear(-self.slope)
-        } else {
-            Bias::Mixed {
-                slope: self.slope,
-                diagonal: diagonal as f32,
-            }
-        }
-    }
-}
-
-const COLUMN: [f32; KEYS] = {
-    let mut column = [0.0; KEYS];
-    let mut i = 0;
-    while i < KEYS {
-        column[i] = i as f32;
-        i += 1;
-    }
-    column
-};
-
-/// Turns a row of dot products into probabilities relative to the row's new maximum, and updates the maximum and the
-/// sum. Returns the factor for what was accumulated before.
-#[inline(always)]
-fn softmax_row<S: Simd>(
-    simd: S,
-    attention: &Attention,
-    bias: Bias,
-    visible: &Range<usize>,
-    scores: &mut [f32],
-    max: &mut f32,
-    sum: &mut f32,
-) -> f32 {
-    let all = visible.start == 0 && visible.end == scores.len();
-    let (scores, _) = S::as_mut_simd_f32s(scores);
-    let (column, _) = S::as_simd_f32s(&COLUMN);
-
-    let mut factor = attention.scale() * LOG2_E;
-    if let Some(cap) = attention.softcap() {
-        let inside = simd.splat_f32s(attention.scale() / cap);
-        for x in scores.iter_mut() {
-            *x = tanh(simd, simd.mul_f32s(*x, inside));
-        }
-        factor = cap * LOG2_E;
-    }
-
-    let factor = simd.splat_f32s(factor);
-    let mut tops = [simd.splat_f32s(f32::NEG_INFINITY); 2];
-    // The larger, or the second where the first is NaN: a NaN stays in its score, from where it reaches the sum.
-    let mut constant = 0.0;
-    match bias {
-        Bias::Linear {
-            per_column,
-            constant: c,
-        } => {
-            constant = c;
-            let per_column = simd.splat_f32s(per_column);
-            for (i, (x, &column)) in scores.iter_mut().zip(column).enumerate() {
-                *x = simd.mul_add_e_f32s(*x, factor, simd.mul_f32s(per_column, column));
-                tops[i % 2] = simd.max_f32s(*x, tops[i % 2]);
-            }
-        }
-        Bias::Mixed { slope, diagonal } => {
-            let (slope, diagonal) = (simd.splat_f32s(-slope), simd.splat_f32s(diagonal));
-            for (x, &column) in scores.iter_mut().zip(column) {
-                let distance = simd.abs_f32s(simd.sub_f32s(diagonal, column));
-                *x = simd.mul_add_e_f32s(*x, factor, simd.mul_f32s(slope, distance));
-                tops[0] = simd.max_f32s(*x, tops[0]);
-            }
-        }
-    }
-    if !all {
-        let (start, end) = (
-            simd.splat_f32s(visible.start as f32),
-            simd.splat_f32s(visible.end as f32),
-        );
-        tops = [simd.splat_f32s(f32::NEG_INFINITY); 2];
-        for (x, &column) in scores.iter_mut().zip(column) {
-            let inside = simd.and_m32s(
-                simd.greater_than_or_equal_f32s(column, start),
-                simd.less_than_f32s(column, end),
-            );
-            *x = simd.select_f32s(inside, *x, simd.splat_f32s(f32::NEG_INFINITY));
-            tops[0] = simd.max_f32s(*x, tops[0]);
-        }
-    }
-    let top = simd.reduce_max_f32s(simd.max_f32s(tops[0], tops[1])) + constant;
-
-    let old = *max;
-    let new = if top > old { top } else { old };
-    // With every score -inf so far, any finite reference gives probabilities of zero.
-    let reference = if new == f32::NEG_INFINITY { 0.0 } else { new };
-    let shift = simd.splat_f32s(constant - reference);
-    let mut sums = [simd.splat_f32s(0.0); 2];
-    for (i, x) in scores.iter_mut().enumerate() {
-        *x = exp2(simd, simd.add_f32s(*x, shift));
-        sums[i % 2] = simd.add_f32s(sums[i % 2], *x);
-    }
-    let scale = if new == old { 1.0 } else { (old - new).exp2() };
-    *max = new;
-    *sum = *sum * scale + simd.reduce_sum_f32s(simd.add_f32s(sums[0], sums[1]));
-    scale
 }

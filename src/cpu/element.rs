@@ -40,6 +40,11 @@ pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + 'static {
     /// Converts a slice; the lengths are equal.
     #[doc(hidden)]
     fn widen(from: &[Self], to: &mut [f32]);
+    /// The same slice, if it is f32 already.
+    #[doc(hidden)]
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
     /// Converts a slice; the lengths are equal.
     #[doc(hidden)]
     fn narrow(from: &[f32], to: &mut [Self]);
@@ -104,6 +109,10 @@ impl Element for f32 {
     #[inline(always)]
     fn widen(from: &[Self], to: &mut [f32]) {
         to.copy_from_slice(from);
+    }
+    #[inline(always)]
+    fn as_f32(from: &[Self]) -> Option<&[f32]> {
+        Some(from)
     }
     #[inline(always)]
     fn narrow(from: &[f32], to: &mut [Self]) {

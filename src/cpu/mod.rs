@@ -2,9 +2,11 @@
 
 mod block;
 mod element;
+mod few;
 mod gemm;
 pub mod oracle;
 mod schedule;
+mod softmax;
 mod tile;
 mod vector;
 

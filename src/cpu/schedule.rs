@@ -16,39 +16,61 @@ const ROWS: usize = 192;
 
 /// With at most so many query rows for each key head, keys are split over threads too.
 const FEW_ROWS: usize = 64;
+const _: () = assert!(FEW_ROWS <= ROWS, "their rows are one block");
 
 /// Keys of a part where they are split. A property of the call alone, so that a sequence's result depends neither on
 /// the number of threads nor on its neighbours in the batch.
 const PART: usize = 8 * KEYS;
 
-/// The blocks that make up the call. Those of one part belong together and are merged.
-fn blocks(problem: &Problem) -> Vec<Vec<Block>> {
+/// The blocks that make up a call.
+#[derive(Default)]
+struct Blocks {
+    blocks: Vec<Block>,
+    /// Of each block: whether it sees all keys of its rows, so that its state is the result.
+    whole: Vec<bool>,
+    /// The blocks that have the same rows and parts of their keys, one list for each.
+    parts: Vec<Vec<usize>>,
+}
+
+fn blocks(problem: &Problem) -> Blocks {
     let attention = problem.attention;
-    let group = attention.group();
-    let mut blocks = Vec::new();
+    let mut all = Blocks::default();
     for sequence in &problem.sequences {
-        let rows = sequence.seqlen_q * group;
-        for head_k in 0..attention.heads_k() {
-            // The last rows of a causal sequence see most: the longest work first.
-            for start in (0..rows).step_by(ROWS).rev() {
-                let block = Block {
-                    sequence: *sequence,
-                    head_k,
-                    rows: start..(start + ROWS).min(rows),
-                    keys: 0..sequence.seqlen_k,
-                };
-                let part = if rows <= FEW_ROWS { PART } else { usize::MAX };
-                let parts = (0..sequence.seqlen_k.max(1))
-                    .step_by(part)
-                    .map(|key| Block {
-                        keys: key..key.saturating_add(part).min(sequence.seqlen_k),
-                        ..block.clone()
-                    });
-                blocks.push(parts.collect());
+        let rows = sequence.seqlen_q * attention.group();
+        let starts = (0..rows).step_by(ROWS);
+        let block = |head_k, start, keys| Block {
+            sequence: *sequence,
+            head_k,
+            rows: start..(start + ROWS).min(rows),
+            keys,
+        };
+        if rows > FEW_ROWS || sequence.seqlen_k <= PART {
+            for head_k in 0..attention.heads_k() {
+                // The last rows of a causal sequence see most: the longest work first.
+                for start in starts.clone().rev() {
+                    all.blocks.push(block(head_k, start, 0..sequence.seqlen_k));
+                    all.whole.push(true);
+                }
             }
+            continue;
         }
+        // Heads within parts: the heads of a key lie side by side, so a thread walks through memory in order.
+        let (first, heads_k) = (all.blocks.len(), attention.heads_k());
+        let parts = sequence.seqlen_k.div_ceil(PART);
+        for part in 0..parts {
+            let keys = part * PART..((part + 1) * PART).min(sequence.seqlen_k);
+            all.blocks
+                .extend((0..heads_k).map(|head_k| block(head_k, 0, keys.clone())));
+            all.whole.extend((0..heads_k).map(|_| false));
+        }
+        let of_head = |head_k| {
+            (0..parts)
+                .map(|part| first + part * heads_k + head_k)
+                .collect()
+        };
+        all.parts.extend((0..heads_k).map(of_head));
     }
-    blocks
+    all
 }
 
 /// The outputs, written by many threads, each its own rows.
@@ -114,33 +136,35 @@ fn run_with<T: Element, I, A>(
         lse: lse.map(<[f32]>::as_mut_ptr),
     };
     let arch = Arch::new();
-    let run = |block: &Block, scratch: &mut Scratch<I>| {
-        arch.dispatch(Run {
-            tensors,
-            block,
-            scratch,
-            arithmetic,
-        });
-    };
-    blocks(tensors.problem)
-        .into_par_iter()
+    let Blocks {
+        blocks,
+        whole,
+        parts,
+    } = blocks(tensors.problem);
+    let states: Vec<Option<State>> = blocks
+        .par_iter()
+        .zip(whole)
         .with_max_len(1)
-        .for_each_init(Scratch::default, |scratch, parts| match &parts[..] {
-            [block] => {
-                run(block, scratch);
+        .map_init(Scratch::default, |scratch, (block, whole)| {
+            arch.dispatch(Run {
+                tensors,
+                block,
+                scratch,
+                arithmetic,
+            });
+            if whole {
                 outputs.write(block, &mut scratch.state);
+                return None;
             }
-            parts => {
-                let mut states: Vec<State> = parts
-                    .par_iter()
-                    .map_init(Scratch::default, |scratch, block| {
-                        run(block, scratch);
-                        std::mem::take(&mut scratch.state)
-                    })
-                    .collect();
-                let (first, rest) = states.split_at_mut(1);
-                rest.iter().for_each(|state| first[0].merge(state));
-                outputs.write(&parts[0], &mut first[0]);
-            }
-        });
+            Some(std::mem::take(&mut scratch.state))
+        })
+        .collect();
+    parts.par_iter().for_each(|parts| {
+        let mut sum = State::default();
+        parts
+            .iter()
+            .flat_map(|&part| &states[part])
+            .for_each(|state| sum.merge(state));
+        outputs.write(&blocks[parts[0]], &mut sum);
+    });
 }
