@@ -7,7 +7,7 @@ use pulp::{Simd, WithSimd};
 
 use super::Element;
 use super::few::{FEW, run_few};
-use super::gemm::{F32, STRIP};
+use super::gemm::{F32, Matrix, STRIP, Target};
 use super::softmax::{Row, softmax_row};
 use super::tile::{Arithmetic, KEYS, Rows, padded};
 use crate::Attention;
@@ -158,7 +158,7 @@ pub(super) struct Run<'a, T, A, I> {
 }
 
 /// The arithmetic for a SIMD token.
-pub(super) trait ForSimd<T, I>: Copy {
+pub(super) trait ForSimd<T, I: Copy + Default + Send>: Copy {
     fn of<S: Simd>(self, simd: S) -> impl Arithmetic<T, Item = I>;
 }
 
@@ -326,8 +326,20 @@ fn run_strip<T: Element, S: Simd, A: Arithmetic<T>>(
     };
     let columns = used.div_ceil(A::LANES);
 
-    let queries = &scratch.queries[first_row * depth..][..STRIP * depth];
-    arithmetic.scores(depth, columns, queries, &scratch.keys, &mut scratch.scores);
+    let queries = Matrix {
+        data: &scratch.queries[first_row * depth..],
+        stride: depth,
+    };
+    let keys = Matrix {
+        data: &scratch.keys,
+        stride: KEYS,
+    };
+    let scores = Target {
+        data: &mut scratch.scores,
+        stride: KEYS,
+        columns,
+    };
+    arithmetic.multiply(depth, queries, keys, scores, None);
 
     let mut scale = [1.0; STRIP];
     for (i, (row, visible)) in rows.iter().zip(&visible).enumerate() {
@@ -365,14 +377,25 @@ fn run_strip<T: Element, S: Simd, A: Arithmetic<T>>(
         }
         return;
     }
-    let probabilities =
-        arithmetic.pack_probabilities(&scratch.scores, used, &mut scratch.probabilities);
-    arithmetic.accumulate(
+    let rounded = &mut scratch.probabilities;
+    let probabilities = Matrix {
+        data: arithmetic.pack_probabilities(&scratch.scores, used, rounded),
+        stride: KEYS / A::STEP,
+    };
+    let values = Matrix {
+        data: &scratch.values,
+        stride: width,
+    };
+    let out = Target {
+        data: out,
+        stride: width,
+        columns: width / A::LANES,
+    };
+    arithmetic.multiply(
         used.div_ceil(A::STEP),
-        width,
         probabilities,
-        &scratch.values,
+        values,
         out,
-        &scale,
+        Some(&scale),
     );
 }

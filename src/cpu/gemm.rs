@@ -3,7 +3,7 @@
 //! Written here, not taken from a crate, because both products of a tile must stay in cache between each other and the
 //! softmax, and because no crate multiplies bf16 pairs.
 
-use std::marker::PhantomData;
+#![allow(clippy::needless_range_loop)] // Fixed bounds over arrays of registers: the form that the compiler unrolls.
 
 use pulp::Simd;
 
@@ -82,93 +82,94 @@ impl<S: Simd> Multiply for F32<S> {
     }
 }
 
-/// A row-major matrix in memory.
+/// A row-major matrix.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a, T> {
-    pub(super) data: *const T,
+    pub(super) data: &'a [T],
     /// The distance between rows, in items.
     pub(super) stride: usize,
-    pub(super) borrow: PhantomData<&'a [T]>,
 }
 
-impl<'a, T> Matrix<'a, T> {
-    pub(super) fn new(data: &'a [T], stride: usize) -> Self {
-        Self {
-            data: data.as_ptr(),
-            stride,
-            borrow: PhantomData,
-        }
-    }
+/// The rows that a strip's product is written to.
+pub(super) struct Target<'a> {
+    pub(super) data: &'a mut [f32],
+    /// The distance between rows.
+    pub(super) stride: usize,
+    /// Registers of columns.
+    pub(super) columns: usize,
 }
 
-/// `c = a b` for six rows, `depth` items and `columns` registers, or `c = scale * c + a b` with a factor for each row.
+/// `c = a b` for six rows of `depth` items, or `c = scale * c + a b` with a factor for each row.
 ///
-/// # Safety
-/// `a` holds 6 rows of `depth` items, `b` holds `depth` rows of `columns * LANES` items, and `c` has 6 rows of
-/// `columns * LANES` numbers, `c_stride` apart.
+/// `a` has six rows of at least `depth` items, `b` has `depth` rows.
 #[inline(always)]
-pub(super) unsafe fn multiply_strip<M: Multiply>(
+pub(super) fn multiply_strip<M: Multiply>(
     m: M,
     depth: usize,
-    columns: usize,
     a: Matrix<'_, M::Item>,
     b: Matrix<'_, M::Item>,
-    c: *mut f32,
-    c_stride: usize,
+    c: Target<'_>,
     scale: Option<&[f32; STRIP]>,
 ) {
+    let width = c.columns * M::LANES;
+    assert!(a.data.len() >= (STRIP - 1) * a.stride + depth);
+    assert!(depth > 0 && b.data.len() >= (depth - 1) * b.stride + width);
+    assert!(c.data.len() >= (STRIP - 1) * c.stride + width);
+    let (a, b, c, columns) = (
+        (a.data.as_ptr(), a.stride),
+        (b.data.as_ptr(), b.stride),
+        (c.data.as_mut_ptr(), c.stride),
+        c.columns,
+    );
     let mut done = 0;
     while done < columns {
         let n = (columns - done).min(M::COLUMNS);
-        let b = Matrix {
-            // SAFETY: within the row, since `done < columns`.
-            data: unsafe { b.data.add(done * M::LANES) },
-            ..b
-        };
-        // SAFETY: as above; `panel` touches `n` registers of columns from there, and `done + n <= columns`.
+        // SAFETY: the lengths cover the strip, and `panel` touches the `n` registers of columns from `done` on.
         unsafe {
-            let c = c.add(done * M::LANES);
+            let b = (b.0.add(done * M::LANES), b.1);
+            let c = (c.0.add(done * M::LANES), c.1);
             match n {
-                1 => panel::<M, 1>(m, depth, a, b, c, c_stride, scale),
-                2 => panel::<M, 2>(m, depth, a, b, c, c_stride, scale),
-                3 => panel::<M, 3>(m, depth, a, b, c, c_stride, scale),
-                _ => panel::<M, 4>(m, depth, a, b, c, c_stride, scale),
+                1 => panel::<M, 1>(m, depth, a, b, c, scale),
+                2 => panel::<M, 2>(m, depth, a, b, c, scale),
+                3 => panel::<M, 3>(m, depth, a, b, c, scale),
+                _ => panel::<M, 4>(m, depth, a, b, c, scale),
             }
         }
         done += n;
     }
 }
 
+/// [`multiply_strip`] for `N` registers of columns; matrices are pointers and strides.
+///
 /// # Safety
-/// As [`multiply_strip`] with `columns = N`.
+/// `a` has 6 rows of `depth` items, `b` has `depth` rows of `N * LANES` items, `c` has 6 rows of `N * LANES` numbers.
 #[inline(always)]
 unsafe fn panel<M: Multiply, const N: usize>(
     m: M,
     depth: usize,
-    a: Matrix<'_, M::Item>,
-    b: Matrix<'_, M::Item>,
-    c: *mut f32,
-    c_stride: usize,
+    a: (*const M::Item, usize),
+    b: (*const M::Item, usize),
+    c: (*mut f32, usize),
     scale: Option<&[f32; STRIP]>,
 ) {
     // SAFETY: every offset below is within what the caller vouches for.
     unsafe {
+        let at = |row: usize, column: usize| c.0.add(row * c.1 + column * M::LANES);
         let mut sums = [[m.zero(); N]; STRIP];
         if let Some(scale) = scale {
             for row in 0..STRIP {
                 for column in 0..N {
-                    let at = c.add(row * c_stride + column * M::LANES);
-                    sums[row][column] = m.load_scaled(at, scale[row]);
+                    sums[row][column] = m.load_scaled(at(row, column), scale[row]);
                 }
             }
         }
         for p in 0..depth {
-            let mut bs = [m.load(b.data.add(p * b.stride)); N];
+            let mut bs = [m.load(b.0.add(p * b.1)); N];
             for column in 1..N {
-                bs[column] = m.load(b.data.add(p * b.stride + column * M::LANES));
+                bs[column] = m.load(b.0.add(p * b.1 + column * M::LANES));
             }
             for row in 0..STRIP {
-                let a = m.splat(*a.data.add(row * a.stride + p));
+                let a = m.splat(*a.0.add(row * a.1 + p));
                 for column in 0..N {
                     sums[row][column] = m.multiply_add(a, bs[column], sums[row][column]);
                 }
@@ -176,7 +177,7 @@ unsafe fn panel<M: Multiply, const N: usize>(
         }
         for row in 0..STRIP {
             for column in 0..N {
-                m.store(c.add(row * c_stride + column * M::LANES), sums[row][column]);
+                m.store(at(row, column), sums[row][column]);
             }
         }
     }

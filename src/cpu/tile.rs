@@ -3,7 +3,7 @@
 use pulp::Simd;
 
 use super::Element;
-use super::gemm::{F32, Matrix, STRIP, multiply_strip};
+use super::gemm::{F32, Matrix, Multiply, STRIP, Target, multiply_strip};
 
 /// The keys of a tile. Tiles start at multiples of it.
 pub(super) const KEYS: usize = 128;
@@ -32,11 +32,8 @@ impl<'a, T> Rows<'a, T> {
 }
 
 /// The arithmetic of a tile's two products. Items hold `STEP` consecutive factors each.
-pub(super) trait Arithmetic<T>: Copy {
-    type Item: Copy + Default + Send;
+pub(super) trait Arithmetic<T>: Multiply<Item: Default + Send> {
     const STEP: usize;
-    /// The lanes of a register of f32.
-    const LANES: usize;
 
     /// One query row, `head_dim / STEP` items.
     fn pack_query(self, row: &[T], to: &mut [Self::Item]);
@@ -62,33 +59,19 @@ pub(super) trait Arithmetic<T>: Copy {
         to: &'a mut [Self::Item],
     ) -> &'a [Self::Item];
 
-    /// `scores = queries keys` for the strip, in rows of [`KEYS`]; the first `columns` registers of each.
-    fn scores(
+    /// [`multiply_strip`] with the processor features that it needs.
+    fn multiply(
         self,
         depth: usize,
-        columns: usize,
-        queries: &[Self::Item],
-        keys: &[Self::Item],
-        scores: &mut [f32],
-    );
-
-    /// `out = scale * out + probabilities values` for the strip, `depth` items of each row.
-    #[allow(clippy::too_many_arguments)]
-    fn accumulate(
-        self,
-        depth: usize,
-        width: usize,
-        probabilities: &[Self::Item],
-        values: &[Self::Item],
-        out: &mut [f32],
-        scale: &[f32; STRIP],
+        a: Matrix<'_, Self::Item>,
+        b: Matrix<'_, Self::Item>,
+        c: Target<'_>,
+        scale: Option<&[f32; STRIP]>,
     );
 }
 
 impl<T: Element, S: Simd> Arithmetic<T> for F32<S> {
-    type Item = f32;
     const STEP: usize = 1;
-    const LANES: usize = size_of::<S::f32s>() / size_of::<f32>();
 
     #[inline(always)]
     fn pack_query(self, row: &[T], to: &mut [f32]) {
@@ -135,76 +118,16 @@ impl<T: Element, S: Simd> Arithmetic<T> for F32<S> {
     }
 
     #[inline(always)]
-    fn scores(
+    fn multiply(
         self,
         depth: usize,
-        columns: usize,
-        queries: &[f32],
-        keys: &[f32],
-        scores: &mut [f32],
+        a: Matrix<'_, f32>,
+        b: Matrix<'_, f32>,
+        c: Target<'_>,
+        scale: Option<&[f32; STRIP]>,
     ) {
-        check_scores(self, depth, columns, queries, keys, scores);
-        let (a, b) = (Matrix::new(queries, depth), Matrix::new(keys, KEYS));
-        // SAFETY: checked above.
-        unsafe { multiply_strip(self, depth, columns, a, b, scores.as_mut_ptr(), KEYS, None) }
+        multiply_strip(self, depth, a, b, c, scale);
     }
-
-    #[inline(always)]
-    fn accumulate(
-        self,
-        depth: usize,
-        width: usize,
-        probabilities: &[f32],
-        values: &[f32],
-        out: &mut [f32],
-        scale: &[f32; STRIP],
-    ) {
-        check_accumulate(self, depth, width, probabilities, values, out);
-        let (a, b) = (Matrix::new(probabilities, KEYS), Matrix::new(values, width));
-        let columns = width / <Self as Arithmetic<T>>::LANES;
-        // SAFETY: checked above.
-        unsafe {
-            multiply_strip(
-                self,
-                depth,
-                columns,
-                a,
-                b,
-                out.as_mut_ptr(),
-                width,
-                Some(scale),
-            )
-        }
-    }
-}
-
-/// Asserts what [`multiply_strip`] needs for `scores`.
-#[inline(always)]
-fn check_scores<I, M: super::gemm::Multiply<Item = I>>(
-    _: M,
-    depth: usize,
-    columns: usize,
-    q: &[I],
-    k: &[I],
-    s: &[f32],
-) {
-    assert!(q.len() >= STRIP * depth && k.len() >= depth * KEYS);
-    assert!(columns * M::LANES <= KEYS && s.len() >= STRIP * KEYS);
-}
-
-/// Asserts what [`multiply_strip`] needs for `accumulate`.
-#[inline(always)]
-fn check_accumulate<I, M: super::gemm::Multiply<Item = I>>(
-    _: M,
-    depth: usize,
-    width: usize,
-    p: &[I],
-    v: &[I],
-    o: &[f32],
-) {
-    let row = p.len() / STRIP;
-    assert!(depth <= row && v.len() >= depth * width);
-    assert!(width % M::LANES == 0 && o.len() >= STRIP * width);
 }
 
 /// Writes 16 rows of `d` items as `d` rows, [`KEYS`] apart.
@@ -228,7 +151,6 @@ mod x86 {
 
     use half::bf16;
 
-    use super::super::gemm::Multiply;
     use super::*;
 
     /// Pairs of bf16, multiplied and summed in f32 by AVX512-BF16.
@@ -290,22 +212,19 @@ mod x86 {
         }
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn multiply_strip_bf16(
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn multiply_strip_bf16(
         depth: usize,
-        columns: usize,
         a: Matrix<'_, [bf16; 2]>,
         b: Matrix<'_, [bf16; 2]>,
-        c: *mut f32,
-        c_stride: usize,
+        c: Target<'_>,
         scale: Option<&[f32; STRIP]>,
     ) {
-        // SAFETY: as required of the caller.
-        unsafe { multiply_strip(Bf16(()), depth, columns, a, b, c, c_stride, scale) }
+        multiply_strip(Bf16(()), depth, a, b, c, scale);
     }
 
     #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn round_rows(from: &[f32], used: usize, to: &mut [[bf16; 2]]) {
+    fn round_rows(from: &[f32], used: usize, to: &mut [[bf16; 2]]) {
         for (from, to) in from.chunks_exact(KEYS).zip(to.chunks_exact_mut(KEYS / 2)) {
             for at in (0..used).step_by(PAD) {
                 let from = &from[at..][..PAD];
@@ -323,9 +242,7 @@ mod x86 {
     }
 
     impl Arithmetic<bf16> for Bf16 {
-        type Item = [bf16; 2];
         const STEP: usize = 2;
-        const LANES: usize = 16;
 
         #[inline(always)]
         fn pack_query(self, row: &[bf16], to: &mut [[bf16; 2]]) {
@@ -387,47 +304,16 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn scores(
+        fn multiply(
             self,
             depth: usize,
-            columns: usize,
-            queries: &[[bf16; 2]],
-            keys: &[[bf16; 2]],
-            scores: &mut [f32],
+            a: Matrix<'_, [bf16; 2]>,
+            b: Matrix<'_, [bf16; 2]>,
+            c: Target<'_>,
+            scale: Option<&[f32; STRIP]>,
         ) {
-            check_scores(self, depth, columns, queries, keys, scores);
-            let (a, b) = (Matrix::new(queries, depth), Matrix::new(keys, KEYS));
-            // SAFETY: checked above; a `Bf16` exists only where the features do.
-            unsafe { multiply_strip_bf16(depth, columns, a, b, scores.as_mut_ptr(), KEYS, None) }
-        }
-
-        #[inline(always)]
-        fn accumulate(
-            self,
-            depth: usize,
-            width: usize,
-            probabilities: &[[bf16; 2]],
-            values: &[[bf16; 2]],
-            out: &mut [f32],
-            scale: &[f32; STRIP],
-        ) {
-            check_accumulate(self, depth, width, probabilities, values, out);
-            let (a, b) = (
-                Matrix::new(probabilities, KEYS / 2),
-                Matrix::new(values, width),
-            );
-            // SAFETY: as `scores`.
-            unsafe {
-                multiply_strip_bf16(
-                    depth,
-                    width / 16,
-                    a,
-                    b,
-                    out.as_mut_ptr(),
-                    width,
-                    Some(scale),
-                )
-            }
+            // SAFETY: a `Bf16` exists only where the features do.
+            unsafe { multiply_strip_bf16(depth, a, b, c, scale) }
         }
     }
 

@@ -9,8 +9,8 @@ pub(super) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     const MAGIC: f32 = 12_582_912.0;
     // (2^f - 1) / f interpolated at the Chebyshev nodes of [-1/2, 1/2]: relative error of 2^f 5.1e-9.
     const COEFFICIENTS: [f32; 6] = [
-        0.693_147_2,
-        0.240_226_51,
+        std::f32::consts::LN_2,
+        0.240_226_5,
         0.055_503_57,
         0.009_618_083,
         0.001_339_086_3,
