@@ -52,6 +52,9 @@ pub struct Attention {
 /// The largest head dimension.
 pub const MAX_HEAD_DIM: usize = 256;
 
+/// The largest number of query heads: far beyond any model, so that a garbled number is an error and not an allocation.
+const MAX_HEADS: usize = 1 << 16;
+
 impl Attention {
     /// Starts the description of a layer of `heads_q` query heads sharing `heads_k` key and value heads (equal for
     /// multi-head attention, one for multi-query attention).
@@ -174,7 +177,7 @@ impl AttentionBuilder {
     /// Validates the description.
     ///
     /// # Errors
-    /// [`Error::Value`](crate::Error::Value) for a head count of zero, `heads_q` that is no multiple of `heads_k`, a
+    /// [`Error::Value`](crate::Error::Value) for a head count of zero or above 65536, `heads_q` that is no multiple of `heads_k`, a
     /// `head_dim` that is not a multiple of 8 up to [`MAX_HEAD_DIM`], slopes for another head count, or a scale, slope
     /// or softcap that is not finite (a softcap must also be positive).
     pub fn build(self) -> Result<Attention> {
@@ -190,6 +193,9 @@ impl AttentionBuilder {
         if heads_q == 0 || heads_q % heads_k != 0 {
             let expected = format!("a positive multiple of heads_k = {heads_k}");
             return Err(value("heads_q", heads_q, expected));
+        }
+        if heads_q > MAX_HEADS {
+            return Err(value("heads_q", heads_q, format!("at most {MAX_HEADS}")));
         }
         if head_dim == 0 || head_dim % 8 != 0 || head_dim > MAX_HEAD_DIM {
             let expected = format!("a multiple of 8 from 8 to {MAX_HEAD_DIM}");

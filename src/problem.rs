@@ -152,13 +152,13 @@ impl<'a> Problem<'a> {
                 }
                 starts_q.into_iter().zip(starts_k).collect()
             }
-            None => vec![(0..q.rows, 0..k.rows); q.batch.unwrap_or(0)],
+            None => Vec::new(),
         };
-        let batch = ranges.len();
+        let batch = q.batch.unwrap_or(ranges.len());
         if let Some(slopes_batch) = attention.slopes().batch()
             && slopes_batch != batch
         {
-            let found = format!("slopes for {slopes_batch} sequences");
+            let found = format!("{slopes_batch} sequences");
             return Err(value("slopes", found, format!("batch = {batch}")));
         }
         for (argument, lengths) in [("seqused_k", seqused_k), ("leftpad_k", leftpad_k)] {
@@ -173,7 +173,11 @@ impl<'a> Problem<'a> {
             }
         }
 
-        let sequences = ranges.into_iter().enumerate().map(|(b, (rows_q, rows_k))| {
+        let sequence = |b: usize| {
+            let (rows_q, rows_k) = match packed {
+                true => ranges[b].clone(),
+                false => (0..q.rows, 0..k.rows),
+            };
             let within = |argument, lengths: Option<&[i32]>, default, limit: usize, name: &str| {
                 let Some(lengths) = lengths else {
                     return Ok(default);
@@ -194,8 +198,10 @@ impl<'a> Problem<'a> {
                 "seqlen_k",
             )?;
             let leftpad_k = within("leftpad_k", leftpad_k, 0, seqlen_k, "seqlen_k")?;
-            let at = |layout: &Layout, row: usize| {
-                layout.batch.map_or(0, |_| b * layout.batch_stride) + row * layout.row_stride
+            // Strides are checked only where there are elements to step over.
+            let at = |layout: &Layout, row: usize| match layout.span() {
+                0 => 0,
+                _ => layout.batch.map_or(0, |_| b * layout.batch_stride) + row * layout.row_stride,
             };
             Ok(Sequence {
                 index: b,
@@ -211,7 +217,14 @@ impl<'a> Problem<'a> {
                     false => b * attention.heads_q() * q.rows,
                 },
             })
-        });
+        };
+        // A batch without query rows takes no memory, whatever its size; nor may it here.
+        let idle = q.rows == 0 && seqused_k.is_none() && leftpad_k.is_none();
+        let count = if idle { 0 } else { batch };
+        let mut sequences = reserve(&q, count)?;
+        for b in 0..count {
+            sequences.push(sequence(b)?);
+        }
         Ok(Self {
             attention,
             q,
@@ -219,8 +232,15 @@ impl<'a> Problem<'a> {
             v,
             out,
             lse_head_stride: q.rows,
-            sequences: sequences.collect::<Result<_>>()?,
+            sequences,
         })
+    }
+
+    /// A buffer for results of `len` elements.
+    pub(crate) fn buffer<T: Clone>(&self, value: T, len: usize) -> Result<Vec<T>> {
+        let mut buffer = reserve(&self.q, len)?;
+        buffer.resize(len, value);
+        Ok(buffer)
     }
 
     /// The number of elements of lse: `[batch, heads_q, seqlen_q]`, or `[heads_q, total_q]` for packed sequences.
@@ -250,6 +270,17 @@ impl<'a> Problem<'a> {
         }
         Ok(())
     }
+}
+
+/// Room for `len` elements. A view with strides of 0 can be larger than any memory, and its results then are.
+fn reserve<T>(q: &Layout, len: usize) -> Result<Vec<T>> {
+    let mut buffer = Vec::new();
+    buffer.try_reserve_exact(len).map_err(|_| Error::Shape {
+        argument: "q",
+        found: q.shape(),
+        expected: "one whose output fits in memory".into(),
+    })?;
+    Ok(buffer)
 }
 
 impl Sequence {

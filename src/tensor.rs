@@ -203,7 +203,7 @@ impl<'a, T> ViewMut<'a, T> {
     /// # Errors
     /// As [`View::new`].
     pub fn new(data: &'a mut [T], shape: &[usize]) -> Result<Self> {
-        Self::from_layout(data, Layout::contiguous("tensor", shape)?)
+        Self::from_layout(data, Layout::contiguous("out", shape)?)
     }
 
     /// A tensor with strides in elements; the last must be 1.
@@ -211,11 +211,11 @@ impl<'a, T> ViewMut<'a, T> {
     /// # Errors
     /// As [`View::strided`], and [`Error::Strides`] where two elements would share an address.
     pub fn strided(data: &'a mut [T], shape: &[usize], strides: &[usize]) -> Result<Self> {
-        Self::from_layout(data, Layout::new("tensor", shape, strides)?)
+        Self::from_layout(data, Layout::new("out", shape, strides)?)
     }
 
     fn from_layout(data: &'a mut [T], layout: Layout) -> Result<Self> {
-        layout.check_buffer("tensor", data.len())?;
+        layout.check_buffer("out", data.len())?;
         if !layout.is_injective() {
             return Err(Error::Strides {
                 argument: "out",

@@ -34,8 +34,8 @@ pub struct Output<T> {
 /// [`Error`](crate::Error) for inputs that do not fit the layer or each other.
 pub fn attend<T: Element>(attention: &Attention, inputs: &Inputs<'_, T>) -> Result<Output<T>> {
     let problem = Problem::new(attention, inputs, None)?;
-    let mut out = vec![T::default(); problem.out.elements()];
-    let mut lse = vec![0.0; problem.lse_len()];
+    let mut out = problem.buffer(T::default(), problem.out.elements())?;
+    let mut lse = problem.buffer(0.0, problem.lse_len())?;
     run(&problem, inputs, &mut out, Some(&mut lse));
     Ok(Output { out, lse })
 }

@@ -21,8 +21,8 @@ pub struct Reference {
 pub fn attend<T: Element>(attention: &Attention, inputs: &Inputs<'_, T>) -> Result<Reference> {
     let problem = Problem::new(attention, inputs, None)?;
     let (scale, head_dim) = (f64::from(attention.scale()), attention.head_dim());
-    let mut out = vec![0.0; problem.out.elements()];
-    let mut lse = vec![0.0; problem.lse_len()];
+    let mut out = problem.buffer(0.0, problem.out.elements())?;
+    let mut lse = problem.buffer(0.0, problem.lse_len())?;
 
     for sequence in &problem.sequences {
         for head in 0..attention.heads_q() {
@@ -48,9 +48,8 @@ pub fn attend<T: Element>(attention: &Attention, inputs: &Inputs<'_, T>) -> Resu
                     })
                     .collect();
                 // `f64::max` would drop a NaN, which must reach the output.
-                let max = scores
-                    .iter()
-                    .fold(f64::NEG_INFINITY, |m, &x| if x <= m { m } else { x });
+                let larger = |m: f64, &x: &f64| if m.is_nan() || x <= m { m } else { x };
+                let max = scores.iter().fold(f64::NEG_INFINITY, larger);
                 let sum: f64 = scores.iter().map(|x| (x - max).exp()).sum();
                 let row_lse = match max {
                     f64::NEG_INFINITY => f64::NEG_INFINITY,

@@ -1,0 +1,115 @@
+//! Checks a backend against golden files: does this machine compute ALiBi attention to the crate's accuracy contract?
+//!
+//! ```text
+//! cargo run --release --example check_golden -- [--backend cpu|oracle] [DIR_OR_FILE]...
+//! ```
+//!
+//! Without paths it checks the files that come with the crate, `tests/golden`. The exit status is 0 when all cases pass,
+//! 1 otherwise. See `golden.rs` for the format of the files.
+
+mod accuracy;
+mod golden;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use accuracy::LSE_LIMIT;
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use flash_alibi::cpu;
+use golden::{Case, Computed, Golden, Stored};
+
+/// Checks a backend against golden files.
+#[derive(Parser)]
+struct Arguments {
+    /// What computes the attention.
+    #[arg(long, value_enum, default_value_t = Backend::Cpu)]
+    backend: Backend,
+    /// Golden files (.safetensors), or folders of them.
+    #[arg(value_name = "DIR_OR_FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden"))]
+    paths: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Backend {
+    /// The fast path on this machine's processor.
+    Cpu,
+    /// The f64 oracle.
+    Oracle,
+}
+
+impl Backend {
+    /// The one place that knows how each backend is called.
+    fn attend<T: Stored>(self, case: &Case<T>) -> Result<Computed> {
+        let inputs = case.inputs()?;
+        Ok(match self {
+            Self::Cpu => {
+                let result = cpu::attend(&case.attention, &inputs)?;
+                Computed {
+                    out: result.out.iter().map(|x| x.to_f32().into()).collect(),
+                    lse: result.lse.iter().map(|&x| x.into()).collect(),
+                }
+            }
+            Self::Oracle => {
+                let result = cpu::oracle::attend(&case.attention, &inputs)?;
+                Computed {
+                    out: result.out,
+                    lse: result.lse,
+                }
+            }
+        })
+    }
+}
+
+fn main() -> Result<ExitCode> {
+    let Arguments { backend, paths } = Arguments::parse();
+    let files = golden::find(&paths)?;
+    let backend_name = backend.to_possible_value().expect("no variant is hidden");
+    println!(
+        "{} golden files, backend {}\n",
+        files.len(),
+        backend_name.get_name()
+    );
+    println!(
+        "{:<40} {:<5} {:>9} {:>9}   {:>9} {:>9}",
+        "case", "type", "out error", "limit", "lse error", "limit"
+    );
+    let mut bad = 0;
+    for file in &files {
+        let passes = Golden::read(file).and_then(|golden| {
+            let context =
+                |e: anyhow::Error| e.context(format!("{}: cannot be computed", file.display()));
+            match &golden {
+                Golden::F16(case) => check(backend, case),
+                Golden::Bf16(case) => check(backend, case),
+                Golden::F32(case) => check(backend, case),
+            }
+            .map_err(context)
+        });
+        bad += usize::from(!passes.unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            false
+        }));
+    }
+    println!("\n{} passed, {bad} failed", files.len() - bad);
+    Ok(match bad {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+/// Computes one case and prints its line.
+fn check<T: Stored>(backend: Backend, case: &Case<T>) -> Result<bool> {
+    let accuracy = case.judge(&backend.attend(case)?);
+    println!(
+        "{:<40} {:<5} {:>9.1e} {:>9.1e}   {:>9.1e} {:>9.1e}  {}",
+        case.name,
+        T::NAME,
+        accuracy.out_error,
+        accuracy.out_limit(),
+        accuracy.lse_error,
+        LSE_LIMIT,
+        if accuracy.passes() { "pass" } else { "FAIL" }
+    );
+    Ok(accuracy.passes())
+}

@@ -1,0 +1,68 @@
+//! All golden files through the fast path and the oracle.
+
+#[path = "../examples/check_golden/golden.rs"]
+#[allow(dead_code)] // The example uses the rest.
+mod golden;
+mod support;
+
+use std::path::PathBuf;
+
+use flash_alibi::cpu;
+use golden::{Case, Computed, Golden, Stored};
+use support::accuracy;
+
+fn cases() -> Vec<Golden> {
+    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden"));
+    let files = golden::find(&[folder]).unwrap();
+    assert_eq!(files.len(), 14, "a golden file is missing or new");
+    files
+        .iter()
+        .map(|file| Golden::read(file).unwrap())
+        .collect()
+}
+
+#[test]
+fn the_fast_path_keeps_the_contract() {
+    fn check<T: Stored>(case: &Case<T>) {
+        let result = cpu::attend(&case.attention, &case.inputs().unwrap()).unwrap();
+        let accuracy = case.judge(&Computed {
+            out: result.out.iter().map(|x| x.to_f32().into()).collect(),
+            lse: result.lse.iter().map(|&x| x.into()).collect(),
+        });
+        assert!(
+            accuracy.passes(),
+            "{}: {accuracy:?}, limit {:e}",
+            case.name,
+            accuracy.out_limit()
+        );
+    }
+    for golden in cases() {
+        match golden {
+            Golden::F16(case) => check(&case),
+            Golden::Bf16(case) => check(&case),
+            Golden::F32(case) => check(&case),
+        }
+    }
+}
+
+#[test]
+fn the_oracle_agrees_to_the_rounding_of_the_files() {
+    fn check<T: Stored>(case: &Case<T>) {
+        let result = cpu::oracle::attend(&case.attention, &case.inputs().unwrap()).unwrap();
+        let accuracy = case.judge(&Computed {
+            out: result.out,
+            lse: result.lse,
+        });
+        // The files hold f32, and the program that made them had 1/sqrt(head_dim) in f64: the scores, of up to 75, differ
+        // by the rounding of a scale in f32.
+        let within = accuracy.out_error <= 1e-6 && accuracy.lse_error <= 1e-5;
+        assert!(within, "{}: {accuracy:?}", case.name);
+    }
+    for golden in cases() {
+        match golden {
+            Golden::F16(case) => check(&case),
+            Golden::Bf16(case) => check(&case),
+            Golden::F32(case) => check(&case),
+        }
+    }
+}
