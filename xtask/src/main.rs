@@ -10,7 +10,14 @@ const USAGE: &str = "usage: cargo xtask test\n\n\
 const TEST: &[&[&str]] = &[
     &["fmt", "--all", "--check"],
     &["check", "--package", "flash-alibi", "--lib"],
-    &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+    &[
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ],
     &["test", "--workspace"],
     &["doc", "--workspace", "--no-deps", "--all-features"],
 ];
