@@ -14,15 +14,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use model::{Model, Tokenizer};
 use plotters::prelude::*;
 
-/// The context at which the default model was trained.
-const TRAINED: usize = 256;
-
 #[derive(Parser)]
 #[command(about = "Bits per byte of an ALiBi model at contexts of 128 to 4096 tokens")]
 struct Arguments {
     /// A Hugging Face checkpoint folder of the BLOOM or MPT family.
     #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kjv-bloom"))]
     model: PathBuf,
+    /// The context at which the model was trained, to be marked.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    trained: usize,
     /// The text to predict.
     #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kjv-bloom/heldout.txt"))]
     text: PathBuf,
@@ -76,7 +76,7 @@ fn main() -> Result<()> {
     }
     println!("context  bits per byte");
     for (context, bits) in &results {
-        let note = if *context == TRAINED {
+        let note = if *context == arguments.trained {
             "  the context of training"
         } else {
             ""
@@ -86,7 +86,8 @@ fn main() -> Result<()> {
     if let Some(folder) = arguments.plot.parent() {
         fs::create_dir_all(folder)?;
     }
-    draw(&arguments.plot, &results).with_context(|| arguments.plot.display().to_string())?;
+    draw(&arguments.plot, &results, arguments.trained)
+        .with_context(|| arguments.plot.display().to_string())?;
     println!("\nplot: {}", arguments.plot.display());
     Ok(())
 }
@@ -102,7 +103,7 @@ fn model_bits(model: &Model, window: &[u32]) -> Result<f64> {
     Ok(f64::from(nats) / std::f64::consts::LN_2)
 }
 
-fn draw(file: &Path, results: &[(usize, f64)]) -> Result<()> {
+fn draw(file: &Path, results: &[(usize, f64)], trained: usize) -> Result<()> {
     let ink = RGBColor(40, 44, 52);
     let muted = RGBColor(120, 125, 135);
     let line = RGBColor(31, 119, 180);
@@ -110,7 +111,7 @@ fn draw(file: &Path, results: &[(usize, f64)]) -> Result<()> {
     root.fill(&WHITE)?;
     let title = ("sans-serif", 24).into_font().color(&ink);
     root.draw_text(
-        "Trained on 256 bytes, read at 4096: ALiBi extrapolates",
+        &format!("Train short, test long: trained at {trained}, read at up to 4096"),
         &title,
         (70, 18),
     )?;
@@ -135,13 +136,13 @@ fn draw(file: &Path, results: &[(usize, f64)]) -> Result<()> {
         .x_labels(6)
         .x_label_formatter(&|x| format!("{:.0}", x.exp2()))
         .y_label_formatter(&|y| format!("{y:.2}"))
-        .x_desc("context, bytes (logarithmic)")
+        .x_desc("context, tokens (logarithmic)")
         .y_desc("bits per byte, held-out text")
         .label_style(("sans-serif", 15).into_font().color(&ink))
         .axis_desc_style(("sans-serif", 16).into_font().color(&ink))
         .draw()?;
 
-    let trained = (TRAINED as f64).log2();
+    let trained = (trained as f64).log2();
     let (bottom, top) = (low - margin * 0.6, high + margin * 0.6);
     chart.draw_series([PathElement::new(
         [(trained, bottom), (trained, top)],
@@ -168,7 +169,7 @@ fn draw(file: &Path, results: &[(usize, f64)]) -> Result<()> {
     chart.draw_series(points.iter().map(|&(x, y)| {
         Text::new(
             format!("{y:.3}"),
-            (x - 0.13, y + margin * 0.14),
+            (x - 0.15, y + margin * 0.17),
             label.clone(),
         )
     }))?;
