@@ -1,1 +1,758 @@
-//! ALiBi attention for candle tensors.
+//! ALiBi attention on candle tensors: the functions of candle-flash-attn, and [`attend`].
+//!
+//! The six `flash_attn_*` functions have the names, arguments and shapes of candle-flash-attn 0.11's ALiBi family, so a
+//! program that uses those changes one line:
+//!
+//! ```
+//! // use candle_flash_attn::flash_attn_alibi;
+//! use flash_alibi::candle::flash_attn_alibi;
+//! # use candle_core::{Device, Tensor};
+//!
+//! # fn main() -> candle_core::Result<()> {
+//! let q = Tensor::randn(0f32, 1., (1, 16, 8, 64), &Device::Cpu)?; // [batch, seqlen_q, heads_q, head_dim]
+//! let k = Tensor::randn(0f32, 1., (1, 16, 2, 64), &Device::Cpu)?; // [batch, seqlen_k, heads_k, head_dim]
+//! let v = Tensor::randn(0f32, 1., (1, 16, 2, 64), &Device::Cpu)?;
+//! let slopes = Tensor::new(flash_alibi::Slopes::geometric(8).as_slice(), &Device::Cpu)?;
+//! let out = flash_attn_alibi(&q, &k, &v, &slopes, 1.0 / 8.0, true)?;
+//! assert_eq!(out.dims(), q.dims());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! An engine that describes its layers once calls [`attend`] instead, which also returns the lse.
+//!
+//! # Tensors
+//! q, k and v are f16, bf16 or f32, all of one type, with any strides and offset as long as the last dimension is
+//! contiguous; they are not copied. `out` is a new contiguous tensor of q's shape, type and device. Tensors must be on
+//! the CPU: this build has no CUDA path. There is no backward pass: `backward` through `out` is an error, as in
+//! candle-flash-attn, and the lse is detached.
+//!
+//! # Differences from candle-flash-attn
+//! On purpose:
+//! - CPU tensors and f32 are accepted; slopes may be `[batch, heads_q]`; slopes and lengths may have any strides.
+//! - `head_dim` goes up to 256, not 512.
+//! - A window is applied as given: one larger than the sequence covers all of it.
+//! - The lse of [`attend`] is that of the true biased scores `x(i,j)` of [`Attention`]; the FlashAttention-2 kernels
+//!   below candle-flash-attn omit a term of the row in theirs when the mask is causal.
+//! - Lengths are checked: decreasing ones, ones past the end of a tensor and ones above `max_seqlen_q` or
+//!   `max_seqlen_k` are errors. Rows of q past the last sequence give zeros.
+//!
+//! # Errors
+//! Whatever does not fit is an error that names the argument, what was found and what was expected. The
+//! [`Error`] is the [source](std::error::Error::source) of the `candle_core::Error`:
+//!
+//! ```
+//! # use candle_core::{DType, Device, Tensor};
+//! use std::error::Error as _;
+//! # fn main() -> candle_core::Result<()> {
+//! # let q = Tensor::zeros((1, 4, 2, 12), DType::F32, &Device::Cpu)?;
+//! # let slopes = Tensor::zeros(2, DType::F32, &Device::Cpu)?;
+//! let error = flash_alibi::candle::flash_attn_alibi(&q, &q, &q, &slopes, 1.0, true).unwrap_err();
+//! assert_eq!(error.to_string(), "head_dim: found 12, expected a multiple of 8 from 8 to 256");
+//! assert!(error.source().unwrap().is::<flash_alibi::Error>());
+//! # Ok(())
+//! # }
+//! ```
+
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{CpuStorage, CustomOp3, DType, DeviceLocation, Result, Shape, Tensor, WithDType};
+use half::{bf16, f16};
+
+use crate::cpu::{self, Element};
+use crate::error::{Error, value};
+use crate::problem::Problem;
+use crate::tensor::{Layout, View};
+use crate::{Attention, Inputs, Mask, Slopes};
+
+/// How sequences lie in the tensors of [`attend`].
+///
+/// ```
+/// # use candle_core::{Device, Tensor};
+/// # use flash_alibi::candle::Lengths;
+/// # fn main() -> candle_core::Result<()> {
+/// // Two prompts of 3 and 5 tokens, packed.
+/// let seqlens = Tensor::new(&[0u32, 3, 8], &Device::Cpu)?;
+/// let lengths = Lengths::varlen(&seqlens, &seqlens, 5, 5);
+/// // One query each against a cache of which 17 and 4 rows are in use.
+/// let used = Tensor::new(&[17u32, 4], &Device::Cpu)?;
+/// let lengths = Lengths::dense().seqused_k(&used);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Lengths<'a> {
+    packed: Option<Packed<'a>>,
+    seqused_k: Option<&'a Tensor>,
+    leftpad_k: Option<&'a Tensor>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Packed<'a> {
+    seqlens_q: &'a Tensor,
+    seqlens_k: &'a Tensor,
+    max_seqlen_q: usize,
+    max_seqlen_k: usize,
+}
+
+impl<'a> Lengths<'a> {
+    /// q `[batch, seqlen_q, heads_q, head_dim]`, k and v `[batch, seqlen_k, heads_k, head_dim]`: every sequence has all
+    /// rows.
+    pub fn dense() -> Self {
+        Self::default()
+    }
+
+    /// q `[total_q, heads_q, head_dim]`, k and v `[total_k, heads_k, head_dim]`: sequence `b` has the query rows
+    /// `seqlens_q[b]..seqlens_q[b + 1]` and likewise the key rows. Both tensors are u32 `[batch + 1]`, start at 0 and do
+    /// not decrease. No sequence is longer than `max_seqlen_q` and `max_seqlen_k`, which need not be tight: they size
+    /// the launch where lengths lie in device memory.
+    pub fn varlen(
+        seqlens_q: &'a Tensor,
+        seqlens_k: &'a Tensor,
+        max_seqlen_q: usize,
+        max_seqlen_k: usize,
+    ) -> Self {
+        Self {
+            packed: Some(Packed {
+                seqlens_q,
+                seqlens_k,
+                max_seqlen_q,
+                max_seqlen_k,
+            }),
+            ..Self::default()
+        }
+    }
+
+    /// Sequence `b` has only its first `seqused_k[b]` key rows, u32 `[batch]`: a padded batch, or a cache that is not
+    /// yet full. The last query then stands at key position `seqused_k[b] - 1`.
+    pub fn seqused_k(mut self, seqused_k: &'a Tensor) -> Self {
+        self.seqused_k = Some(seqused_k);
+        self
+    }
+
+    /// The first `leftpad_k[b]` key rows of sequence `b`, u32 `[batch]`, are padding that no query sees.
+    pub fn leftpad_k(mut self, leftpad_k: &'a Tensor) -> Self {
+        self.leftpad_k = Some(leftpad_k);
+        self
+    }
+
+    fn tensors(&self) -> impl Iterator<Item = (&'static str, &'a Tensor)> {
+        [
+            ("seqlens_q", self.packed.map(|p| p.seqlens_q)),
+            ("seqlens_k", self.packed.map(|p| p.seqlens_k)),
+            ("seqused_k", self.seqused_k),
+            ("leftpad_k", self.leftpad_k),
+        ]
+        .into_iter()
+        .filter_map(|(name, tensor)| Some((name, tensor?)))
+    }
+}
+
+/// Attention of a layer described once, and its lse: `(out, lse)`.
+///
+/// `out` is as q; `lse` is f32 `[batch, heads_q, seqlen_q]`, or `[heads_q, total_q]` for packed sequences: the natural
+/// logarithm of the sum of the exponentials of each row's biased scores, `-inf` for a row that sees no key. See
+/// [`Attention`] for what is computed and [`Lengths`] for the shapes.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use flash_alibi::candle::{Lengths, attend};
+/// use flash_alibi::{Attention, Slopes};
+///
+/// # fn main() -> candle_core::Result<()> {
+/// let layer = Attention::new(16, 16, 64).slopes(Slopes::geometric(16)).build()?;
+/// let q = Tensor::randn(0f32, 1., (2, 1, 16, 64), &Device::Cpu)?;
+/// let k = Tensor::randn(0f32, 1., (2, 32, 16, 64), &Device::Cpu)?;
+/// let used = Tensor::new(&[32u32, 7], &Device::Cpu)?;
+/// let (out, lse) = attend(&layer, &q, &k, &k, Lengths::dense().seqused_k(&used))?;
+/// assert_eq!(out.dims(), [2, 1, 16, 64]);
+/// assert_eq!(lse.dims(), [2, 16, 1]);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// When tensors are not on the CPU, not all on one device, of another type, or do not fit the layer or each other.
+pub fn attend(
+    attention: &Attention,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    lengths: Lengths<'_>,
+) -> Result<(Tensor, Tensor)> {
+    let layer = Layer::Prepared(attention);
+    Call {
+        layer,
+        q,
+        k,
+        v,
+        lengths,
+    }
+    .run()
+}
+
+/// ALiBi attention; the function of this name in candle-flash-attn.
+///
+/// q `[batch, seqlen_q, heads_q, head_dim]`, k and v `[batch, seqlen_k, heads_k, head_dim]`; `alibi_slopes` f32
+/// `[heads_q]` or `[batch, heads_q]`; the dot products are multiplied by `softmax_scale`, the bias is not. `causal`
+/// hides the keys after a query's own position, the last query standing at the last key; otherwise the bias is
+/// symmetric. Returns a tensor of q's shape.
+///
+/// # Errors
+/// As [`attend`].
+pub fn flash_attn_alibi(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    alibi_slopes: &Tensor,
+    softmax_scale: f32,
+    causal: bool,
+) -> Result<Tensor> {
+    let right = causal.then_some(0);
+    flash_attn_alibi_windowed(q, k, v, alibi_slopes, softmax_scale, None, right)
+}
+
+/// [`flash_attn_alibi`] where a query at position `p` sees the keys
+/// `p - window_size_left ..= p + window_size_right`; `None` leaves a side open. `(None, Some(0))` is causal.
+///
+/// # Errors
+/// As [`attend`].
+pub fn flash_attn_alibi_windowed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    alibi_slopes: &Tensor,
+    softmax_scale: f32,
+    window_size_left: Option<usize>,
+    window_size_right: Option<usize>,
+) -> Result<Tensor> {
+    flash_attn_alibi_windowed_softcap(
+        q,
+        k,
+        v,
+        Some(alibi_slopes),
+        softmax_scale,
+        window_size_left,
+        window_size_right,
+        0.0,
+    )
+}
+
+/// [`flash_attn_alibi_windowed`] where the scaled scores are capped at `softcap * tanh(score / softcap)` before the
+/// bias is added. Without slopes there is no bias; with a `softcap` of zero or below, no cap.
+///
+/// # Errors
+/// As [`attend`].
+#[allow(clippy::too_many_arguments)] // candle-flash-attn's signature.
+pub fn flash_attn_alibi_windowed_softcap(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    alibi_slopes: Option<&Tensor>,
+    softmax_scale: f32,
+    window_size_left: Option<usize>,
+    window_size_right: Option<usize>,
+    softcap: f32,
+) -> Result<Tensor> {
+    let layer = Layer::Described(Description {
+        alibi_slopes,
+        softmax_scale,
+        window: (window_size_left, window_size_right),
+        softcap,
+    });
+    let lengths = Lengths::dense();
+    Ok(Call {
+        layer,
+        q,
+        k,
+        v,
+        lengths,
+    }
+    .run()?
+    .0)
+}
+
+/// [`flash_attn_alibi`] over packed sequences of different lengths; the function of this name in candle-flash-attn.
+///
+/// q `[total_q, heads_q, head_dim]`, k and v `[total_k, heads_k, head_dim]`; `seqlens_q` and `seqlens_k` are the
+/// cumulative lengths, u32 `[batch + 1]`: `0, len_0, len_0 + len_1, ...`. No sequence is longer than `max_seqlen_q` and
+/// `max_seqlen_k`. Returns a tensor of q's shape.
+///
+/// # Errors
+/// As [`attend`].
+#[allow(clippy::too_many_arguments)] // candle-flash-attn's signature.
+pub fn flash_attn_varlen_alibi(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    alibi_slopes: &Tensor,
+    seqlens_q: &Tensor,
+    seqlens_k: &Tensor,
+    max_seqlen_q: usize,
+    max_seqlen_k: usize,
+    softmax_scale: f32,
+    causal: bool,
+) -> Result<Tensor> {
+    flash_attn_varlen_alibi_windowed(
+        q,
+        k,
+        v,
+        alibi_slopes,
+        seqlens_q,
+        seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        softmax_scale,
+        None,
+        causal.then_some(0),
+    )
+}
+
+/// [`flash_attn_varlen_alibi`] with the window of [`flash_attn_alibi_windowed`].
+///
+/// # Errors
+/// As [`attend`].
+#[allow(clippy::too_many_arguments)] // candle-flash-attn's signature.
+pub fn flash_attn_varlen_alibi_windowed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    alibi_slopes: &Tensor,
+    seqlens_q: &Tensor,
+    seqlens_k: &Tensor,
+    max_seqlen_q: usize,
+    max_seqlen_k: usize,
+    softmax_scale: f32,
+    window_size_left: Option<usize>,
+    window_size_right: Option<usize>,
+) -> Result<Tensor> {
+    flash_attn_varlen_alibi_windowed_softcap(
+        q,
+        k,
+        v,
+        Some(alibi_slopes),
+        seqlens_q,
+        seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        softmax_scale,
+        window_size_left,
+        window_size_right,
+        0.0,
+    )
+}
+
+/// [`flash_attn_varlen_alibi`] with the window and softcap of [`flash_attn_alibi_windowed_softcap`].
+///
+/// # Errors
+/// As [`attend`].
+#[allow(clippy::too_many_arguments)] // candle-flash-attn's signature.
+pub fn flash_attn_varlen_alibi_windowed_softcap(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    alibi_slopes: Option<&Tensor>,
+    seqlens_q: &Tensor,
+    seqlens_k: &Tensor,
+    max_seqlen_q: usize,
+    max_seqlen_k: usize,
+    softmax_scale: f32,
+    window_size_left: Option<usize>,
+    window_size_right: Option<usize>,
+    softcap: f32,
+) -> Result<Tensor> {
+    let layer = Layer::Described(Description {
+        alibi_slopes,
+        softmax_scale,
+        window: (window_size_left, window_size_right),
+        softcap,
+    });
+    let lengths = Lengths::varlen(seqlens_q, seqlens_k, max_seqlen_q, max_seqlen_k);
+    Ok(Call {
+        layer,
+        q,
+        k,
+        v,
+        lengths,
+    }
+    .run()?
+    .0)
+}
+
+/// A call as it was made: nothing of it has been read from a device yet.
+struct Call<'a> {
+    layer: Layer<'a>,
+    q: &'a Tensor,
+    k: &'a Tensor,
+    v: &'a Tensor,
+    lengths: Lengths<'a>,
+}
+
+/// The layer as the caller gave it.
+enum Layer<'a> {
+    Prepared(&'a Attention),
+    Described(Description<'a>),
+}
+
+/// The arguments from which candle-flash-attn's functions describe their layer anew in every call.
+struct Description<'a> {
+    alibi_slopes: Option<&'a Tensor>,
+    softmax_scale: f32,
+    window: (Option<usize>, Option<usize>),
+    softcap: f32,
+}
+
+impl Call<'_> {
+    /// The one place where the device decides.
+    fn run(&self) -> Result<(Tensor, Tensor)> {
+        let slopes = match &self.layer {
+            Layer::Prepared(_) => None,
+            Layer::Described(layer) => layer.alibi_slopes,
+        };
+        let others = [("k", self.k), ("v", self.v)]
+            .into_iter()
+            .chain(slopes.map(|slopes| ("alibi_slopes", slopes)))
+            .chain(self.lengths.tensors());
+        let device = self.q.device().location();
+        for (argument, tensor) in others {
+            check_device(argument, tensor.device().location(), device)?;
+        }
+        match device {
+            DeviceLocation::Cpu => self.cpu(),
+            DeviceLocation::Cuda { .. } => Err(no_path("CUDA").into()),
+            DeviceLocation::Metal { .. } => Err(no_path("Metal").into()),
+        }
+    }
+
+    fn cpu(&self) -> Result<(Tensor, Tensor)> {
+        let attention = match &self.layer {
+            Layer::Prepared(attention) => Cow::Borrowed(*attention),
+            Layer::Described(layer) => Cow::Owned(layer.build(self)?),
+        };
+        let dtype = self.q.dtype();
+        if !matches!(dtype, DType::F16 | DType::BF16 | DType::F32) {
+            return Err(bad_dtype("q", dtype, "dtype F16, BF16 or F32").into());
+        }
+        for (argument, tensor) in [("k", self.k), ("v", self.v)] {
+            if tensor.dtype() != dtype {
+                let expected = format!("dtype {dtype:?}, as q");
+                return Err(bad_dtype(argument, tensor.dtype(), &expected).into());
+            }
+        }
+        let read = |argument, tensor: Option<&Tensor>, expected| {
+            tensor
+                .map(|t| read_lengths(argument, t, expected))
+                .transpose()
+        };
+        let packed = match self.lengths.packed {
+            Some(packed) => Some(HostPacked {
+                seqlens_q: read_cumulative("seqlens_q", packed.seqlens_q)?,
+                seqlens_k: read_cumulative("seqlens_k", packed.seqlens_k)?,
+                max_seqlen_q: packed.max_seqlen_q,
+                max_seqlen_k: packed.max_seqlen_k,
+            }),
+            None => None,
+        };
+        let lse = Arc::new(Mutex::new(Vec::new()));
+        let op = CpuOp {
+            attention: attention.into_owned(),
+            packed,
+            seqused_k: read("seqused_k", self.lengths.seqused_k, "[batch]")?,
+            leftpad_k: read("leftpad_k", self.lengths.leftpad_k, "[batch]")?,
+            lse: Arc::clone(&lse),
+        };
+        let out = self.q.apply_op3(self.k, self.v, op)?;
+        let lse = std::mem::take(&mut *lse.lock().unwrap_or_else(PoisonError::into_inner));
+        let lse_shape: Shape = match *out.dims() {
+            [batch, seqlen_q, heads_q, _] => (batch, heads_q, seqlen_q).into(),
+            [total_q, heads_q, _] => (heads_q, total_q).into(),
+            _ => out.shape().clone(), // Not reached: `CpuOp` refuses other ranks.
+        };
+        Ok((out, Tensor::from_vec(lse, lse_shape, self.q.device())?))
+    }
+}
+
+impl Description<'_> {
+    fn build(&self, call: &Call<'_>) -> Result<Attention> {
+        let packed = call.lengths.packed;
+        let dims = |argument, tensor: &Tensor, rows: &str, heads: &str| match *tensor.dims() {
+            [_, _, heads, head_dim] if packed.is_none() => Ok((heads, head_dim)),
+            [_, heads, head_dim] if packed.is_some() => Ok((heads, head_dim)),
+            _ => {
+                let rows = match packed {
+                    Some(_) => format!("total_{rows}"),
+                    None => format!("batch, seqlen_{rows}"),
+                };
+                Err(bad_shape(
+                    argument,
+                    tensor,
+                    format!("[{rows}, {heads}, head_dim]"),
+                ))
+            }
+        };
+        let (heads_q, head_dim) = dims("q", call.q, "q", "heads_q")?;
+        let (heads_k, _) = dims("k", call.k, "k", "heads_k")?;
+
+        let slopes = match self.alibi_slopes {
+            Some(slopes) => {
+                let batch = match packed {
+                    Some(packed) => packed.seqlens_q.elem_count().saturating_sub(1),
+                    None => call.q.dims()[0],
+                };
+                read_slopes(slopes, batch, heads_q)?
+            }
+            None => Slopes::zero(heads_q),
+        };
+        let mut layer = Attention::new(heads_q, heads_k, head_dim)
+            .scale(self.softmax_scale)
+            .slopes(slopes)
+            .mask(Mask::Bidirectional) // The window says what is causal.
+            .window(self.window.0, self.window.1);
+        // Anything else is an error, NaN included.
+        if self.softcap.is_nan() || self.softcap > 0.0 {
+            layer = layer.softcap(self.softcap);
+        }
+        Ok(layer.build().map_err(|error| {
+            rename(
+                error,
+                &[("scale", "softmax_scale"), ("slopes", "alibi_slopes")],
+            )
+        })?)
+    }
+}
+
+fn to_host<T: WithDType>(tensor: &Tensor) -> Result<Vec<T>> {
+    if tensor.elem_count() == 0 {
+        return Ok(Vec::new()); // `to_vec1` panics on an empty slice that starts past the end of its storage.
+    }
+    tensor.flatten_all()?.to_vec1()
+}
+
+fn read_slopes(slopes: &Tensor, batch: usize, heads: usize) -> Result<Slopes> {
+    if slopes.dtype() != DType::F32 {
+        return Err(bad_dtype("alibi_slopes", slopes.dtype(), "dtype F32").into());
+    }
+    let values = to_host(slopes)?;
+    match *slopes.dims() {
+        [h] if h == heads => Ok(Slopes::per_head(&values)),
+        [b, h] if (b, h) == (batch, heads) => Ok(Slopes::per_batch_and_head(&values, b, h)?),
+        _ => {
+            let expected =
+                format!("[heads_q] or [batch, heads_q]: [{heads}] or [{batch}, {heads}]");
+            Err(bad_shape("alibi_slopes", slopes, expected).into())
+        }
+    }
+}
+
+/// Reads u32 lengths. `expected` is their shape, in words.
+fn read_lengths(argument: &'static str, tensor: &Tensor, expected: &str) -> Result<Vec<i32>> {
+    if tensor.dtype() != DType::U32 {
+        return Err(bad_dtype(argument, tensor.dtype(), "dtype U32").into());
+    }
+    if tensor.rank() != 1 {
+        return Err(bad_shape(argument, tensor, expected.into()).into());
+    }
+    let lengths = to_host::<u32>(tensor)?;
+    let lengths = lengths.iter().enumerate().map(|(at, &length)| {
+        i32::try_from(length).map_err(|_| {
+            let expected = format!("at most {}", i32::MAX);
+            value(argument, format!("{length} at index {at}"), expected).into()
+        })
+    });
+    lengths.collect()
+}
+
+/// Reads cumulative lengths; at least one sequence, as candle-flash-attn requires.
+fn read_cumulative(argument: &'static str, tensor: &Tensor) -> Result<Vec<i32>> {
+    let lengths = read_lengths(argument, tensor, "[batch + 1]")?;
+    if lengths.len() < 2 {
+        return Err(Error::Length {
+            argument,
+            found: lengths.len(),
+            expected: "batch + 1, at least 2".into(),
+        }
+        .into());
+    }
+    Ok(lengths)
+}
+
+/// A call on the CPU. A candle operation, because that is what makes a backward pass through it an error rather than
+/// silently nothing, and what locks the storages that q, k and v may share, as slices of one fused projection do.
+struct CpuOp {
+    attention: Attention,
+    packed: Option<HostPacked>,
+    seqused_k: Option<Vec<i32>>,
+    leftpad_k: Option<Vec<i32>>,
+    /// A candle operation returns one tensor; the other result leaves through here.
+    lse: Arc<Mutex<Vec<f32>>>,
+}
+
+struct HostPacked {
+    seqlens_q: Vec<i32>,
+    seqlens_k: Vec<i32>,
+    max_seqlen_q: usize,
+    max_seqlen_k: usize,
+}
+
+type Input<'a> = (&'a CpuStorage, &'a candle_core::Layout);
+
+impl CustomOp3 for CpuOp {
+    fn name(&self) -> &'static str {
+        "flash-alibi"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &candle_core::Layout,
+        k: &CpuStorage,
+        k_layout: &candle_core::Layout,
+        v: &CpuStorage,
+        v_layout: &candle_core::Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let inputs = [(q, q_layout), (k, k_layout), (v, v_layout)];
+        let out = match q {
+            CpuStorage::F16(_) => self.forward::<f16>(inputs),
+            CpuStorage::BF16(_) => self.forward::<bf16>(inputs),
+            _ => self.forward::<f32>(inputs),
+        }?;
+        Ok((out, q_layout.shape().clone()))
+    }
+}
+
+impl CpuOp {
+    fn forward<T: Element + WithDType>(&self, [q, k, v]: [Input<'_>; 3]) -> Result<CpuStorage> {
+        let mut inputs = Inputs::new(view::<T>("q", q)?, view::<T>("k", k)?, view::<T>("v", v)?);
+        if let Some(packed) = &self.packed {
+            inputs = inputs.varlen(&packed.seqlens_q, &packed.seqlens_k);
+        }
+        if let Some(seqused_k) = &self.seqused_k {
+            inputs = inputs.seqused_k(seqused_k);
+        }
+        if let Some(leftpad_k) = &self.leftpad_k {
+            inputs = inputs.leftpad_k(leftpad_k);
+        }
+        let names = [("cu_seqlens_q", "seqlens_q"), ("cu_seqlens_k", "seqlens_k")];
+        // Before the maxima: cumulative lengths that make no sense are the better thing to report.
+        Problem::new(&self.attention, &inputs, None).map_err(|error| rename(error, &names))?;
+        if let Some(packed) = &self.packed {
+            check_max(
+                "max_seqlen_q",
+                packed.max_seqlen_q,
+                "seqlens_q",
+                &packed.seqlens_q,
+            )?;
+            check_max(
+                "max_seqlen_k",
+                packed.max_seqlen_k,
+                "seqlens_k",
+                &packed.seqlens_k,
+            )?;
+        }
+        let cpu::Output { out, lse } = cpu::attend(&self.attention, &inputs)?;
+        *self.lse.lock().unwrap_or_else(PoisonError::into_inner) = lse;
+        Ok(T::to_cpu_storage_owned(out))
+    }
+}
+
+fn view<'a, T: WithDType>(argument: &'static str, (storage, at): Input<'a>) -> Result<View<'a, T>> {
+    let data = storage.as_slice::<T>()?;
+    let data = data.get(at.start_offset()..).unwrap_or_default();
+    let layout = Layout::new(argument, at.dims(), at.stride())?;
+    layout.check_buffer(argument, data.len())?;
+    Ok(View { data, layout })
+}
+
+/// `seqlens` has been validated.
+fn check_max(
+    argument: &'static str,
+    max: usize,
+    name: &str,
+    seqlens: &[i32],
+) -> std::result::Result<(), Error> {
+    let lengths = seqlens.windows(2).map(|pair| (pair[1] - pair[0]) as usize);
+    match lengths.max() {
+        Some(longest) if longest > max => {
+            let expected = format!("at least {longest}, the longest sequence in {name}");
+            Err(value(argument, max, expected))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_device(
+    argument: &'static str,
+    found: DeviceLocation,
+    q: DeviceLocation,
+) -> std::result::Result<(), Error> {
+    if found != q {
+        let found = format!("a tensor on {found:?}");
+        return Err(value(argument, found, format!("one on {q:?}, as q")));
+    }
+    Ok(())
+}
+
+fn no_path(device: &str) -> Error {
+    let expected = format!("a CPU tensor: this build of flash-alibi has no {device} path");
+    value("q", format!("a {device} tensor"), expected)
+}
+
+fn bad_dtype(argument: &'static str, found: DType, expected: &str) -> Error {
+    value(argument, format!("dtype {found:?}"), expected)
+}
+
+fn bad_shape(argument: &'static str, found: &Tensor, expected: String) -> Error {
+    Error::Shape {
+        argument,
+        found: found.dims().to_vec(),
+        expected,
+    }
+}
+
+/// Calls an argument what the caller calls it.
+fn rename(mut error: Error, names: &[(&str, &'static str)]) -> Error {
+    let (Error::Shape { argument, .. }
+    | Error::Strides { argument, .. }
+    | Error::Length { argument, .. }
+    | Error::Value { argument, .. }) = &mut error;
+    if let Some((_, name)) = names.iter().find(|(from, _)| from == argument) {
+        *argument = name;
+    }
+    error
+}
+
+/// What gives a `candle_core::Error` the message and, as its source, the error.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct InvalidInput(#[source] Error);
+
+/// The message is the error's, and so is the [source](std::error::Error::source). So `?` works on this crate's results
+/// in functions that return candle's.
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        // Of candle's variants, the one that keeps a caller's error as a source: `Wrapped` and `Msg` keep only its text.
+        let kind = std::io::ErrorKind::InvalidInput;
+        candle_core::Error::Io(std::io::Error::new(kind, InvalidInput(error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // What only a machine with other devices can reach through the public functions.
+    #[test]
+    fn devices_are_named() {
+        let (cpu, cuda) = (DeviceLocation::Cpu, DeviceLocation::Cuda { gpu_id: 1 });
+        assert_eq!(check_device("k", cuda, cuda), Ok(()));
+        assert_eq!(
+            check_device("k", cpu, cuda).unwrap_err().to_string(),
+            "k: found a tensor on Cpu, expected one on Cuda { gpu_id: 1 }, as q"
+        );
+        assert_eq!(
+            no_path("CUDA").to_string(),
+            "q: found a CUDA tensor, expected a CPU tensor: this build of flash-alibi has no CUDA path"
+        );
+    }
+}
