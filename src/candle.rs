@@ -522,11 +522,18 @@ impl Description<'_> {
     }
 }
 
+fn to_host<T: WithDType>(tensor: &Tensor) -> Result<Vec<T>> {
+    if tensor.elem_count() == 0 {
+        return Ok(Vec::new()); // `to_vec1` panics on an empty slice that starts past the end of its storage.
+    }
+    tensor.flatten_all()?.to_vec1()
+}
+
 fn read_slopes(slopes: &Tensor, batch: usize, heads: usize) -> Result<Slopes> {
     if slopes.dtype() != DType::F32 {
         return Err(bad_dtype("alibi_slopes", slopes.dtype(), "dtype F32").into());
     }
-    let values = slopes.flatten_all()?.to_vec1()?;
+    let values = to_host(slopes)?;
     match *slopes.dims() {
         [h] if h == heads => Ok(Slopes::per_head(&values)),
         [b, h] if (b, h) == (batch, heads) => Ok(Slopes::per_batch_and_head(&values, b, h)?),
@@ -546,7 +553,7 @@ fn read_lengths(argument: &'static str, tensor: &Tensor, expected: &str) -> Resu
     if tensor.rank() != 1 {
         return Err(bad_shape(argument, tensor, expected.into()).into());
     }
-    let lengths = tensor.to_vec1::<u32>()?;
+    let lengths = to_host::<u32>(tensor)?;
     let lengths = lengths.iter().enumerate().map(|(at, &length)| {
         i32::try_from(length).map_err(|_| {
             let expected = format!("at most {}", i32::MAX);
