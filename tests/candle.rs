@@ -930,7 +930,7 @@ fn errors_of_attend() {
     );
     assert_error(
         call(&batched, &dense, Lengths::dense()),
-        "slopes: found slopes for 3 sequences, expected batch = 2",
+        "slopes: found 3 sequences, expected batch = 2",
     );
     let other = Attention::new(8, 2, 8).build().unwrap();
     assert_error(

@@ -1,6 +1,6 @@
 //! The BLOOM family (Hugging Face's `BloomForCausalLM`).
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_nn::{LayerNorm, Linear, VarBuilder, embedding, layer_norm, linear};
 use flash_alibi::{Attention, Slopes};
 use serde_json::Value;
@@ -11,6 +11,10 @@ use super::{Block, Fused, Gelu, Model};
 pub fn load(config: &Value, weights: VarBuilder<'_>) -> Result<Model> {
     let hidden = size(config, &["hidden_size", "n_embed"])?;
     let heads = size(config, &["n_head", "num_attention_heads"])?;
+    ensure!(
+        hidden % heads == 0,
+        "config.json: hidden_size = {hidden} is not a multiple of {heads} heads"
+    );
     let layers = size(config, &["n_layer", "num_hidden_layers"])?;
     let vocab = size(config, &["vocab_size"])?;
     let epsilon = config["layer_norm_epsilon"].as_f64().unwrap_or(1e-5);

@@ -11,6 +11,10 @@ use super::{Block, Fused, Gelu, Model};
 pub fn load(config: &Value, weights: VarBuilder<'_>) -> Result<Model> {
     let hidden = size(config, &["d_model", "hidden_size"])?;
     let heads = size(config, &["n_heads", "num_attention_heads"])?;
+    ensure!(
+        hidden % heads == 0,
+        "config.json: d_model = {hidden} is not a multiple of {heads} heads"
+    );
     let layers = size(config, &["n_layers", "num_hidden_layers"])?;
     let vocab = size(config, &["vocab_size"])?;
     let wide = hidden * config["expansion_ratio"].as_u64().unwrap_or(4) as usize;
