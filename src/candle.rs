@@ -509,7 +509,7 @@ impl Description<'_> {
             .slopes(slopes)
             .mask(Mask::Bidirectional) // The window says what is causal.
             .window(self.window.0, self.window.1);
-        // Anything else is an error, NaN included.
+        // A NaN is passed on, for `build` to refuse.
         if self.softcap.is_nan() || self.softcap > 0.0 {
             layer = layer.softcap(self.softcap);
         }
