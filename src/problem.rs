@@ -147,7 +147,7 @@ impl<'a> Problem<'a> {
                     return Err(Error::Length {
                         argument: "cu_seqlens_k",
                         found: cu_k.len(),
-                        expected: format!("{}, as cu_seqlens_q", cu_q.len()),
+                        expected: format!("{}, as for q", cu_q.len()),
                     });
                 }
                 starts_q.into_iter().zip(starts_k).collect()

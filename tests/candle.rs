@@ -871,7 +871,7 @@ fn errors_of_packed_calls() {
         ),
         (
             |a| a.seqlens_k = tensor(&[0u32, 10]),
-            "seqlens_k: found 2 elements, expected 3, as cu_seqlens_q",
+            "seqlens_k: found 2 elements, expected 3, as for q",
         ),
         (
             |a| a.seqlens_q = tensor(&[1u32, 2, 6]),

@@ -466,11 +466,11 @@ fn of_a_call() {
         ),
         (
             Call::packed().cu(&[0, 2, 6], &[0, 3, 5, 10]),
-            "cu_seqlens_k: found 4 elements, expected 3, as cu_seqlens_q",
+            "cu_seqlens_k: found 4 elements, expected 3, as for q",
         ),
         (
             Call::packed().cu(&[0, 2, 6], &[0, 3]),
-            "cu_seqlens_k: found 2 elements, expected 3, as cu_seqlens_q",
+            "cu_seqlens_k: found 2 elements, expected 3, as for q",
         ),
         // Slopes of a batch.
         (

@@ -29,8 +29,10 @@ mod sealed {
     }
 }
 
-/// An element type of tensors: [`f16`], [`bf16`] or [`f32`].
-pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + 'static {
+/// An element type of tensors: [`struct@f16`], [`struct@bf16`] or [`f32`].
+pub trait Element:
+    sealed::Sealed + Copy + Default + std::fmt::Debug + Send + Sync + 'static
+{
     /// Exact.
     fn to_f32(self) -> f32;
     /// Rounds to nearest, ties to even.
