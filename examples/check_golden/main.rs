@@ -61,9 +61,15 @@ impl Backend {
     }
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
     let Arguments { backend, paths } = Arguments::parse();
-    let files = golden::find(&paths)?;
+    let files = match golden::find(&paths) {
+        Ok(files) => files,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
     let backend_name = backend.to_possible_value().expect("no variant is hidden");
     println!(
         "{} golden files, backend {}\n",
@@ -92,10 +98,10 @@ fn main() -> Result<ExitCode> {
         }));
     }
     println!("\n{} passed, {bad} failed", files.len() - bad);
-    Ok(match bad {
+    match bad {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
-    })
+    }
 }
 
 /// Computes one case and prints its line.

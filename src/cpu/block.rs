@@ -110,6 +110,8 @@ pub(super) struct Scratch<I> {
     scores: Vec<f32>,
     probabilities: Vec<I>,
     wide: Vec<f32>,
+    /// The values of the tile, by key and column, that are not finite and hidden from some row.
+    poison: Vec<(usize, usize)>,
     pub(super) state: State,
 }
 
@@ -275,14 +277,23 @@ fn run<T: Element, S: Simd, A: Arithmetic<T>>(
         let n = to - from;
         arithmetic.pack_keys(keys, from, n, &mut scratch.keys, &mut scratch.wide);
         arithmetic.pack_values(values, from, n, &mut scratch.values);
-        let tile = Tile {
-            from,
-            n,
-            poisoned: scratch.rows[..rows]
-                .iter()
-                .any(|row| row.first > from || row.end < to)
-                && (from..to).any(|j| values.row(j).iter().any(|v| !v.is_finite())),
-        };
+        // A probability of zero would not keep out a value that is not finite: where some row must not see it, it is
+        // taken out of the product, and given to the rows that see it one by one.
+        scratch.poison.clear();
+        if scratch.rows[..rows]
+            .iter()
+            .any(|row| row.first > from || row.end < to)
+        {
+            for j in 0..n {
+                for (c, v) in values.row(from + j).iter().enumerate() {
+                    if !v.is_finite() {
+                        arithmetic.clear_value(j, c, width, &mut scratch.values);
+                        scratch.poison.push((j, c));
+                    }
+                }
+            }
+        }
+        let tile = Tile { from, n };
         for strip in 0..scratch.rows.len() / STRIP {
             run_strip(simd, arithmetic, attention, &tile, values, strip, scratch);
         }
@@ -293,9 +304,6 @@ fn run<T: Element, S: Simd, A: Arithmetic<T>>(
 struct Tile {
     from: usize,
     n: usize,
-    /// Whether some row must not see all of the values, and one of them is not finite: a probability of zero would not
-    /// keep it out.
-    poisoned: bool,
 }
 
 #[inline(always)]
@@ -364,38 +372,33 @@ fn run_strip<T: Element, S: Simd, A: Arithmetic<T>>(
     }
 
     let out = &mut scratch.state.out[first_row * width..][..STRIP * width];
-    if tile.poisoned {
-        for (i, visible) in visible.into_iter().enumerate() {
-            let out = &mut out[i * width..][..head_dim];
-            out.iter_mut().for_each(|x| *x *= scale[i]);
-            for j in visible {
-                let p = scratch.scores[i * KEYS + j];
-                for (out, v) in out.iter_mut().zip(values.row(tile.from + j)) {
-                    *out += p * v.to_f32();
-                }
-            }
-        }
-        return;
-    }
     let rounded = &mut scratch.probabilities;
     let probabilities = Matrix {
         data: arithmetic.pack_probabilities(&scratch.scores, used, rounded),
         stride: KEYS / A::STEP,
     };
-    let values = Matrix {
+    let packed = Matrix {
         data: &scratch.values,
         stride: width,
     };
-    let out = Target {
-        data: out,
+    let target = Target {
+        data: &mut *out,
         stride: width,
         columns: width / A::LANES,
     };
     arithmetic.multiply(
         used.div_ceil(A::STEP),
         probabilities,
-        values,
-        out,
+        packed,
+        target,
         Some(&scale),
     );
+    for &(j, c) in &scratch.poison {
+        for (i, visible) in visible.iter().enumerate() {
+            if visible.contains(&j) {
+                out[i * width + c] +=
+                    scratch.scores[i * KEYS + j] * values.row(tile.from + j)[c].to_f32();
+            }
+        }
+    }
 }

@@ -20,46 +20,61 @@ pub(super) struct Row {
 }
 
 /// The bias of one row over the columns of a tile, in units of log2.
+///
+/// It is formed from integer differences, never from positions: those would lose their low bits in f32.
 #[derive(Clone, Copy)]
 pub(super) enum Bias {
-    /// All columns on one side of the diagonal: `per_column * column + constant`. The constant is added after the
-    /// maximum over the row was taken, so that a score is never rounded at the size of a far bias.
-    Linear { per_column: f32, constant: f32 },
-    /// `-slope * |diagonal - column|`.
-    Mixed { slope: f32, diagonal: f32 },
+    /// All visible columns on one side of the diagonal: `slope * (column - origin) + constant`, where `origin` is the
+    /// column nearest to the diagonal. There the differences are small, and so are their rounding errors.
+    Linear {
+        slope: f32,
+        origin: usize,
+        constant: f64,
+    },
+    /// `-slope * |column - diagonal|`.
+    Mixed { slope: f32, diagonal: usize },
 }
 
 impl Row {
+    /// The bias over the tile of keys from `from` on, of which the row sees the columns `visible` (not none).
     #[inline(always)]
     pub(super) fn bias(&self, from: usize, visible: &Range<usize>) -> Bias {
-        // An exact integer: positions themselves would lose their low bits in f32.
         let diagonal = self.position - from as i64;
-        let linear = |per_column: f32| Bias::Linear {
-            per_column,
-            constant: -per_column * diagonal as f32,
+        let (first, last) = (visible.start, visible.end - 1);
+        let linear = |slope: f32, origin: usize| Bias::Linear {
+            slope,
+            origin,
+            constant: f64::from(slope) * (origin as i64 - diagonal) as f64,
         };
-        if diagonal >= visible.end as i64 - 1 {
-            linear(self.slope)
-        } else if diagonal <= visible.start as i64 {
-            linear(-self.slope)
+        if diagonal >= last as i64 {
+            linear(self.slope, last)
+        } else if diagonal <= first as i64 {
+            linear(-self.slope, first)
         } else {
             Bias::Mixed {
                 slope: self.slope,
-                diagonal: diagonal as f32,
+                diagonal: diagonal as usize,
             }
         }
     }
 }
 
-const COLUMN: [f32; KEYS] = {
-    let mut column = [0.0; KEYS];
+/// `DIFFERENCE[KEYS + i] = i` for `-KEYS <= i < KEYS`.
+const DIFFERENCE: [f32; 2 * KEYS] = {
+    let mut difference = [0.0; 2 * KEYS];
     let mut i = 0;
-    while i < KEYS {
-        column[i] = i as f32;
+    while i < 2 * KEYS {
+        difference[i] = i as f32 - KEYS as f32;
         i += 1;
     }
-    column
+    difference
 };
+
+/// `column - origin` of each column.
+#[inline(always)]
+fn differences<S: Simd>(origin: usize) -> &'static [S::f32s] {
+    S::as_simd_f32s(&DIFFERENCE[KEYS - origin..][..KEYS]).0
+}
 
 /// Turns a row of dot products into probabilities relative to the row's new maximum, and updates the maximum and the
 /// sum. Returns the factor for what was accumulated before.
@@ -75,7 +90,6 @@ pub(super) fn softmax_row<S: Simd>(
 ) -> f32 {
     let all = visible.start == 0 && visible.end == scores.len();
     let (scores, _) = S::as_mut_simd_f32s(scores);
-    let (column, _) = S::as_simd_f32s(&COLUMN);
 
     let mut factor = attention.scale() * LOG2_E;
     if let Some(cap) = attention.softcap() {
@@ -85,61 +99,123 @@ pub(super) fn softmax_row<S: Simd>(
         }
         factor = cap * LOG2_E;
     }
-
-    let factor = simd.splat_f32s(factor);
-    let mut top = simd.splat_f32s(f32::NEG_INFINITY);
-    // The larger, or the second where the first is NaN: a NaN stays in its score, from where it reaches the sum.
-    let mut constant = 0.0;
-    match bias {
+    let (origin, constant) = match bias {
         Bias::Linear {
-            per_column,
-            constant: c,
-        } => {
-            constant = c;
-            let per_column = simd.splat_f32s(per_column);
-            for (x, &column) in scores.iter_mut().zip(column) {
-                *x = simd.mul_add_e_f32s(*x, factor, simd.mul_f32s(per_column, column));
-                top = simd.max_f32s(*x, top);
-            }
-        }
-        Bias::Mixed { slope, diagonal } => {
-            let (slope, diagonal) = (simd.splat_f32s(-slope), simd.splat_f32s(diagonal));
-            for (x, &column) in scores.iter_mut().zip(column) {
-                let distance = simd.abs_f32s(simd.sub_f32s(diagonal, column));
-                *x = simd.mul_add_e_f32s(*x, factor, simd.mul_f32s(slope, distance));
-                top = simd.max_f32s(*x, top);
-            }
-        }
-    }
-    if !all {
-        let (start, end) = (
-            simd.splat_f32s(visible.start as f32),
-            simd.splat_f32s(visible.end as f32),
-        );
-        top = simd.splat_f32s(f32::NEG_INFINITY);
-        for (x, &column) in scores.iter_mut().zip(column) {
-            let inside = simd.and_m32s(
-                simd.greater_than_or_equal_f32s(column, start),
-                simd.less_than_f32s(column, end),
-            );
-            *x = simd.select_f32s(inside, *x, simd.splat_f32s(f32::NEG_INFINITY));
-            top = simd.max_f32s(*x, top);
-        }
-    }
-    let top = simd.reduce_max_f32s(top) + constant;
+            origin, constant, ..
+        } => (origin, constant),
+        Bias::Mixed { diagonal, .. } => (diagonal, 0.0),
+    };
+    let row = Scored {
+        factor: simd.splat_f32s(factor),
+        slope: simd.splat_f32s(match bias {
+            Bias::Linear { slope, .. } => slope,
+            Bias::Mixed { slope, .. } => -slope,
+        }),
+        differences: differences::<S>(origin),
+        inside: (!all).then(|| {
+            let bound = |column: usize| column as f32 - origin as f32;
+            (
+                simd.splat_f32s(bound(visible.start)),
+                simd.splat_f32s(bound(visible.end)),
+            )
+        }),
+    };
 
     let old = *max;
+    let top = match (bias, all) {
+        (Bias::Linear { .. }, true) => row.top::<false, false>(simd, scores),
+        (Bias::Linear { .. }, false) => row.top::<false, true>(simd, scores),
+        (Bias::Mixed { .. }, _) => row.top::<true, true>(simd, scores),
+    } + constant as f32;
     let new = if top > old { top } else { old };
     // With every score -inf so far, any finite reference gives probabilities of zero.
     let reference = if new == f32::NEG_INFINITY { 0.0 } else { new };
-    let shift = simd.splat_f32s(constant - reference);
-    let mut total = simd.splat_f32s(0.0);
-    for x in scores.iter_mut() {
-        *x = exp2(simd, simd.add_f32s(*x, shift));
-        total = simd.add_f32s(total, *x);
-    }
+
+    // A score far above or a bias far below zero is taken off before anything is rounded: the large part joins the
+    // product in one rounding, the rest the bias.
+    let shift = constant - f64::from(reference);
+    let large = shift as f32;
+    let rest = if large.is_finite() {
+        (shift - f64::from(large)) as f32
+    } else {
+        0.0
+    };
+    let shift = (simd.splat_f32s(large), simd.splat_f32s(rest));
+    let total = match (bias, all) {
+        (Bias::Linear { .. }, true) => row.exponentials::<false, false>(simd, shift, scores),
+        (Bias::Linear { .. }, false) => row.exponentials::<false, true>(simd, shift, scores),
+        (Bias::Mixed { .. }, _) => row.exponentials::<true, true>(simd, shift, scores),
+    };
     let scale = if new == old { 1.0 } else { (old - new).exp2() };
     *max = new;
-    *sum = *sum * scale + simd.reduce_sum_f32s(total);
+    *sum = *sum * scale + total;
     scale
+}
+
+/// A row of dot products, and what makes scores of them.
+struct Scored<S: Simd> {
+    factor: S::f32s,
+    slope: S::f32s,
+    differences: &'static [S::f32s],
+    /// The visible differences, from and up to, unless all are.
+    inside: Option<(S::f32s, S::f32s)>,
+}
+
+impl<S: Simd> Scored<S> {
+    /// `factor * x + large + slope * difference + rest`; `-inf` where it is not visible.
+    #[inline(always)]
+    fn score<const MIXED: bool, const MASKED: bool>(
+        &self,
+        simd: S,
+        x: S::f32s,
+        difference: S::f32s,
+        (large, rest): (S::f32s, S::f32s),
+    ) -> S::f32s {
+        let distance = if MIXED {
+            simd.abs_f32s(difference)
+        } else {
+            difference
+        };
+        let bias = simd.mul_add_e_f32s(self.slope, distance, rest);
+        let score = simd.add_f32s(simd.mul_add_e_f32s(x, self.factor, large), bias);
+        match self.inside {
+            // Selected, not added: what is not visible may be NaN.
+            Some((start, end)) if MASKED => {
+                let inside = simd.and_m32s(
+                    simd.greater_than_or_equal_f32s(difference, start),
+                    simd.less_than_f32s(difference, end),
+                );
+                simd.select_f32s(inside, score, simd.splat_f32s(f32::NEG_INFINITY))
+            }
+            _ => score,
+        }
+    }
+
+    #[inline(always)]
+    fn top<const MIXED: bool, const MASKED: bool>(&self, simd: S, scores: &[S::f32s]) -> f32 {
+        let zero = simd.splat_f32s(0.0);
+        let mut top = simd.splat_f32s(f32::NEG_INFINITY);
+        for (&x, &difference) in scores.iter().zip(self.differences) {
+            let score = self.score::<MIXED, MASKED>(simd, x, difference, (zero, zero));
+            // The larger, or the second where the first is NaN: a NaN reaches the sum through its exponential.
+            top = simd.max_f32s(score, top);
+        }
+        simd.reduce_max_f32s(top)
+    }
+
+    #[inline(always)]
+    fn exponentials<const MIXED: bool, const MASKED: bool>(
+        &self,
+        simd: S,
+        shift: (S::f32s, S::f32s),
+        scores: &mut [S::f32s],
+    ) -> f32 {
+        let mut total = simd.splat_f32s(0.0);
+        for (x, &difference) in scores.iter_mut().zip(self.differences) {
+            let score = self.score::<MIXED, MASKED>(simd, *x, difference, shift);
+            *x = exp2(simd, score);
+            total = simd.add_f32s(total, *x);
+        }
+        simd.reduce_sum_f32s(total)
+    }
 }

@@ -51,6 +51,9 @@ pub(super) trait Arithmetic<T>: Multiply<Item: Default + Send> {
     /// Values `first..first + n`: `KEYS / STEP` rows of `padded(head_dim)` items; rows past `n` are zero.
     fn pack_values(self, values: Rows<'_, T>, first: usize, n: usize, to: &mut [Self::Item]);
 
+    /// Zeroes column `c` of value `j` of a packed tile.
+    fn clear_value(self, j: usize, c: usize, width: usize, values: &mut [Self::Item]);
+
     /// Rounds a strip of probabilities, rows of [`KEYS`], to items; `used` of each row matter. May return `from` itself.
     fn pack_probabilities<'a>(
         self,
@@ -110,6 +113,11 @@ impl<T: Element, S: Simd> Arithmetic<T> for F32<S> {
                 false => to.fill(0.0),
             }
         }
+    }
+
+    #[inline(always)]
+    fn clear_value(self, j: usize, c: usize, width: usize, values: &mut [f32]) {
+        values[j * width + c] = 0.0;
     }
 
     #[inline(always)]
@@ -289,6 +297,11 @@ mod x86 {
                     to[..d].fill([bf16::ZERO; 2]);
                 }
             }
+        }
+
+        #[inline(always)]
+        fn clear_value(self, j: usize, c: usize, width: usize, values: &mut [[bf16; 2]]) {
+            values[j / 2 * width + c][j % 2] = bf16::ZERO;
         }
 
         #[inline(always)]
