@@ -6,6 +6,8 @@ mod attention;
 pub mod candle;
 pub mod cpu;
 mod error;
+#[cfg(feature = "cuda")]
+pub mod kernels;
 mod problem;
 mod slopes;
 mod tensor;

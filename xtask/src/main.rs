@@ -1,60 +1,83 @@
-//! Project tasks: `cargo xtask test`.
+//! Project tasks; `cargo xtask` lists them.
+
+mod bundle;
+mod toolkit;
 
 use std::env;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
-const USAGE: &str = "usage: cargo xtask test\n\n\
-    test    format, lints, builds with and without features, all tests, the documentation";
+use toolkit::Toolkit;
 
-/// What `test` runs, in order: the cheapest and the most telling first.
-const TEST: &[&[&str]] = &[
-    &["fmt", "--all", "--check"],
-    &["check", "--package", "flash-alibi", "--lib"],
-    &[
+const USAGE: &str = "usage: cargo xtask TASK
+
+    test         format, lints, builds with and without features, all tests, the documentation
+    toolkit      fetches the pinned CUDA compiler into the target directory, and prints where nvcc is
+    kernels      compiles the kernels and prints their registers, shared memory and spills
+    gpu-bundle   gathers what tests and measures on a machine with a GPU and without Rust";
+
+fn main() -> ExitCode {
+    let task = env::args().nth(1).unwrap_or_default();
+    let result = match task.as_str() {
+        "test" => test(),
+        "toolkit" => Toolkit::get().map(|toolkit| println!("{}", toolkit.nvcc.display())),
+        "kernels" => cargo(&[
+            "test",
+            "--test",
+            "kernel_budget",
+            "--",
+            "--nocapture",
+            "--quiet",
+        ]),
+        "gpu-bundle" => bundle::make(),
+        _ => Err(USAGE.into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Everything that can be tested on this machine: the cheapest and the most telling first.
+fn test() -> Result<(), String> {
+    cargo(&["fmt", "--all", "--check"])?;
+    // As most users build it: without nvcc, and without what the tests bring.
+    cargo(&["check", "--package", "flash-alibi", "--lib"])?;
+    cargo(&[
         "clippy",
         "--workspace",
         "--all-targets",
         "--",
         "-D",
         "warnings",
-    ],
-    &["test", "--workspace"],
-    &["doc", "--workspace", "--no-deps", "--all-features"],
-];
-
-fn main() -> ExitCode {
-    let task = env::args().nth(1);
-    let done = match task.as_deref() {
-        Some("test") => TEST.iter().all(|arguments| cargo(arguments)),
-        _ => {
-            eprintln!("{USAGE}");
-            false
-        }
-    };
-    if done {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    ])?;
+    cargo(&["test", "--workspace"])?;
+    cargo(&["doc", "--workspace", "--no-deps", "--all-features"])
 }
 
-/// Runs cargo with the arguments, says which, and whether it succeeded.
-fn cargo(arguments: &[&str]) -> bool {
+/// Runs cargo with the arguments and the toolkit.
+fn cargo(arguments: &[&str]) -> Result<(), String> {
+    let toolkit = Toolkit::get()?;
     println!("==> cargo {}", arguments.join(" "));
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
+    let mut command = Command::new(cargo);
+    command
         .args(arguments)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .env("RUSTDOCFLAGS", "-D warnings")
-        .status();
-    match status {
-        Ok(status) if status.success() => true,
-        Ok(status) => {
-            eprintln!("cargo {}: {status}", arguments.join(" "));
-            false
-        }
-        Err(error) => {
-            eprintln!("cargo {}: {error}", arguments.join(" "));
-            false
-        }
+        .env("LIBCLANG_PATH", &toolkit.libclang);
+    // A compiler that was chosen is used.
+    if env::var_os("NVCC").is_none() {
+        command.env("NVCC", &toolkit.nvcc);
+    }
+    let status = command
+        .status()
+        .map_err(|error| format!("cargo: {error}"))?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(format!("cargo {}: {status}", arguments.join(" "))),
     }
 }

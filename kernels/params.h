@@ -1,0 +1,55 @@
+// The parameters of the kernels, shared with Rust: src/kernels/params.rs is generated from this file by bindgen.
+// Addresses are device addresses, 0 where the caller gave none. Strides count elements.
+#pragma once
+
+#include <stdint.h>
+
+/// Strides of [batch, seqlen, heads, head_dim] (packed: batch is 0), the last dimension contiguous.
+typedef struct TensorStrides {
+    int64_t batch;
+    int64_t row;
+    int64_t head;
+} TensorStrides;
+
+/// One attention problem; see `Attention` for what is computed.
+typedef struct AttentionParams {
+    uint64_t q;
+    uint64_t k;
+    uint64_t v;
+    uint64_t out;
+    /// f32 [batch, heads_q, seqlen_q], packed [heads_q, total_q].
+    uint64_t lse;
+    /// f32 [heads_q] or [batch, heads_q].
+    uint64_t slopes;
+    /// i32 [batch + 1]: packed sequences.
+    uint64_t cu_seqlens_q;
+    uint64_t cu_seqlens_k;
+    /// i32 [batch].
+    uint64_t seqused_k;
+    uint64_t leftpad_k;
+    TensorStrides q_strides;
+    TensorStrides k_strides;
+    TensorStrides v_strides;
+    TensorStrides out_strides;
+    int64_t lse_batch_stride;
+    int64_t lse_head_stride;
+    int64_t slopes_batch_stride;
+    /// The number of rows of the tensors, or of the longest packed sequence.
+    int32_t seqlen_q;
+    int32_t seqlen_k;
+    int32_t batch;
+    int32_t heads_q;
+    /// Query heads for each key head.
+    int32_t group;
+    int32_t head_dim;
+    /// Keys before and after its own position that a query sees; -1: all. 0 after it is causal.
+    int32_t window_left;
+    int32_t window_right;
+    float scale;
+    /// 0: none.
+    float softcap;
+} AttentionParams;
+
+#ifdef __cplusplus
+static_assert(sizeof(AttentionParams) == 240, "the layout that Rust has");
+#endif

@@ -1,0 +1,41 @@
+//! The compiled CUDA kernels and their parameters.
+//!
+//! They are data here: nothing of this module needs a driver or a GPU.
+
+#[rustfmt::skip]
+mod params;
+
+pub use params::{AttentionParams, TensorStrides};
+
+/// What nvcc made of one kernel file.
+#[derive(Debug, Clone, Copy)]
+pub struct Embedded {
+    /// The file's name, without `.cu`.
+    pub name: &'static str,
+    /// Machine code for the architectures of the build, and PTX for later ones: what a driver loads.
+    pub fatbin: &'static [u8],
+    /// The PTX text for compute_80: what an emulator loads.
+    pub ptx: &'static str,
+    /// What ptxas said of registers, shared memory and spills.
+    pub ptxas: &'static str,
+}
+
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// The kernels of a file.
+pub fn named(name: &str) -> Option<&'static Embedded> {
+    ALL.iter().find(|kernel| kernel.name == name)
+}
+
+const _: () = assert!(
+    size_of::<AttentionParams>() == 10 * 8 + 4 * size_of::<TensorStrides>() + 3 * 8 + 10 * 4,
+    "no padding, so every byte is initialised"
+);
+
+impl AttentionParams {
+    /// The parameters as a launch takes them.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the struct is `repr(C)` and has no padding.
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>()) }
+    }
+}

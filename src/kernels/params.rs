@@ -1,0 +1,152 @@
+//! Generated from kernels/params.h; do not edit. `xtask/tests/params.rs` compares.
+#![allow(clippy::all, clippy::undocumented_unsafe_blocks, missing_docs)]
+
+
+/// Strides of [batch, seqlen, heads, head_dim] (packed: batch is 0), the last dimension contiguous.
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
+pub struct TensorStrides {
+    pub batch: i64,
+    pub row: i64,
+    pub head: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of TensorStrides"][::std::mem::size_of::<TensorStrides>() - 24usize];
+    ["Alignment of TensorStrides"][::std::mem::align_of::<TensorStrides>() - 8usize];
+    [
+        "Offset of field: TensorStrides::batch",
+    ][::std::mem::offset_of!(TensorStrides, batch) - 0usize];
+    [
+        "Offset of field: TensorStrides::row",
+    ][::std::mem::offset_of!(TensorStrides, row) - 8usize];
+    [
+        "Offset of field: TensorStrides::head",
+    ][::std::mem::offset_of!(TensorStrides, head) - 16usize];
+};
+/// One attention problem; see `Attention` for what is computed.
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
+pub struct AttentionParams {
+    pub q: u64,
+    pub k: u64,
+    pub v: u64,
+    pub out: u64,
+    /// f32 [batch, heads_q, seqlen_q], packed [heads_q, total_q].
+    pub lse: u64,
+    /// f32 [heads_q] or [batch, heads_q].
+    pub slopes: u64,
+    /// i32 [batch + 1]: packed sequences.
+    pub cu_seqlens_q: u64,
+    pub cu_seqlens_k: u64,
+    /// i32 [batch].
+    pub seqused_k: u64,
+    pub leftpad_k: u64,
+    pub q_strides: TensorStrides,
+    pub k_strides: TensorStrides,
+    pub v_strides: TensorStrides,
+    pub out_strides: TensorStrides,
+    pub lse_batch_stride: i64,
+    pub lse_head_stride: i64,
+    pub slopes_batch_stride: i64,
+    /// The number of rows of the tensors, or of the longest packed sequence.
+    pub seqlen_q: i32,
+    pub seqlen_k: i32,
+    pub batch: i32,
+    pub heads_q: i32,
+    /// Query heads for each key head.
+    pub group: i32,
+    pub head_dim: i32,
+    /// Keys before and after its own position that a query sees; -1: all. 0 after it is causal.
+    pub window_left: i32,
+    pub window_right: i32,
+    pub scale: f32,
+    /// 0: none.
+    pub softcap: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 240usize];
+    ["Alignment of AttentionParams"][::std::mem::align_of::<AttentionParams>() - 8usize];
+    [
+        "Offset of field: AttentionParams::q",
+    ][::std::mem::offset_of!(AttentionParams, q) - 0usize];
+    [
+        "Offset of field: AttentionParams::k",
+    ][::std::mem::offset_of!(AttentionParams, k) - 8usize];
+    [
+        "Offset of field: AttentionParams::v",
+    ][::std::mem::offset_of!(AttentionParams, v) - 16usize];
+    [
+        "Offset of field: AttentionParams::out",
+    ][::std::mem::offset_of!(AttentionParams, out) - 24usize];
+    [
+        "Offset of field: AttentionParams::lse",
+    ][::std::mem::offset_of!(AttentionParams, lse) - 32usize];
+    [
+        "Offset of field: AttentionParams::slopes",
+    ][::std::mem::offset_of!(AttentionParams, slopes) - 40usize];
+    [
+        "Offset of field: AttentionParams::cu_seqlens_q",
+    ][::std::mem::offset_of!(AttentionParams, cu_seqlens_q) - 48usize];
+    [
+        "Offset of field: AttentionParams::cu_seqlens_k",
+    ][::std::mem::offset_of!(AttentionParams, cu_seqlens_k) - 56usize];
+    [
+        "Offset of field: AttentionParams::seqused_k",
+    ][::std::mem::offset_of!(AttentionParams, seqused_k) - 64usize];
+    [
+        "Offset of field: AttentionParams::leftpad_k",
+    ][::std::mem::offset_of!(AttentionParams, leftpad_k) - 72usize];
+    [
+        "Offset of field: AttentionParams::q_strides",
+    ][::std::mem::offset_of!(AttentionParams, q_strides) - 80usize];
+    [
+        "Offset of field: AttentionParams::k_strides",
+    ][::std::mem::offset_of!(AttentionParams, k_strides) - 104usize];
+    [
+        "Offset of field: AttentionParams::v_strides",
+    ][::std::mem::offset_of!(AttentionParams, v_strides) - 128usize];
+    [
+        "Offset of field: AttentionParams::out_strides",
+    ][::std::mem::offset_of!(AttentionParams, out_strides) - 152usize];
+    [
+        "Offset of field: AttentionParams::lse_batch_stride",
+    ][::std::mem::offset_of!(AttentionParams, lse_batch_stride) - 176usize];
+    [
+        "Offset of field: AttentionParams::lse_head_stride",
+    ][::std::mem::offset_of!(AttentionParams, lse_head_stride) - 184usize];
+    [
+        "Offset of field: AttentionParams::slopes_batch_stride",
+    ][::std::mem::offset_of!(AttentionParams, slopes_batch_stride) - 192usize];
+    [
+        "Offset of field: AttentionParams::seqlen_q",
+    ][::std::mem::offset_of!(AttentionParams, seqlen_q) - 200usize];
+    [
+        "Offset of field: AttentionParams::seqlen_k",
+    ][::std::mem::offset_of!(AttentionParams, seqlen_k) - 204usize];
+    [
+        "Offset of field: AttentionParams::batch",
+    ][::std::mem::offset_of!(AttentionParams, batch) - 208usize];
+    [
+        "Offset of field: AttentionParams::heads_q",
+    ][::std::mem::offset_of!(AttentionParams, heads_q) - 212usize];
+    [
+        "Offset of field: AttentionParams::group",
+    ][::std::mem::offset_of!(AttentionParams, group) - 216usize];
+    [
+        "Offset of field: AttentionParams::head_dim",
+    ][::std::mem::offset_of!(AttentionParams, head_dim) - 220usize];
+    [
+        "Offset of field: AttentionParams::window_left",
+    ][::std::mem::offset_of!(AttentionParams, window_left) - 224usize];
+    [
+        "Offset of field: AttentionParams::window_right",
+    ][::std::mem::offset_of!(AttentionParams, window_right) - 228usize];
+    [
+        "Offset of field: AttentionParams::scale",
+    ][::std::mem::offset_of!(AttentionParams, scale) - 232usize];
+    [
+        "Offset of field: AttentionParams::softcap",
+    ][::std::mem::offset_of!(AttentionParams, softcap) - 236usize];
+};
