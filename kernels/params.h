@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-/// Strides of [batch, seqlen, heads, head_dim] (packed: batch is 0), the last dimension contiguous.
+/// Strides of `[batch, seqlen, heads, head_dim]` (packed: batch is 0), the last dimension contiguous.
 typedef struct TensorStrides {
     int64_t batch;
     int64_t row;
@@ -17,14 +17,14 @@ typedef struct AttentionParams {
     uint64_t k;
     uint64_t v;
     uint64_t out;
-    /// f32 [batch, heads_q, seqlen_q], packed [heads_q, total_q].
+    /// f32 `[batch, heads_q, seqlen_q]`, packed `[heads_q, total_q]`.
     uint64_t lse;
-    /// f32 [heads_q] or [batch, heads_q].
+    /// f32 `[heads_q]` or `[batch, heads_q]`.
     uint64_t slopes;
-    /// i32 [batch + 1]: packed sequences.
+    /// i32 `[batch + 1]`: packed sequences.
     uint64_t cu_seqlens_q;
     uint64_t cu_seqlens_k;
-    /// i32 [batch].
+    /// i32 `[batch]`.
     uint64_t seqused_k;
     uint64_t leftpad_k;
     TensorStrides q_strides;

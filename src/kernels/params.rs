@@ -2,7 +2,7 @@
 #![allow(clippy::all, clippy::undocumented_unsafe_blocks, missing_docs)]
 
 
-/// Strides of [batch, seqlen, heads, head_dim] (packed: batch is 0), the last dimension contiguous.
+/// Strides of `[batch, seqlen, heads, head_dim]` (packed: batch is 0), the last dimension contiguous.
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct TensorStrides {
@@ -32,14 +32,14 @@ pub struct AttentionParams {
     pub k: u64,
     pub v: u64,
     pub out: u64,
-    /// f32 [batch, heads_q, seqlen_q], packed [heads_q, total_q].
+    /// f32 `[batch, heads_q, seqlen_q]`, packed `[heads_q, total_q]`.
     pub lse: u64,
-    /// f32 [heads_q] or [batch, heads_q].
+    /// f32 `[heads_q]` or `[batch, heads_q]`.
     pub slopes: u64,
-    /// i32 [batch + 1]: packed sequences.
+    /// i32 `[batch + 1]`: packed sequences.
     pub cu_seqlens_q: u64,
     pub cu_seqlens_k: u64,
-    /// i32 [batch].
+    /// i32 `[batch]`.
     pub seqused_k: u64,
     pub leftpad_k: u64,
     pub q_strides: TensorStrides,
