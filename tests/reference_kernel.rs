@@ -4,7 +4,7 @@ use flash_alibi::cpu::{self, Element};
 use flash_alibi::kernels::{self, AttentionParams, TensorStrides};
 use flash_alibi::{Attention, Inputs, Mask, Slopes, View};
 use half::{bf16, f16};
-use ptx_emulator::{DevicePtr, LaunchConfig, Memory, Module, Plain};
+use ptx_emulator::{DevicePtr, LaunchConfig, Memory, Module, Scalar};
 
 /// A problem: sequences of (query rows, key rows, used key rows, left padding) in packed or dense tensors.
 #[derive(Clone)]
@@ -23,7 +23,7 @@ fn random<T: Element>(n: usize, seed: u32) -> Vec<T> {
     (0..n).map(|_| next()).collect()
 }
 
-fn run<T: Element + Plain>(name: &str, case: &Case, tolerance: f64) {
+fn run<T: Element + Scalar>(name: &str, case: &Case, tolerance: f64) {
     let (attention, batch) = (&case.attention, case.sequences.len());
     let (heads_q, heads_k, d) = (
         attention.heads_q(),
@@ -89,8 +89,8 @@ fn run<T: Element + Plain>(name: &str, case: &Case, tolerance: f64) {
     let expected = cpu::oracle::attend(attention, &inputs).unwrap();
 
     let memory = Memory::new();
-    fn put<P: Plain>(memory: &Memory, data: &[P]) -> DevicePtr {
-        memory.alloc_from(data).unwrap()
+    fn put<P: Scalar>(memory: &Memory, data: &[P]) -> DevicePtr {
+        memory.upload(data).unwrap()
     }
     let out = memory.alloc((q.len() * size_of::<T>()) as u64).unwrap();
     let lse = memory.alloc((expected.lse.len() * 4) as u64).unwrap();
@@ -151,13 +151,13 @@ fn run<T: Element + Plain>(name: &str, case: &Case, tolerance: f64) {
     };
     let module = Module::parse(kernels::named("reference").unwrap().ptx).unwrap();
     let grid = (max_q.div_ceil(4) as u32, heads_q as u32, batch as u32);
-    let config = LaunchConfig::new_3d(grid, (128, 1, 1)).seed(7);
+    let config = LaunchConfig::new(grid, (128, 1, 1)).seed(7);
     if let Err(fault) = module.launch(&memory, name, &config, params.bytes()) {
         panic!("{name}: {fault}");
     }
 
-    let out: Vec<T> = memory.read_vec(out, q.len()).unwrap();
-    let lse: Vec<f32> = memory.read_vec(lse, expected.lse.len()).unwrap();
+    let out: Vec<T> = memory.download(out, q.len()).unwrap();
+    let lse: Vec<f32> = memory.download(lse, expected.lse.len()).unwrap();
     let largest = expected.out.iter().fold(0f64, |max, x| max.max(x.abs()));
     for (i, (found, expected)) in out.iter().zip(&expected.out).enumerate() {
         let error = (f64::from(found.to_f32()) - expected).abs();

@@ -1,24 +1,24 @@
-//! Decodes every kernel of PTX files and names the first instruction of each that the emulator
-//! does not know: `cargo run --example check -- FILE.ptx...`
-
-use ptx_emulator::Module;
+//! Lists the kernels of PTX files and whether the emulator can run them: `check file.ptx ...`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut bad = 0;
+    let mut failed = 0;
     for path in std::env::args().skip(1) {
-        let module = Module::parse(&std::fs::read_to_string(&path)?)?;
+        let module = ptx_emulator::Module::parse(&std::fs::read_to_string(&path)?)?;
         for kernel in module.kernels() {
-            match module.check(kernel) {
-                Ok(()) => println!("{path}: {kernel}: ok"),
+            match module.check(&kernel.name) {
+                Ok(()) => println!(
+                    "{path}: {}: {} bytes of parameters, {} of static shared memory",
+                    kernel.name, kernel.param_bytes, kernel.static_shared
+                ),
                 Err(fault) => {
-                    bad += 1;
+                    failed += 1;
                     println!("{path}: {fault}");
                 }
             }
         }
     }
-    if bad > 0 {
-        return Err(format!("{bad} kernels cannot run").into());
+    if failed > 0 {
+        return Err(format!("{failed} kernels cannot run").into());
     }
     Ok(())
 }

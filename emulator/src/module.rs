@@ -1,269 +1,178 @@
-//! Modules and their launch: the crate's front door.
+//! A parsed PTX text.
 
-use crate::ast;
-use crate::decode::Program;
-use crate::exec;
-use crate::fault::{Fault, FaultKind, Place};
-use crate::memory::{DevicePtr, Memory};
-use crate::parser::{self, ParseError};
-use crate::report::Report;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
-/// Which checks a launch makes. Bounds and alignment are always checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use crate::decode::{self, ModuleVar};
+use crate::error::{Fault, MemoryError, ParseError};
+use crate::exec;
+use crate::op::Kernel;
+use crate::ptx::ast::{Ast, Init, Var, VarSpace};
+use crate::{DevicePtr, LaunchConfig, Memory, Report};
+
+/// One kernel parameter in the parameter bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParamInfo {
+    /// Its name in the PTX.
+    pub name: String,
+    /// Offset in the parameter bytes.
+    pub offset: u32,
+    /// Size in bytes.
+    pub size: u32,
+    /// Alignment in bytes.
+    pub align: u32,
+}
+
+/// What is known of a kernel before it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Checks {
-    /// Reads of shared, local and device memory that nobody wrote.
-    pub uninitialised: bool,
-    /// Races in shared memory, among the threads of a block.
-    pub shared_races: bool,
-    /// Races in global memory, among the blocks of the launch.
-    pub global_races: bool,
-    /// Accesses to the destination of a pending asynchronous copy.
-    pub pending_copies: bool,
+pub struct KernelInfo {
+    /// Its name.
+    pub name: String,
+    /// Its parameters.
+    pub params: Vec<ParamInfo>,
+    /// Size of the parameter bytes.
+    pub param_bytes: u32,
+    /// Static shared memory in bytes; 0 if the kernel cannot run.
+    pub static_shared: u32,
+    /// `.maxntid`: the largest block.
+    pub max_threads: Option<u32>,
+    /// `.reqntid`: the exact block.
+    pub required_block: Option<(u32, u32, u32)>,
 }
 
-impl Checks {
-    /// Every check.
-    pub const fn all() -> Self {
-        Checks {
-            uninitialised: true,
-            shared_races: true,
-            global_races: true,
-            pending_copies: true,
-        }
-    }
-
-    /// Bounds and alignment only.
-    pub const fn none() -> Self {
-        Checks {
-            uninitialised: false,
-            shared_races: false,
-            global_races: false,
-            pending_copies: false,
-        }
-    }
-
-    /// With `uninitialised` set.
-    pub const fn with_uninitialised(mut self, on: bool) -> Self {
-        self.uninitialised = on;
-        self
-    }
-
-    /// With `shared_races` set.
-    pub const fn with_shared_races(mut self, on: bool) -> Self {
-        self.shared_races = on;
-        self
-    }
-
-    /// With `global_races` set.
-    pub const fn with_global_races(mut self, on: bool) -> Self {
-        self.global_races = on;
-        self
-    }
-
-    /// With `pending_copies` set.
-    pub const fn with_pending_copies(mut self, on: bool) -> Self {
-        self.pending_copies = on;
-        self
-    }
-}
-
-impl Default for Checks {
-    fn default() -> Self {
-        Checks::all()
-    }
-}
-
-/// How to launch a kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LaunchConfig {
-    /// Blocks in the grid.
-    pub grid: (u32, u32, u32),
-    /// Threads in a block.
-    pub block: (u32, u32, u32),
-    /// Dynamic shared memory in bytes.
-    pub shared_bytes: u32,
-    /// Seeds the order in which warps run.
-    pub seed: u64,
-    /// The checks to make.
-    pub checks: Checks,
-    /// The most instructions one warp may execute, against endless loops.
-    pub max_warp_instructions: u64,
-}
-
-impl LaunchConfig {
-    /// A one-dimensional launch.
-    pub fn new(grid: u32, block: u32) -> Self {
-        Self::new_3d((grid, 1, 1), (block, 1, 1))
-    }
-
-    /// A launch in three dimensions.
-    pub fn new_3d(grid: (u32, u32, u32), block: (u32, u32, u32)) -> Self {
-        LaunchConfig {
-            grid,
-            block,
-            shared_bytes: 0,
-            seed: 0,
-            checks: Checks::all(),
-            max_warp_instructions: 1 << 32,
-        }
-    }
-
-    /// With dynamic shared memory.
-    pub fn shared_bytes(mut self, bytes: u32) -> Self {
-        self.shared_bytes = bytes;
-        self
-    }
-
-    /// With another seed.
-    pub fn seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
-        self
-    }
-
-    /// With other checks.
-    pub fn checks(mut self, checks: Checks) -> Self {
-        self.checks = checks;
-        self
-    }
-
-    /// With another instruction limit per warp.
-    pub fn max_warp_instructions(mut self, limit: u64) -> Self {
-        self.max_warp_instructions = limit;
-        self
-    }
-}
-
-/// A fixed-size byte image of a parameter, for [`ParamValue`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ParamBytes {
-    bytes: [u8; 8],
-    size: usize,
-}
-
-/// A scalar that can be a kernel parameter.
-pub trait ParamValue {
-    /// Its bytes.
-    fn param_bytes(&self) -> ParamBytes;
-}
-
-macro_rules! param_value {
-    ($($t:ty),*) => {$(
-        impl ParamValue for $t {
-            fn param_bytes(&self) -> ParamBytes {
-                let b = self.to_le_bytes();
-                let mut bytes = [0; 8];
-                bytes[..b.len()].copy_from_slice(&b);
-                ParamBytes { bytes, size: b.len() }
-            }
-        }
-    )*};
-}
-param_value!(u8, i8, u16, i16, u32, i32, u64, i64, f32, f64);
-
-impl ParamValue for DevicePtr {
-    fn param_bytes(&self) -> ParamBytes {
-        self.0.param_bytes()
-    }
-}
-
-/// Lays out kernel parameters: each value at the next multiple of its size.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Params {
-    bytes: Vec<u8>,
-}
-
-impl Params {
-    /// No parameters yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Appends a scalar.
-    pub fn arg(mut self, value: impl ParamValue) -> Self {
-        let v = value.param_bytes();
-        self.align(v.size);
-        self.bytes.extend_from_slice(&v.bytes[..v.size]);
-        self
-    }
-
-    /// Appends a struct given by its bytes, at a multiple of `align`.
-    pub fn raw(mut self, bytes: &[u8], align: usize) -> Self {
-        self.align(align.max(1));
-        self.bytes.extend_from_slice(bytes);
-        self
-    }
-
-    /// The parameter bytes.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    fn align(&mut self, align: usize) {
-        self.bytes
-            .resize(self.bytes.len().next_multiple_of(align), 0);
-    }
-}
-
-type Decoded = Result<Arc<Program>, Box<Fault>>;
-
-/// A parsed PTX module.
-#[derive(Debug)]
+/// A parsed PTX text, ready to launch. Cheap to share between threads.
 pub struct Module {
-    ast: ast::Module,
+    /// Tells modules apart in a [`Memory`].
     id: u64,
-    programs: Mutex<HashMap<String, Decoded>>,
+    infos: Vec<KernelInfo>,
+    kernels: Vec<Result<Kernel, Box<Fault>>>,
+    vars: HashMap<String, ModuleVar>,
+    /// Global and constant variables in the order of their indices, with their initialisers.
+    data: Vec<Var>,
 }
+
+impl std::fmt::Debug for Module {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Module")
+            .field(
+                "kernels",
+                &self.infos.iter().map(|k| &k.name).collect::<Vec<_>>(),
+            )
+            .finish()
+    }
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 impl Module {
-    /// Parses PTX text. Instructions are only decoded when their kernel is first launched.
-    pub fn parse(ptx: &str) -> Result<Module, ParseError> {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        Ok(Module {
-            ast: parser::parse(ptx)?,
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
-            programs: Mutex::new(HashMap::new()),
+    /// Parses a PTX text. Instructions the emulator does not know are not an error here but upon the
+    /// launch of the kernel that holds them.
+    ///
+    /// # Errors
+    /// [`ParseError`] with the line of the text that is not well formed.
+    pub fn parse(ptx: &str) -> Result<Self, ParseError> {
+        let ast: Ast = crate::ptx::parse(ptx)?;
+        let mut vars = HashMap::new();
+        let mut data = Vec::new();
+        for v in &ast.vars {
+            let stored = matches!(v.space, VarSpace::Global | VarSpace::Const);
+            let index = data.len() as u32;
+            if stored {
+                data.push(v.clone());
+            }
+            vars.insert(
+                v.name.clone(),
+                ModuleVar {
+                    space: v.space,
+                    index,
+                    size: v.size,
+                },
+            );
+        }
+        let mut infos = Vec::new();
+        let mut kernels = Vec::new();
+        for f in ast.funcs.iter().filter(|f| f.entry) {
+            let kernel = decode::decode(&ast, f, &vars);
+            let (params, param_bytes) = decode::layout(&f.params);
+            infos.push(KernelInfo {
+                name: f.name.clone(),
+                params,
+                param_bytes,
+                static_shared: kernel.as_ref().map_or(0, |k| k.static_shared),
+                max_threads: f.max_threads,
+                required_block: f.required_block,
+            });
+            kernels.push(kernel);
+        }
+        Ok(Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            infos,
+            kernels,
+            vars,
+            data,
         })
     }
 
-    /// The names of the module's kernels.
-    pub fn kernels(&self) -> impl Iterator<Item = &str> {
-        self.ast
-            .functions
-            .iter()
-            .filter(|f| f.entry)
-            .map(|f| f.name.as_str())
+    /// The kernels, in the order of the text.
+    pub fn kernels(&self) -> impl Iterator<Item = &KernelInfo> {
+        self.infos.iter()
     }
 
-    /// The bytes of a kernel's parameters, or `None` if there is no such kernel.
-    pub fn param_size(&self, kernel: &str) -> Option<usize> {
-        let f = self.function(kernel)?;
-        let mut end = 0usize;
-        for p in &f.params {
-            end = end.next_multiple_of(p.align.max(1) as usize) + p.size as usize;
-        }
-        Some(end)
+    /// The kernel of that name.
+    pub fn kernel(&self, name: &str) -> Option<&KernelInfo> {
+        self.kernels().find(|k| k.name == name)
     }
 
-    /// The address in `memory` of a module-scope `.global` or `.const` variable, which is
-    /// created there on the first call or launch.
-    pub fn variable(&self, memory: &Memory, name: &str) -> Option<DevicePtr> {
-        let vars = memory.instantiate(self.id, &self.ast).ok()?;
-        vars.get(name).copied().map(DevicePtr)
-    }
-
-    /// Decodes a kernel without running it: the first unknown instruction is the error.
-    pub fn check(&self, kernel: &str) -> Result<(), Box<Fault>> {
-        self.program(kernel).map(|_| ())
-    }
-
-    /// Runs a kernel over a grid and waits for it.
+    /// Whether the kernel can run: it exists and holds no instruction the emulator does not know.
     ///
-    /// `params` is laid out as the kernel's `.param` declarations say; see [`Params`].
+    /// # Errors
+    /// What a launch would answer.
+    pub fn check(&self, kernel: &str) -> Result<(), Box<Fault>> {
+        self.code(kernel).map(|_| ())
+    }
+
+    fn code(&self, kernel: &str) -> Result<(&Kernel, &KernelInfo), Box<Fault>> {
+        let Some(i) = self.infos.iter().position(|k| k.name == kernel) else {
+            return Err(Fault::bad_launch(
+                kernel,
+                "the module has no kernel of that name",
+            ));
+        };
+        Ok((
+            self.kernels[i].as_ref().map_err(Clone::clone)?,
+            &self.infos[i],
+        ))
+    }
+
+    /// Address and size of a `.global` or `.const` variable in `memory`, loading the module's
+    /// variables there if this is the first use. `None` if there is no such variable.
+    ///
+    /// # Errors
+    /// [`MemoryError::TooLarge`] when the address space is used up.
+    pub fn variable(
+        &self,
+        memory: &Memory,
+        name: &str,
+    ) -> Result<Option<(DevicePtr, u64)>, MemoryError> {
+        let Some(v) = self
+            .vars
+            .get(name)
+            .filter(|v| matches!(v.space, VarSpace::Global | VarSpace::Const))
+        else {
+            return Ok(None);
+        };
+        let addresses = self.load(memory)?;
+        Ok(Some((DevicePtr(addresses[v.index as usize]), v.size)))
+    }
+
+    /// Runs a kernel to its end.
+    ///
+    /// `params` is laid out by the kernel's `.param` declarations; [`Params`](crate::Params) builds it.
+    ///
+    /// # Errors
+    /// The [`Fault`] of the first thread that did something wrong, or what is wrong with the launch.
     pub fn launch(
         &self,
         memory: &Memory,
@@ -271,52 +180,53 @@ impl Module {
         config: &LaunchConfig,
         params: &[u8],
     ) -> Result<Report, Box<Fault>> {
-        let program = self.program(kernel)?;
-        let invalid = |s: String| {
-            Box::new(Fault {
-                kind: FaultKind::InvalidLaunch(s),
-                kernel: kernel.to_owned(),
-                place: Place::default(),
-            })
-        };
-        let want = self.param_size(kernel).unwrap_or(0);
-        // Trailing padding is tolerated: C structs are padded, .param lists are not.
-        if params.len() < want || params.len() >= want + 16 {
-            return Err(invalid(format!(
-                "the kernel takes {want} bytes of parameters, not {}",
-                params.len()
-            )));
-        }
-        let vars = memory
-            .instantiate(self.id, &self.ast)
-            .map_err(|e| invalid(e.to_string()))?;
-        exec::launch(&program, memory, &vars, config, params)
+        let (code, info) = self.code(kernel)?;
+        let addresses = self
+            .load(memory)
+            .map_err(|e| Fault::bad_launch(kernel, e.to_string()))?;
+        exec::launch(
+            code,
+            memory,
+            addresses,
+            config,
+            params,
+            (info.max_threads, info.required_block),
+        )
     }
 
-    fn function(&self, kernel: &str) -> Option<&ast::Function> {
-        self.ast
-            .functions
-            .iter()
-            .find(|f| f.entry && f.name == kernel)
-    }
-
-    fn program(&self, kernel: &str) -> Decoded {
-        if self.function(kernel).is_none() {
-            return Err(Box::new(Fault {
-                kind: FaultKind::UnknownKernel(kernel.to_owned()),
-                kernel: kernel.to_owned(),
-                place: Place::default(),
-            }));
-        }
-        let mut programs = match self.programs.lock() {
-            Ok(p) => p,
-            Err(poisoned) => poisoned.into_inner(),
-        };
-        if let Some(p) = programs.get(kernel) {
-            return p.clone();
-        }
-        let decoded = crate::decode::decode(&self.ast, kernel).map(Arc::new);
-        programs.insert(kernel.to_owned(), decoded.clone());
-        decoded
+    /// Puts the module's variables into memory, once.
+    fn load(&self, memory: &Memory) -> Result<Arc<Vec<u64>>, MemoryError> {
+        memory.module(self.id, || {
+            let mut addresses = Vec::with_capacity(self.data.len());
+            for v in &self.data {
+                let constant = v.space == VarSpace::Const;
+                let p = if constant {
+                    memory.alloc_const(v.size)?
+                } else {
+                    memory.alloc_zeroed(v.size)?
+                };
+                addresses.push(p.0);
+            }
+            for (v, &address) in self.data.iter().zip(&addresses) {
+                let mut bytes = Vec::new();
+                for i in &v.init {
+                    match i {
+                        Init::Bytes(b) => bytes.extend_from_slice(b),
+                        Init::Symbol { name, offset, size } => {
+                            let base = self
+                                .vars
+                                .get(name)
+                                .and_then(|v| addresses.get(v.index as usize))
+                                .copied();
+                            let value = base.unwrap_or(0).wrapping_add(*offset as u64);
+                            bytes
+                                .extend_from_slice(&value.to_le_bytes()[..(*size).min(8) as usize]);
+                        }
+                    }
+                }
+                memory.write(DevicePtr(address), &bytes)?;
+            }
+            Ok(addresses)
+        })
     }
 }

@@ -1,175 +1,257 @@
-//! What a launch counted.
+//! Counters of a launch. All are sums over warps, so they do not depend on host threads.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
-/// The classes by which instructions are counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Instruction classes, roughly the units that execute them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Class {
-    /// Integer arithmetic, logic and shifts.
+    /// Integer arithmetic, logic, shifts and comparisons.
     Integer,
-    /// `f32` arithmetic and comparison.
+    /// Single-precision arithmetic and comparisons.
     F32,
-    /// `f64` arithmetic and comparison.
+    /// Double-precision arithmetic and comparisons.
     F64,
-    /// `f16` and `bf16` arithmetic, scalar and packed.
+    /// Half-precision and bfloat16 arithmetic, scalar and packed.
     Half,
-    /// `ex2`, `lg2`, `rcp`, `rsqrt`, `sqrt`, `sin`, `cos`, `tanh` and divisions.
-    Mufu,
-    /// `cvt` and its kin.
+    /// Special functions: `ex2`, `lg2`, `rcp`, `rsqrt`, `sqrt`, `sin`, `cos`, `tanh`.
+    Special,
+    /// Conversions between types.
     Convert,
-    /// `mov`, `selp`, `prmt`-free packing, address conversion.
+    /// Moves, selections and address conversions.
     Move,
-    /// Predicate logic.
-    Predicate,
-    /// Loads of global memory.
-    LoadGlobal,
-    /// Stores to global memory.
-    StoreGlobal,
-    /// Loads of shared memory.
-    LoadShared,
-    /// Stores to shared memory.
-    StoreShared,
-    /// Loads and stores of local memory.
-    Local,
     /// Loads of parameters and constants.
     LoadConst,
-    /// Loads and stores by generic address.
+    /// Global loads.
+    LoadGlobal,
+    /// Global stores.
+    StoreGlobal,
+    /// Shared loads.
+    LoadShared,
+    /// Shared stores.
+    StoreShared,
+    /// Local loads and stores.
+    Local,
+    /// Loads and stores through generic addresses.
     Generic,
     /// Atomics and reductions on memory.
     Atomic,
-    /// Shuffles.
-    Shuffle,
-    /// Votes, matches, warp reductions, elections.
-    Vote,
-    /// Barriers and mbarriers.
-    Barrier,
-    /// Fences.
-    Fence,
-    /// Branches, calls, returns, exits.
-    Branch,
-    /// Matrix multiply-accumulate.
+    /// `ldmatrix`, `stmatrix` and `movmatrix`.
+    Matrix,
+    /// Tensor-core multiply-accumulate.
     Tensor,
-    /// `ldmatrix`, `stmatrix`, `movmatrix`.
-    MatrixMove,
-    /// Asynchronous copies, their commits and waits.
+    /// Asynchronous copies and their commits and waits.
     AsyncCopy,
-    /// Everything else.
+    /// Warp shuffles.
+    Shuffle,
+    /// Votes, matches and warp reductions.
+    Vote,
+    /// Barriers and fences, `mbarrier` included.
+    Barrier,
+    /// Branches, calls and exits.
+    Branch,
+    /// The rest: hints and sleeps.
     Other,
 }
 
-/// How often an instruction was issued, and by how many lanes in all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
-    /// Warp-instructions.
-    pub warps: u64,
-    /// Lane-instructions: the active lanes, summed.
-    pub lanes: u64,
+impl Class {
+    /// Every class, in report order.
+    pub const ALL: [Self; 23] = [
+        Self::Integer,
+        Self::F32,
+        Self::F64,
+        Self::Half,
+        Self::Special,
+        Self::Convert,
+        Self::Move,
+        Self::LoadConst,
+        Self::LoadGlobal,
+        Self::StoreGlobal,
+        Self::LoadShared,
+        Self::StoreShared,
+        Self::Local,
+        Self::Generic,
+        Self::Atomic,
+        Self::Matrix,
+        Self::Tensor,
+        Self::AsyncCopy,
+        Self::Shuffle,
+        Self::Vote,
+        Self::Barrier,
+        Self::Branch,
+        Self::Other,
+    ];
 }
 
-impl std::ops::AddAssign for Count {
-    fn add_assign(&mut self, o: Count) {
-        self.warps += o.warps;
-        self.lanes += o.lanes;
+/// Counters of one PTX instruction, or a sum of several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Times a warp executed it (one with no lane left by its predicate counts too).
+    pub warp_instructions: u64,
+    /// Lanes that executed it.
+    pub lane_instructions: u64,
+    /// Shared-memory requests (warp-level).
+    pub shared_requests: u64,
+    /// Wavefronts those requests took.
+    pub shared_wavefronts: u64,
+    /// Wavefronts beyond what the width of the requests needs: bank conflicts.
+    pub bank_conflicts: u64,
+    /// Global-memory requests (warp-level).
+    pub global_requests: u64,
+    /// 32-byte sectors those requests touched.
+    pub global_sectors: u64,
+    /// Bytes the lanes asked for.
+    pub global_bytes: u64,
+    /// Tensor-core floating-point operations (a multiply-add is two).
+    pub tensor_flops: u64,
+}
+
+impl std::ops::AddAssign for Counters {
+    fn add_assign(&mut self, o: Self) {
+        self.warp_instructions += o.warp_instructions;
+        self.lane_instructions += o.lane_instructions;
+        self.shared_requests += o.shared_requests;
+        self.shared_wavefronts += o.shared_wavefronts;
+        self.bank_conflicts += o.bank_conflicts;
+        self.global_requests += o.global_requests;
+        self.global_sectors += o.global_sectors;
+        self.global_bytes += o.global_bytes;
+        self.tensor_flops += o.tensor_flops;
     }
 }
 
-/// The counters of one launch. They do not depend on the number of host threads.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
+/// One PTX instruction with its counters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// Line in the PTX text.
+    pub ptx_line: u32,
+    /// `file:line` of the source, with `-lineinfo`.
+    pub source: Option<String>,
+    /// The opcode with its modifiers, for example `ld.global.v4.u32`.
+    pub mnemonic: String,
+    /// The instruction as text.
+    pub instruction: String,
+    /// Its class.
+    pub class: Class,
+    /// Its counters.
+    pub counters: Counters,
+}
+
+/// What a launch did.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// Kernel name.
+    /// Name of the kernel.
     pub kernel: String,
-    /// Blocks run.
+    /// Blocks that ran.
     pub blocks: u64,
-    /// All instructions.
-    pub total: Count,
-    /// Instructions by class.
-    pub by_class: BTreeMap<Class, Count>,
-    /// Instructions by opcode with its modifiers, as the PTX writes it.
-    pub by_mnemonic: BTreeMap<String, Count>,
-    /// Instructions by PTX line.
-    pub by_line: BTreeMap<u32, Count>,
-    /// Requests to shared memory (warp-instructions, `ldmatrix` and `stmatrix` included).
-    pub shared_requests: u64,
-    /// Wavefronts those took.
-    pub shared_wavefronts: u64,
-    /// Wavefronts beyond the fewest that each request's width needs: bank conflicts.
-    pub bank_conflicts: u64,
-    /// Bank conflicts by PTX line, where there were any.
-    pub conflicts_by_line: BTreeMap<u32, u64>,
-    /// Load requests to global memory (asynchronous copies included).
-    pub global_load_requests: u64,
-    /// 32-byte sectors those touched.
-    pub global_load_sectors: u64,
-    /// Bytes those asked for.
-    pub global_load_bytes: u64,
-    /// Store (and reduction) requests to global memory.
-    pub global_store_requests: u64,
-    /// 32-byte sectors those touched.
-    pub global_store_sectors: u64,
-    /// Bytes those wrote.
-    pub global_store_bytes: u64,
-    /// Floating-point operations of the tensor cores (a multiply and an add are two).
-    pub tensor_flops: u64,
-    /// Branches at which a warp diverged.
-    pub divergent_branches: u64,
+    /// Threads that ran.
+    pub threads: u64,
+    /// Registers the PTX declares and uses, as 32-bit units; not what ptxas would allocate.
+    pub virtual_registers: u32,
+    /// Shared memory of a block, static and dynamic.
+    pub shared_bytes: u32,
+    /// Every executed PTX instruction, in program order.
+    pub lines: Vec<Line>,
+    /// Times an mbarrier wait found its phase incomplete. The order of warps decides this.
+    pub mbarrier_retries: u64,
 }
 
 impl Report {
-    /// The count of a class; zero if none was issued.
-    pub fn class(&self, class: Class) -> Count {
-        self.by_class.get(&class).copied().unwrap_or_default()
+    /// The sum over all instructions.
+    pub fn total(&self) -> Counters {
+        self.sum(|_| true)
     }
 
-    /// The sum over the mnemonics that begin with `prefix`, e.g. `"mma.sync"`.
-    pub fn mnemonic(&self, prefix: &str) -> Count {
-        let mut c = Count::default();
-        for (_, v) in self
-            .by_mnemonic
-            .iter()
-            .filter(|(k, _)| k.starts_with(prefix))
-        {
-            c += *v;
+    /// The sum over one class.
+    pub fn class(&self, class: Class) -> Counters {
+        self.sum(|l| l.class == class)
+    }
+
+    /// The sum over instructions whose opcode is `prefix` or begins with `prefix` and a dot.
+    pub fn mnemonic(&self, prefix: &str) -> Counters {
+        self.sum(|l| {
+            l.mnemonic
+                .strip_prefix(prefix)
+                .is_some_and(|r| r.is_empty() || r.starts_with('.'))
+        })
+    }
+
+    /// The instructions executed most, at most `n`.
+    pub fn hottest(&self, n: usize) -> Vec<&Line> {
+        let mut lines: Vec<&Line> = self.lines.iter().collect();
+        lines.sort_by_key(|l| (std::cmp::Reverse(l.counters.warp_instructions), l.ptx_line));
+        lines.truncate(n);
+        lines
+    }
+
+    /// Warp-instructions per source line, most executed first; empty without `-lineinfo`.
+    pub fn by_source(&self) -> Vec<(String, Counters)> {
+        let mut map = std::collections::BTreeMap::<&str, Counters>::new();
+        for l in &self.lines {
+            if let Some(s) = &l.source {
+                *map.entry(s).or_default() += l.counters;
+            }
         }
-        c
+        let mut v: Vec<_> = map.into_iter().map(|(k, c)| (k.to_owned(), c)).collect();
+        v.sort_by_key(|(_, c)| std::cmp::Reverse(c.warp_instructions));
+        v
+    }
+
+    fn sum(&self, keep: impl Fn(&Line) -> bool) -> Counters {
+        let mut total = Counters::default();
+        for l in self.lines.iter().filter(|l| keep(l)) {
+            total += l.counters;
+        }
+        total
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: {} blocks", self.kernel, self.blocks)?;
+        let t = self.total();
         writeln!(
             f,
-            "{:<14} {:>14} {:>16}",
-            "class", "warp-instr", "lane-instr"
+            "{}: {} blocks, {} threads, {} bytes shared, {} warp-instructions, {} lane-instructions",
+            self.kernel,
+            self.blocks,
+            self.threads,
+            self.shared_bytes,
+            t.warp_instructions,
+            t.lane_instructions
         )?;
-        for (class, c) in &self.by_class {
-            let name = format!("{class:?}");
-            writeln!(f, "{name:<14} {:>14} {:>16}", c.warps, c.lanes)?;
+        for class in Class::ALL {
+            let c = self.class(class);
+            if c.warp_instructions > 0 {
+                let share = 100.0 * c.warp_instructions as f64 / t.warp_instructions.max(1) as f64;
+                writeln!(
+                    f,
+                    "  {:<12} {:>12} warp  {:>5.1}%",
+                    format!("{class:?}"),
+                    c.warp_instructions,
+                    share
+                )?;
+            }
         }
-        let t = self.total;
-        writeln!(f, "{:<14} {:>14} {:>16}", "total", t.warps, t.lanes)?;
-        writeln!(
-            f,
-            "shared: {} requests, {} wavefronts, {} from bank conflicts",
-            self.shared_requests, self.shared_wavefronts, self.bank_conflicts
-        )?;
-        writeln!(
-            f,
-            "global loads: {} requests, {} sectors, {} bytes",
-            self.global_load_requests, self.global_load_sectors, self.global_load_bytes
-        )?;
-        writeln!(
-            f,
-            "global stores: {} requests, {} sectors, {} bytes",
-            self.global_store_requests, self.global_store_sectors, self.global_store_bytes
-        )?;
-        write!(
-            f,
-            "tensor: {} FLOP; divergent branches: {}",
-            self.tensor_flops, self.divergent_branches
-        )
+        if t.shared_requests > 0 {
+            writeln!(
+                f,
+                "  shared: {} requests, {} wavefronts, {} of them bank conflicts",
+                t.shared_requests, t.shared_wavefronts, t.bank_conflicts
+            )?;
+        }
+        if t.global_requests > 0 {
+            writeln!(
+                f,
+                "  global: {} requests, {} sectors ({:.2} per request), {} bytes asked",
+                t.global_requests,
+                t.global_sectors,
+                t.global_sectors as f64 / t.global_requests as f64,
+                t.global_bytes
+            )?;
+        }
+        if t.tensor_flops > 0 {
+            writeln!(f, "  tensor: {} flop", t.tensor_flops)?;
+        }
+        Ok(())
     }
 }

@@ -1,173 +1,167 @@
-//! Where diverged lanes meet again: the immediate post-dominator of each branch.
+//! Reconvergence points: the immediate post-dominator of every branch.
 
-use super::program::{Inst, Op};
+use crate::op::{Inst, NONE, Op};
 
-/// The basic blocks of a function.
-pub struct Graph {
-    /// First instruction of each block, relative to the function.
-    pub starts: Vec<usize>,
-    /// Successors of each block; `starts.len()` stands for the exit.
-    pub successors: Vec<Vec<usize>>,
-    /// Instructions of the function.
-    pub len: usize,
-}
-
-impl Graph {
-    /// Of the function whose code is `body`, and begins at `first` of the program.
-    pub fn new(body: &[Inst], first: usize) -> Graph {
-        let n = body.len();
-        let mut leader = vec![false; n + 1];
-        leader[0] = true;
-        for (i, inst) in body.iter().enumerate() {
-            for t in targets(inst) {
-                if let Some(l) = (t as usize)
-                    .checked_sub(first)
-                    .and_then(|t| leader.get_mut(t))
-                {
-                    *l = true;
+/// Sets [`Inst::reconverge`] of every instruction that can part the lanes of a warp.
+pub(super) fn reconvergence(code: &mut [Inst]) {
+    let n = code.len();
+    // Basic blocks.
+    let mut leader = vec![false; n + 1];
+    leader[0] = true;
+    for (pc, inst) in code.iter().enumerate() {
+        match &inst.op {
+            Op::Branch { target } => {
+                leader[*target as usize] = true;
+                leader[pc + 1] = true;
+            }
+            Op::BranchIndexed { targets, .. } => {
+                targets.iter().for_each(|&t| leader[t as usize] = true);
+                leader[pc + 1] = true;
+            }
+            Op::Exit | Op::Trap | Op::AssertFail { .. } => leader[pc + 1] = true,
+            _ => {}
+        }
+    }
+    let starts: Vec<usize> = (0..n).filter(|&pc| leader[pc]).collect();
+    let mut block_of = vec![0usize; n];
+    for (b, &s) in starts.iter().enumerate() {
+        let end = starts.get(b + 1).copied().unwrap_or(n);
+        block_of[s..end].fill(b);
+    }
+    let blocks = starts.len();
+    let exit = blocks;
+    let succs: Vec<Vec<usize>> = (0..blocks)
+        .map(|b| {
+            let end = starts.get(b + 1).copied().unwrap_or(n) - 1;
+            let inst = &code[end];
+            let next = if end + 1 < n { block_of[end + 1] } else { exit };
+            let mut out = match &inst.op {
+                Op::Branch { target } => vec![block_of[*target as usize]],
+                Op::BranchIndexed { targets, .. } => {
+                    targets.iter().map(|&t| block_of[t as usize]).collect()
                 }
-            }
-            if ends_block(inst) {
-                leader[i + 1] = true;
-            }
-        }
-        let starts: Vec<usize> = (0..n).filter(|&i| leader[i]).collect();
-        let exit = starts.len();
-        let mut graph = Graph {
-            starts,
-            successors: Vec::new(),
-            len: n,
-        };
-        let mut block_of = vec![0; n];
-        for b in 0..exit {
-            block_of[graph.range(b)].fill(b);
-        }
-        for b in 0..exit {
-            let end = graph.range(b).end;
-            let last = &body[end - 1];
-            let mut s: Vec<usize> = targets(last)
-                .filter_map(|t| (t as usize).checked_sub(first))
-                .map(|t| block_of.get(t).copied().unwrap_or(exit))
-                .collect();
-            if falls_through(last) {
-                s.push(if end < n { block_of[end] } else { exit });
-            } else if s.is_empty() {
-                s.push(exit);
-            }
-            graph.successors.push(s);
-        }
-        graph
-    }
-
-    /// The instructions of a block.
-    pub fn range(&self, block: usize) -> std::ops::Range<usize> {
-        let end = self.starts.get(block + 1).copied().unwrap_or(self.len);
-        self.starts[block]..end
-    }
-}
-
-/// Fills in `reconverge` for the branches of one function, whose code begins at `first`.
-pub fn reconvergence(code: &mut [Inst], first: usize, graph: &Graph) {
-    let exit = graph.starts.len();
-    let ipdom = post_dominators(&graph.successors, exit);
-    for (b, &to) in ipdom.iter().enumerate().take(exit) {
-        let inst = &mut code[first + graph.range(b).end - 1];
-        if matches!(inst.op, Op::Bra { .. } | Op::Brx { .. }) {
-            inst.reconverge = match graph.starts.get(to) {
-                Some(&at) => (first + at) as u32,
-                None => u32::MAX,
+                Op::Exit | Op::Trap | Op::AssertFail { .. } => vec![exit],
+                _ => vec![next],
             };
+            if inst.guard.is_some() && !out.contains(&next) {
+                out.push(next);
+            }
+            out
+        })
+        .collect();
+    let succs = without_early_exits(code, &starts, succs, exit);
+    let idom = post_dominators(&succs, exit);
+    for (b, &parent) in idom.iter().enumerate().take(blocks) {
+        let end = starts.get(b + 1).copied().unwrap_or(n) - 1;
+        let parts = match &code[end].op {
+            Op::Branch { .. } => code[end].guard.is_some(),
+            Op::BranchIndexed { .. } => true,
+            _ => false,
+        };
+        if parts && parent < blocks {
+            code[end].reconverge = starts[parent] as u32;
+        } else if parts {
+            code[end].reconverge = NONE;
         }
     }
 }
 
-fn targets(inst: &Inst) -> impl Iterator<Item = u32> + '_ {
-    let (one, many): (Option<u32>, &[u32]) = match &inst.op {
-        Op::Bra { target, .. } => (Some(*target), &[]),
-        Op::Brx { targets, .. } => (None, targets),
-        _ => (None, &[]),
-    };
-    one.into_iter().chain(many.iter().copied())
+/// A lane that ends early (exit, trap) does not keep the others from meeting, as exited lanes are
+/// waited for by nobody: drops edges to blocks that only end, where there is another successor.
+fn without_early_exits(
+    code: &[Inst],
+    starts: &[usize],
+    mut succs: Vec<Vec<usize>>,
+    exit: usize,
+) -> Vec<Vec<usize>> {
+    let mut ends: Vec<bool> = (0..starts.len())
+        .map(|b| {
+            let last = starts.get(b + 1).copied().unwrap_or(code.len()) - 1;
+            code[last].guard.is_none()
+                && match code[last].op {
+                    Op::Trap | Op::AssertFail { .. } => true,
+                    Op::Exit => last == starts[b],
+                    _ => false,
+                }
+        })
+        .collect();
+    ends.push(true);
+    debug_assert_eq!(ends.len(), exit + 1);
+    for ss in &mut succs {
+        if ss.iter().any(|&s| !ends[s]) {
+            ss.retain(|&s| !ends[s]);
+        }
+    }
+    succs
 }
 
-fn ends_block(inst: &Inst) -> bool {
-    matches!(
-        inst.op,
-        Op::Bra { .. } | Op::Brx { .. } | Op::Ret | Op::Exit | Op::Trap
-    )
-}
-
-fn falls_through(inst: &Inst) -> bool {
-    !ends_block(inst) || inst.guard.is_some()
-}
-
-/// Cooper, Harvey and Kennedy's iteration on the reversed graph, rooted at the exit.
-fn post_dominators(successors: &[Vec<usize>], exit: usize) -> Vec<usize> {
-    let n = exit + 1;
-    let mut predecessors = vec![Vec::new(); n];
-    for (b, ss) in successors.iter().enumerate() {
+/// Immediate post-dominators by iteration to a fixed point (Cooper, Harvey and Kennedy). Blocks
+/// that never reach the exit have none, which reads as `exit`.
+fn post_dominators(succs: &[Vec<usize>], exit: usize) -> Vec<usize> {
+    let n = succs.len();
+    const UNSET: usize = usize::MAX;
+    let mut preds = vec![Vec::new(); n + 1];
+    for (b, ss) in succs.iter().enumerate() {
         for &s in ss {
-            predecessors[s].push(b);
+            preds[s].push(b);
         }
     }
-    // Postorder of the reversed graph, without recursion: bodies may be long.
-    let mut order = vec![usize::MAX; n];
-    let mut list = Vec::with_capacity(n);
-    let mut seen = vec![false; n];
-    let mut stack = vec![(exit, 0)];
-    seen[exit] = true;
+    // Post-order of the reversed graph, from the exit.
+    let mut order = Vec::with_capacity(n + 1);
+    let mut state = vec![0u8; n + 1];
+    let mut stack = vec![(exit, 0usize)];
+    state[exit] = 1;
     while let Some((b, i)) = stack.pop() {
-        if let Some(&p) = predecessors[b].get(i) {
+        if let Some(&p) = preds[b].get(i) {
             stack.push((b, i + 1));
-            if !seen[p] {
-                seen[p] = true;
+            if state[p] == 0 {
+                state[p] = 1;
                 stack.push((p, 0));
             }
         } else {
-            order[b] = list.len();
-            list.push(b);
+            order.push(b);
         }
     }
-    let mut idom = vec![usize::MAX; n];
+    let mut number = vec![UNSET; n + 1];
+    for (i, &b) in order.iter().enumerate() {
+        number[b] = i;
+    }
+    let mut idom = vec![UNSET; n + 1];
     idom[exit] = exit;
     let mut changed = true;
     while changed {
         changed = false;
-        for &b in list.iter().rev() {
+        for &b in order.iter().rev() {
             if b == exit {
                 continue;
             }
-            let mut new = usize::MAX;
-            for &s in &successors[b] {
-                if idom[s] == usize::MAX {
+            let mut new = UNSET;
+            for &s in &succs[b] {
+                if idom[s] == UNSET {
                     continue;
                 }
-                new = if new == usize::MAX {
-                    s
-                } else {
-                    meet(&idom, &order, new, s)
-                };
+                if new == UNSET {
+                    new = s;
+                    continue;
+                }
+                let (mut x, mut y) = (s, new);
+                while x != y {
+                    while number[x] < number[y] {
+                        x = idom[x];
+                    }
+                    while number[y] < number[x] {
+                        y = idom[y];
+                    }
+                }
+                new = x;
             }
-            if new != usize::MAX && idom[b] != new {
+            if new != UNSET && idom[b] != new {
                 idom[b] = new;
                 changed = true;
             }
         }
     }
-    // Blocks that cannot reach the exit (endless loops) do not reconverge.
     idom.iter()
-        .map(|&d| if d == usize::MAX { exit } else { d })
+        .map(|&d| if d == UNSET { exit } else { d })
         .collect()
-}
-
-fn meet(idom: &[usize], order: &[usize], mut a: usize, mut b: usize) -> usize {
-    while a != b {
-        while order[a] < order[b] {
-            a = idom[a];
-        }
-        while order[b] < order[a] {
-            b = idom[b];
-        }
-    }
-    a
 }

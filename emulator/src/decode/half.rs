@@ -1,166 +1,197 @@
-//! `f16` and `bf16` arithmetic, scalar and packed.
+//! f16, f16x2, bf16 and bf16x2 arithmetic. Each operation is exact in a wider format and rounded once.
 
-use super::float::rounding;
-use super::int::{lanes1, lanes2, lanes3};
-use super::*;
-use crate::ast::Arg;
-use crate::numeric::*;
+use super::{Decoder, Res, known};
+use crate::decode::float::half_format;
+use crate::decode::ty::Ty;
+use crate::exec::fp::{self, NAN16, Round, b2f, f2b, f2h, h2f};
+use crate::exec::regs::{Alu, W, map1, map2, map3};
+use crate::op::Op;
+use crate::ptx::ast::Operand;
+use crate::report::Class;
 
-/// How a half result is finished.
 #[derive(Clone, Copy)]
-struct Mode {
-    half: Half,
+struct Mods {
+    bf: bool,
+    packed: bool,
     ftz: bool,
     sat: bool,
     relu: bool,
 }
 
-impl Mode {
-    fn input(self, x: u16) -> f64 {
-        f64::from(self.half.value(if self.ftz { self.flush(x) } else { x }))
+impl Mods {
+    #[inline(always)]
+    fn load(self, x: u16) -> f32 {
+        if self.bf {
+            b2f(x)
+        } else if self.ftz && x & 0x7c00 == 0 {
+            h2f(x & 0x8000)
+        } else {
+            h2f(x)
+        }
     }
 
-    fn flush(self, x: u16) -> u16 {
-        let exponent = match self.half {
-            Half::F16 => 0x7c00,
-            Half::Bf16 => 0x7f80,
+    /// After rounding: `.ftz`, `.sat`, `.relu`.
+    #[inline(always)]
+    fn post(self, x: u16) -> u16 {
+        let (one, inf) = if self.bf {
+            (0x3f80, 0x7f80)
+        } else {
+            (0x3c00, 0x7c00)
         };
-        if x & exponent == 0 { x & 0x8000 } else { x }
-    }
-
-    fn output(self, x: f64) -> u16 {
-        self.clamp(self.half.round(x, Round::Nearest))
-    }
-
-    fn clamp(self, mut r: u16) -> u16 {
-        if self.ftz {
-            r = self.flush(r);
+        let nan = x & 0x7fff > inf;
+        let mut x = x;
+        if self.ftz && !self.bf && x & 0x7c00 == 0 {
+            x &= 0x8000;
         }
-        let v = self.half.value(r);
         if self.sat {
-            return self.half.round(f64::from(saturate(v)), Round::Nearest);
+            x = if nan || x & 0x8000 != 0 {
+                0
+            } else {
+                x.min(one)
+            };
         }
-        if self.relu && v.is_nan() {
-            return NAN16;
+        if self.relu {
+            x = if nan {
+                NAN16
+            } else if x & 0x8000 != 0 {
+                0
+            } else {
+                x
+            };
         }
-        if self.relu && r & 0x8000 != 0 {
-            return 0;
+        x
+    }
+
+    #[inline(always)]
+    fn round(self, x: f32) -> u16 {
+        self.post(if self.bf { f2b(x) } else { f2h(x) })
+    }
+
+    /// Applies `g` to the half, or to both halves.
+    #[inline(always)]
+    fn halves(self, g: impl Fn(u32) -> u16) -> u32 {
+        let lo = u32::from(g(0));
+        if self.packed {
+            lo | u32::from(g(16)) << 16
+        } else {
+            lo
         }
-        r
     }
 }
 
-/// Applies a function to the one or two halves of a register.
-fn halves(x2: bool, x: [u64; 3], f: impl Fn(u16, u16, u16) -> u16) -> u64 {
-    let low = u64::from(f(x[0] as u16, x[1] as u16, x[2] as u16));
-    if !x2 {
-        return low;
-    }
-    let h = |i: usize| (x[i] >> 16) as u16;
-    low | u64::from(f(h(0), h(1), h(2))) << 16
+fn h1(d: W, a: W, m: Mods, g: impl Fn(f32) -> f32 + Send + Sync + 'static) -> Alu {
+    map1(d, a, move |x| {
+        m.halves(|s| m.round(g(m.load((x >> s) as u16))))
+    })
+}
+
+fn h2(d: W, a: W, b: W, m: Mods, g: impl Fn(f32, f32) -> f32 + Send + Sync + 'static) -> Alu {
+    map2(d, a, b, move |x, y| {
+        m.halves(|s| m.round(g(m.load((x >> s) as u16), m.load((y >> s) as u16))))
+    })
 }
 
 impl Decoder<'_> {
-    pub fn half(&mut self, m: &mut Mods, args: &[Arg]) -> Result<Option<(Op, Class)>> {
-        let (half, x2) = if m.peek("f16x2") {
-            (Half::F16, true)
-        } else if m.peek("f16") {
-            (Half::F16, false)
-        } else if m.peek("bf16x2") {
-            (Half::Bf16, true)
-        } else if m.peek("bf16") {
-            (Half::Bf16, false)
-        } else {
-            return Ok(None);
-        };
-        if matches!(m.name, "setp" | "set" | "testp" | "selp" | "mov") {
-            return Ok(None);
+    pub(super) fn half(
+        &mut self,
+        name: &str,
+        ty: Ty,
+        m: &[&str],
+        o: &[Operand],
+    ) -> Res<(Op, Class)> {
+        known(
+            m,
+            &[
+                "rn", "ftz", "sat", "relu", "approx", "NaN", "xorsign", "abs", "oob",
+            ],
+        )?;
+        if m.contains(&"oob") {
+            return Err("modifier `.oob`".into());
         }
-        let ty = m.ty()?;
-        let mode = Mode {
-            half,
-            ftz: m.has("ftz"),
-            sat: m.has("sat"),
-            relu: m.has("relu"),
+        let special = matches!(name, "ex2" | "tanh");
+        let class = if special { Class::Special } else { Class::Half };
+        self.half_alu(name, ty, m, o).map(|a| (Op::Alu(a), class))
+    }
+
+    fn half_alu(&mut self, name: &str, ty: Ty, m: &[&str], o: &[Operand]) -> Res<Alu> {
+        let has = |s: &str| m.contains(&s);
+        let mods = Mods {
+            bf: matches!(ty, Ty::Bf16 | Ty::Bf16x2),
+            packed: matches!(ty, Ty::F16x2 | Ty::Bf16x2),
+            ftz: has("ftz"),
+            sat: has("sat"),
+            relu: has("relu"),
         };
-        let approx = m.has("approx");
-        let op = match m.name {
-            "add" | "sub" | "mul" | "fma" => {
-                if rounding(m) != Round::Nearest {
-                    return unknown("a rounding mode other than `.rn`");
-                }
-                let n = if m.name == "fma" { 3 } else { 2 };
-                let f: Alu = match m.name {
-                    "add" => lanes2(move |a, b| {
-                        halves(x2, [a, b, 0], |a, b, _| {
-                            mode.output(add_odd(mode.input(a), mode.input(b)))
+        let src = |s: &mut Self, o: &Operand| if mods.packed { s.w(o) } else { s.h(o) };
+        let both = if mods.packed { 0x8000_8000u32 } else { 0x8000 };
+        match o {
+            [d, a] => {
+                let (d, a) = (self.dw(d)?, src(self, a)?);
+                Ok(match name {
+                    "neg" | "abs" => {
+                        let abs = name == "abs";
+                        map1(d, a, move |x| {
+                            let x = if mods.ftz {
+                                mods.halves(|s| mods.post((x >> s) as u16))
+                            } else {
+                                x
+                            };
+                            if abs { x & !both } else { x ^ both }
+                        })
+                    }
+                    // `.ftz` of bf16 ex2 flushes subnormals; other bf16 operations keep them.
+                    "ex2" if mods.bf => map1(d, a, move |x| {
+                        mods.halves(|s| {
+                            let x = (x >> s) as u16;
+                            let x = if x & 0x7f80 == 0 { x & 0x8000 } else { x };
+                            let y = f2b(f64::from(b2f(x)).exp2() as f32);
+                            if y & 0x7f80 == 0 { y & 0x8000 } else { y }
                         })
                     }),
-                    "sub" => lanes2(move |a, b| {
-                        halves(x2, [a, b, 0], |a, b, _| {
-                            mode.output(add_odd(mode.input(a), -mode.input(b)))
-                        })
-                    }),
-                    "mul" => lanes2(move |a, b| {
-                        halves(x2, [a, b, 0], |a, b, _| {
-                            mode.output(mode.input(a) * mode.input(b))
-                        })
-                    }),
-                    _ => lanes3(move |a, b, c| {
-                        halves(x2, [a, b, c], |a, b, c| {
-                            mode.output(fma_odd(mode.input(a), mode.input(b), mode.input(c)))
-                        })
-                    }),
-                };
-                self.alu(args, ty, n, f)?
+                    "ex2" => h1(d, a, mods, |x| f64::from(x).exp2() as f32),
+                    "tanh" => h1(d, a, mods, |x| f64::from(x).tanh() as f32),
+                    _ => return Err(String::new()),
+                })
             }
-            "min" | "max" => {
-                let (max, nan) = (m.name == "max", m.has("NaN"));
-                let xor = m.has("xorsign");
-                if xor && !m.has("abs") {
-                    return unknown("`.xorsign` without `.abs`");
-                }
-                let f = lanes2(move |a, b| {
-                    halves(x2, [a, b, 0], |a, b, _| {
-                        let sign = if xor { (a ^ b) & 0x8000 } else { 0 };
-                        let mag = |x: u16| if xor { x & 0x7fff } else { x };
-                        let r = min_max(
-                            mode.input(mag(a)) as f32,
-                            mode.input(mag(b)) as f32,
-                            max,
-                            nan,
-                        );
-                        mode.output(f64::from(r)) | sign
+            [d, a, b] => {
+                let (d, a, b) = (self.dw(d)?, src(self, a)?, src(self, b)?);
+                Ok(match name {
+                    // Single precision has more than twice the bits, so rounding twice is exact.
+                    "add" => h2(d, a, b, mods, |x, y| x + y),
+                    "sub" => h2(d, a, b, mods, |x, y| x - y),
+                    "mul" => h2(d, a, b, mods, |x, y| x * y),
+                    "min" | "max" => {
+                        let (max, nan, xorsign) = (name == "max", has("NaN"), has("xorsign"));
+                        h2(d, a, b, mods, move |x, y| {
+                            if xorsign {
+                                let sign = (x.to_bits() ^ y.to_bits()) & 0x8000_0000;
+                                let v = fp::min_max32(x.abs(), y.abs(), max, nan);
+                                if v.is_nan() {
+                                    v
+                                } else {
+                                    f32::from_bits(v.to_bits() | sign)
+                                }
+                            } else {
+                                fp::min_max32(x, y, max, nan)
+                            }
+                        })
+                    }
+                    "copysign" => map2(d, a, b, move |x, y| (x & both) | (y & !both)),
+                    _ => return Err(String::new()),
+                })
+            }
+            [d, a, b, c] if matches!(name, "fma" | "mad") => {
+                let (d, a, b, c) = (self.dw(d)?, src(self, a)?, src(self, b)?, src(self, c)?);
+                let format = half_format(ty);
+                Ok(map3(d, a, b, c, move |x, y, z| {
+                    mods.halves(|s| {
+                        let v = |x: u32| f64::from(mods.load((x >> s) as u16));
+                        let sum = fp::add_odd(v(x) * v(y), v(z));
+                        mods.post(fp::round_small(sum, format, Round::Near) as u16)
                     })
-                });
-                self.alu(args, ty, 2, f)?
+                }))
             }
-            "neg" | "abs" => {
-                let neg = m.name == "neg";
-                let f = lanes1(move |a| {
-                    halves(x2, [a, 0, 0], |a, _, _| {
-                        let a = if mode.ftz { mode.flush(a) } else { a };
-                        if neg { a ^ 0x8000 } else { a & 0x7fff }
-                    })
-                });
-                self.alu(args, ty, 1, f)?
-            }
-            "ex2" | "tanh" => {
-                if !approx {
-                    return unknown("no `.approx`");
-                }
-                let g = if m.name == "ex2" {
-                    Approx::Ex2
-                } else {
-                    Approx::Tanh
-                };
-                let f = lanes1(move |a| {
-                    halves(x2, [a, 0, 0], |a, _, _| mode.output(g.eval(mode.input(a))))
-                });
-                return Ok(Some((self.alu(args, ty, 1, f)?, Class::Mufu)));
-            }
-            _ => return unknown("this type"),
-        };
-        Ok(Some((op, Class::Half)))
+            _ => Err(String::new()),
+        }
     }
 }

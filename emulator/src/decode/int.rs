@@ -1,987 +1,789 @@
-//! Integer arithmetic, logic, shifts, comparison and selection.
+//! Integer arithmetic, logic and shifts.
 
-// The `int!` macro's bodies cast to a type that is sometimes the same.
-#![allow(clippy::unnecessary_cast, clippy::useless_conversion)]
+use super::{Decoder, Res, arity, known};
+use crate::decode::ty::Ty;
+use crate::exec::regs::{Alu, LANES, W, map1, map2, map3};
+use crate::ptx::ast::Operand;
 
-use super::*;
-use crate::ast::Arg;
-use crate::numeric::extend;
-
-pub fn lanes1(f: impl Fn(u64) -> u64 + Send + Sync + 'static) -> Alu {
-    Box::new(move |a, _, _, _, d| {
-        for i in 0..LANES {
-            d[i] = f(a[i]);
+/// `$e` over two operands of the Rust integer that `$ty` names.
+macro_rules! int2 {
+    ($s:expr, $ty:expr, $o:expr, |$a:ident, $b:ident| $e:expr) => {{
+        let [d, a, b] = arity($o)?;
+        macro_rules! narrow {
+            ($t:ty, $u:ty) => {
+                map2($s.dw(d)?, $s.h(a)?, $s.h(b)?, |x, y| {
+                    let ($a, $b) = (x as $t, y as $t);
+                    let _ = (&$a, &$b);
+                    ($e) as $u as u32
+                })
+            };
         }
-    })
+        macro_rules! word {
+            ($t:ty) => {
+                map2($s.dw(d)?, $s.w(a)?, $s.w(b)?, |x, y| {
+                    let ($a, $b) = (x as $t, y as $t);
+                    ($e) as u32
+                })
+            };
+        }
+        macro_rules! wide {
+            ($t:ty) => {
+                map2($s.dd(d)?, $s.d(a)?, $s.d(b)?, |x, y| {
+                    let ($a, $b) = (x as $t, y as $t);
+                    ($e) as u64
+                })
+            };
+        }
+        Ok(match $ty {
+            Ty::U16 | Ty::B16 => narrow!(u16, u16),
+            Ty::S16 => narrow!(i16, u16),
+            Ty::U32 | Ty::B32 => word!(u32),
+            Ty::S32 => word!(i32),
+            Ty::U64 | Ty::B64 => wide!(u64),
+            Ty::S64 => wide!(i64),
+            _ => return Err(String::new()),
+        })
+    }};
 }
 
-pub fn lanes2(f: impl Fn(u64, u64) -> u64 + Send + Sync + 'static) -> Alu {
-    Box::new(move |a, b, _, _, d| {
-        for i in 0..LANES {
-            d[i] = f(a[i], b[i]);
-        }
-    })
+macro_rules! int1 {
+    ($s:expr, $ty:expr, $o:expr, |$a:ident| $e:expr) => {{
+        let [d, a] = arity($o)?;
+        Ok(match $ty {
+            Ty::U16 | Ty::B16 => map1($s.dw(d)?, $s.h(a)?, |x| {
+                let $a = x as u16;
+                ($e) as u16 as u32
+            }),
+            Ty::S16 => map1($s.dw(d)?, $s.h(a)?, |x| {
+                let $a = x as i16;
+                ($e) as u16 as u32
+            }),
+            Ty::U32 | Ty::B32 => map1($s.dw(d)?, $s.w(a)?, |x| {
+                let $a = x as u32;
+                ($e) as u32
+            }),
+            Ty::S32 => map1($s.dw(d)?, $s.w(a)?, |x| {
+                let $a = x as i32;
+                ($e) as u32
+            }),
+            Ty::U64 | Ty::B64 => map1($s.dd(d)?, $s.d(a)?, |x| {
+                let $a = x as u64;
+                ($e) as u64
+            }),
+            Ty::S64 => map1($s.dd(d)?, $s.d(a)?, |x| {
+                let $a = x as i64;
+                ($e) as u64
+            }),
+            _ => return Err(String::new()),
+        })
+    }};
 }
 
-pub fn lanes3(f: impl Fn(u64, u64, u64) -> u64 + Send + Sync + 'static) -> Alu {
-    Box::new(move |a, b, c, _, d| {
-        for i in 0..LANES {
-            d[i] = f(a[i], b[i], c[i]);
-        }
-    })
-}
-
-pub fn lanes4(f: impl Fn(u64, u64, u64, u64) -> u64 + Send + Sync + 'static) -> Alu {
-    Box::new(move |a, b, c, e, d| {
-        for i in 0..LANES {
-            d[i] = f(a[i], b[i], c[i], e[i]);
-        }
-    })
-}
-
-pub fn compare(f: impl Fn(u64, u64) -> bool + Send + Sync + 'static) -> Compare {
-    Box::new(move |a, b| {
-        let mut m = 0;
-        for i in 0..LANES {
-            m |= u32::from(f(a[i], b[i])) << i;
-        }
-        m
-    })
-}
-
-/// Expands the body for the Rust integer type of a PTX type.
-macro_rules! int {
-    ($ty:expr, $T:ident, $U:ident, $body:expr) => {
-        match ($ty.signed(), $ty.bits) {
-            (false, 16) => {
-                type $T = u16;
-                #[allow(dead_code)]
-                type $U = u16;
-                $body
-            }
-            (false, 32) => {
-                type $T = u32;
-                #[allow(dead_code)]
-                type $U = u32;
-                $body
-            }
-            (false, 64) => {
-                type $T = u64;
-                #[allow(dead_code)]
-                type $U = u64;
-                $body
-            }
-            (true, 16) => {
-                type $T = i16;
-                #[allow(dead_code)]
-                type $U = u16;
-                $body
-            }
-            (true, 32) => {
-                type $T = i32;
-                #[allow(dead_code)]
-                type $U = u32;
-                $body
-            }
-            (true, 64) => {
-                type $T = i64;
-                #[allow(dead_code)]
-                type $U = u64;
-                $body
-            }
-            _ => return unknown(format!("integer type of {} bits", $ty.bits)),
-        }
+/// Division by zero gives all ones and the remainder the dividend, as the hardware's software does;
+/// PTX leaves both unspecified.
+macro_rules! div {
+    ($a:expr, $b:expr) => {
+        if $b == 0 { !0 } else { $a.wrapping_div($b) }
     };
 }
 
-/// The bitwise function of `lop3`'s table.
-pub fn lop3(a: u64, b: u64, c: u64, table: u8) -> u64 {
-    let mut r = 0;
-    for i in 0..8 {
-        if table >> i & 1 == 1 {
-            let x = if i & 4 != 0 { a } else { !a };
-            let y = if i & 2 != 0 { b } else { !b };
-            let z = if i & 1 != 0 { c } else { !c };
-            r |= x & y & z;
-        }
-    }
-    r & 0xffff_ffff
+macro_rules! rem {
+    ($a:expr, $b:expr) => {
+        if $b == 0 { $a } else { $a.wrapping_rem($b) }
+    };
 }
 
-fn prmt(a: u64, b: u64, c: u64, mode: &str) -> u64 {
-    let bytes = a & 0xffff_ffff | b << 32;
-    let byte = |i: u64| bytes >> (8 * (i & 7)) & 0xff;
-    let s = c & 3;
-    let pick = |i: u64| -> u64 {
-        match mode {
-            "f4e" => byte(s + i),
-            "b4e" => byte(s.wrapping_sub(i)),
-            "rc8" => byte(s),
-            "ecl" => byte(s.max(i)),
-            "ecr" => byte(s.min(i)),
-            "rc16" => byte((s & 1) * 2 + (i & 1)),
-            _ => {
-                let sel = c >> (4 * i);
-                let b = byte(sel);
-                if sel & 8 == 0 {
-                    b
-                } else if b & 0x80 != 0 {
-                    0xff
-                } else {
-                    0
+impl Decoder<'_> {
+    pub(super) fn int(&mut self, name: &str, ty: Ty, m: &[&str], o: &[Operand]) -> Res<Alu> {
+        known(
+            m,
+            &[
+                "lo", "hi", "wide", "cc", "sat", "l", "r", "clamp", "wrap", "shiftamt", "f4e",
+                "b4e", "rc8", "ecl", "ecr", "rc16",
+            ],
+        )?;
+        let has = |s: &str| m.contains(&s);
+        if has("cc") || matches!(name, "addc" | "subc" | "madc") {
+            return self.carry(name, ty, m, o);
+        }
+        match name {
+            "add" if has("sat") => self.add_sat(ty, o, false),
+            "sub" if has("sat") => self.add_sat(ty, o, true),
+            "add" => int2!(self, ty, o, |a, b| a.wrapping_add(b)),
+            "sub" => int2!(self, ty, o, |a, b| a.wrapping_sub(b)),
+            "mul" if has("wide") => self.mul_wide(ty, o),
+            "mul" if has("hi") => self.mul_hi(ty, o),
+            "mul" => int2!(self, ty, o, |a, b| a.wrapping_mul(b)),
+            "mad" => self.mad(ty, m, o),
+            "mul24" | "mad24" => self.mul24(name, ty, m, o),
+            "div" => int2!(self, ty, o, |a, b| div!(a, b)),
+            "rem" => int2!(self, ty, o, |a, b| rem!(a, b)),
+            "min" => int2!(self, ty, o, |a, b| a.min(b)),
+            "max" => int2!(self, ty, o, |a, b| a.max(b)),
+            "and" | "or" | "xor" if ty == Ty::Pred => self.logic_pred(name, o),
+            "not" if ty == Ty::Pred => {
+                let [d, a] = arity(o)?;
+                let (d, (p, neg)) = (self.dp(d)?, self.p(a)?);
+                Ok(Box::new(move |r, mask| {
+                    let v = r.p(p) ^ if neg { 0 } else { u32::MAX };
+                    r.put_p(d, v, mask);
+                }))
+            }
+            "and" => int2!(self, ty, o, |a, b| a & b),
+            "or" => int2!(self, ty, o, |a, b| a | b),
+            "xor" => int2!(self, ty, o, |a, b| a ^ b),
+            "not" => int1!(self, ty, o, |a| !a),
+            "cnot" => int1!(self, ty, o, |a| i32::from(a == 0)),
+            "neg" => int1!(self, ty, o, |a| a.wrapping_neg()),
+            "abs" => match ty {
+                Ty::S16 | Ty::S32 | Ty::S64 => self.abs(ty, o),
+                _ => Err(String::new()),
+            },
+            "sad" => self.sad(ty, o),
+            "popc" | "clz" => {
+                let [d, a] = arity(o)?;
+                let d = self.dw(d)?;
+                Ok(match (name, ty) {
+                    ("popc", Ty::B32) => map1(d, self.w(a)?, u32::count_ones),
+                    ("popc", Ty::B64) => map1(d, self.d(a)?, u64::count_ones),
+                    ("clz", Ty::B32) => map1(d, self.w(a)?, u32::leading_zeros),
+                    ("clz", Ty::B64) => map1(d, self.d(a)?, u64::leading_zeros),
+                    _ => return Err(String::new()),
+                })
+            }
+            "bfind" => self.bfind(ty, has("shiftamt"), o),
+            "brev" => int1!(self, ty, o, |a| a.reverse_bits()),
+            "bfe" => self.bfe(ty, o),
+            "bfi" => self.bfi(ty, o),
+            "bmsk" => {
+                let [d, a, b] = arity(o)?;
+                let clamp = has("clamp");
+                Ok(map2(self.dw(d)?, self.w(a)?, self.w(b)?, move |a, b| {
+                    let (a, b) = if clamp {
+                        (a.min(32), b.min(32))
+                    } else {
+                        (a & 31, b & 31)
+                    };
+                    let ones = |n: u32| if n >= 32 { u32::MAX } else { (1 << n) - 1 };
+                    if a >= 32 { 0 } else { ones(b) << a }
+                }))
+            }
+            "szext" => {
+                let [d, a, b] = arity(o)?;
+                let (clamp, signed) = (has("clamp"), ty == Ty::S32);
+                Ok(map2(self.dw(d)?, self.w(a)?, self.w(b)?, move |a, b| {
+                    let b = if clamp { b.min(32) } else { b & 31 };
+                    match (b, signed) {
+                        (0, _) => 0,
+                        (32, _) => a,
+                        (_, true) => ((a << (32 - b)) as i32 >> (32 - b)) as u32,
+                        _ => a & ((1 << b) - 1),
+                    }
+                }))
+            }
+            "fns" => {
+                let [d, a, b, c] = arity(o)?;
+                Ok(map3(self.dw(d)?, self.w(a)?, self.w(b)?, self.w(c)?, fns))
+            }
+            "shl" => self.shift(ty, o, |a, n| if n > 63 { 0 } else { a << n }),
+            "shr" if ty.signed() => self.shift(ty, o, |a, n| ((a as i64) >> n.min(63)) as u64),
+            "shr" => self.shift(ty, o, |a, n| if n > 63 { 0 } else { a >> n }),
+            "shf" => self.funnel(m, o),
+            "lop3" => self.lop3(o),
+            "prmt" => self.prmt(m, o),
+            "dp4a" | "dp2a" => self.dot(name, m, o),
+            _ => Err(String::new()),
+        }
+    }
+
+    fn add_sat(&mut self, ty: Ty, o: &[Operand], sub: bool) -> Res<Alu> {
+        if ty != Ty::S32 {
+            return Err(String::new());
+        }
+        if sub {
+            int2!(self, ty, o, |a, b| (a as i32).saturating_sub(b as i32))
+        } else {
+            int2!(self, ty, o, |a, b| (a as i32).saturating_add(b as i32))
+        }
+    }
+
+    fn mul_wide(&mut self, ty: Ty, o: &[Operand]) -> Res<Alu> {
+        let [d, a, b] = arity(o)?;
+        Ok(match ty {
+            Ty::U16 => map2(self.dw(d)?, self.h(a)?, self.h(b)?, |a, b| {
+                (a & 0xffff).wrapping_mul(b & 0xffff)
+            }),
+            Ty::S16 => map2(self.dw(d)?, self.h(a)?, self.h(b)?, |a, b| {
+                (i32::from(a as i16) * i32::from(b as i16)) as u32
+            }),
+            Ty::U32 => map2(self.dd(d)?, self.w(a)?, self.w(b)?, |a, b| {
+                u64::from(a) * u64::from(b)
+            }),
+            Ty::S32 => map2(self.dd(d)?, self.w(a)?, self.w(b)?, |a, b| {
+                (i64::from(a as i32) * i64::from(b as i32)) as u64
+            }),
+            _ => return Err(String::new()),
+        })
+    }
+
+    fn mul_hi(&mut self, ty: Ty, o: &[Operand]) -> Res<Alu> {
+        let [d, a, b] = arity(o)?;
+        Ok(match ty {
+            Ty::U16 => map2(self.dw(d)?, self.h(a)?, self.h(b)?, |a, b| {
+                ((a & 0xffff).wrapping_mul(b & 0xffff)) >> 16
+            }),
+            Ty::S16 => map2(self.dw(d)?, self.h(a)?, self.h(b)?, |a, b| {
+                (i32::from(a as i16) * i32::from(b as i16)) as u32 >> 16
+            }),
+            Ty::U32 => map2(self.dw(d)?, self.w(a)?, self.w(b)?, |a, b| {
+                ((u64::from(a) * u64::from(b)) >> 32) as u32
+            }),
+            Ty::S32 => map2(self.dw(d)?, self.w(a)?, self.w(b)?, |a, b| {
+                ((i64::from(a as i32) * i64::from(b as i32)) >> 32) as u32
+            }),
+            Ty::U64 => map2(self.dd(d)?, self.d(a)?, self.d(b)?, |a, b| {
+                ((u128::from(a) * u128::from(b)) >> 64) as u64
+            }),
+            Ty::S64 => map2(self.dd(d)?, self.d(a)?, self.d(b)?, |a, b| {
+                ((i128::from(a as i64) * i128::from(b as i64)) >> 64) as u64
+            }),
+            _ => return Err(String::new()),
+        })
+    }
+
+    fn mad(&mut self, ty: Ty, m: &[&str], o: &[Operand]) -> Res<Alu> {
+        let [d, a, b, c] = arity(o)?;
+        if m.contains(&"wide") {
+            return Ok(match ty {
+                Ty::U16 => map3(
+                    self.dw(d)?,
+                    self.h(a)?,
+                    self.h(b)?,
+                    self.w(c)?,
+                    |a, b, c| (a & 0xffff).wrapping_mul(b & 0xffff).wrapping_add(c),
+                ),
+                Ty::S16 => map3(
+                    self.dw(d)?,
+                    self.h(a)?,
+                    self.h(b)?,
+                    self.w(c)?,
+                    |a, b, c| ((i32::from(a as i16) * i32::from(b as i16)) as u32).wrapping_add(c),
+                ),
+                Ty::U32 => map3(
+                    self.dd(d)?,
+                    self.w(a)?,
+                    self.w(b)?,
+                    self.d(c)?,
+                    |a, b, c| (u64::from(a) * u64::from(b)).wrapping_add(c),
+                ),
+                Ty::S32 => map3(
+                    self.dd(d)?,
+                    self.w(a)?,
+                    self.w(b)?,
+                    self.d(c)?,
+                    |a, b, c| ((i64::from(a as i32) * i64::from(b as i32)) as u64).wrapping_add(c),
+                ),
+                _ => return Err(String::new()),
+            });
+        }
+        let hi = m.contains(&"hi");
+        let sat = m.contains(&"sat");
+        if sat && !(hi && ty == Ty::S32) {
+            return Err(String::new());
+        }
+        Ok(match ty {
+            Ty::U16 | Ty::S16 => {
+                let (d, a, b, c) = (self.dw(d)?, self.h(a)?, self.h(b)?, self.h(c)?);
+                let signed = ty.signed();
+                map3(d, a, b, c, move |a, b, c| {
+                    let p = if signed {
+                        i64::from(a as i16) * i64::from(b as i16)
+                    } else {
+                        i64::from(a as u16) * i64::from(b as u16)
+                    };
+                    (if hi { p >> 16 } else { p }.wrapping_add(i64::from(c)) & 0xffff) as u32
+                })
+            }
+            Ty::U32 | Ty::S32 => {
+                let (d, a, b, c) = (self.dw(d)?, self.w(a)?, self.w(b)?, self.w(c)?);
+                match (hi, ty.signed()) {
+                    (false, _) => map3(d, a, b, c, |a, b, c| a.wrapping_mul(b).wrapping_add(c)),
+                    (true, false) => map3(d, a, b, c, |a, b, c| {
+                        ((u64::from(a) * u64::from(b)) >> 32).wrapping_add(u64::from(c)) as u32
+                    }),
+                    (true, true) => map3(d, a, b, c, move |a, b, c| {
+                        let h = ((i64::from(a as i32) * i64::from(b as i32)) >> 32) as i32;
+                        (if sat {
+                            h.saturating_add(c as i32)
+                        } else {
+                            h.wrapping_add(c as i32)
+                        }) as u32
+                    }),
                 }
             }
+            Ty::U64 | Ty::S64 => {
+                let (d, a, b, c) = (self.dd(d)?, self.d(a)?, self.d(b)?, self.d(c)?);
+                match (hi, ty.signed()) {
+                    (false, _) => map3(d, a, b, c, |a, b, c| a.wrapping_mul(b).wrapping_add(c)),
+                    (true, false) => map3(d, a, b, c, |a, b, c| {
+                        ((u128::from(a) * u128::from(b)) >> 64).wrapping_add(u128::from(c)) as u64
+                    }),
+                    (true, true) => map3(d, a, b, c, |a, b, c| {
+                        ((i128::from(a as i64) * i128::from(b as i64)) >> 64)
+                            .wrapping_add(i128::from(c as i64)) as u64
+                    }),
+                }
+            }
+            _ => return Err(String::new()),
+        })
+    }
+
+    fn mul24(&mut self, name: &str, ty: Ty, m: &[&str], o: &[Operand]) -> Res<Alu> {
+        let (hi, signed) = (m.contains(&"hi"), ty == Ty::S32);
+        if !matches!(ty, Ty::U32 | Ty::S32) || m.contains(&"sat") {
+            return Err(String::new());
         }
-    };
-    (0..4).fold(0, |r, i| r | pick(i) << (8 * i))
-}
-
-fn bfind(x: u64, bits: u32, signed: bool, shiftamt: bool) -> u64 {
-    let v = extend(x, bits, signed);
-    let v = if signed && (v as i64) < 0 { !v } else { v };
-    if v == 0 {
-        return 0xffff_ffff;
+        let product = move |a: u32, b: u32| {
+            let cut = |x: u32| {
+                if signed {
+                    i64::from((x << 8) as i32 >> 8)
+                } else {
+                    i64::from(x & 0xff_ffff)
+                }
+            };
+            let p = cut(a) * cut(b);
+            (if hi { p >> 16 } else { p }) as u32
+        };
+        if name == "mul24" {
+            let [d, a, b] = arity(o)?;
+            Ok(map2(self.dw(d)?, self.w(a)?, self.w(b)?, product))
+        } else {
+            let [d, a, b, c] = arity(o)?;
+            Ok(map3(
+                self.dw(d)?,
+                self.w(a)?,
+                self.w(b)?,
+                self.w(c)?,
+                move |a, b, c| product(a, b).wrapping_add(c),
+            ))
+        }
     }
-    let top = 63 - v.leading_zeros();
-    u64::from(if shiftamt { bits - 1 - top } else { top })
-}
 
-fn bfe(a: u64, b: u64, c: u64, bits: u32, signed: bool) -> u64 {
-    let (pos, len) = ((b & 0xff) as u32, (c & 0xff) as u32);
-    let top = bits - 1;
-    if len == 0 {
-        return 0;
+    fn abs(&mut self, ty: Ty, o: &[Operand]) -> Res<Alu> {
+        let [d, a] = arity(o)?;
+        Ok(match ty {
+            Ty::S16 => map1(self.dw(d)?, self.h(a)?, |x| {
+                u32::from((x as i16).unsigned_abs())
+            }),
+            Ty::S32 => map1(self.dw(d)?, self.w(a)?, |x| (x as i32).unsigned_abs()),
+            _ => map1(self.dd(d)?, self.d(a)?, |x| (x as i64).unsigned_abs()),
+        })
     }
-    let a = extend(a, bits, false);
-    let sign = if signed {
-        a >> pos.saturating_add(len).saturating_sub(1).min(top) & 1
-    } else {
-        0
-    };
-    let low = if pos > top { 0 } else { a >> pos };
-    let keep = len.min(bits.saturating_sub(pos));
-    let field = if keep == 0 {
-        0
-    } else {
-        extend(low, keep, false)
-    };
-    let fill = if sign == 1 && keep < bits {
-        u64::MAX.checked_shl(keep).unwrap_or(0)
-    } else {
-        0
-    };
-    extend(field | fill, bits, false)
+
+    fn sad(&mut self, ty: Ty, o: &[Operand]) -> Res<Alu> {
+        let [d, a, b, c] = arity(o)?;
+        Ok(match ty {
+            Ty::U16 => map3(
+                self.dw(d)?,
+                self.h(a)?,
+                self.h(b)?,
+                self.h(c)?,
+                |a, b, c| (a.abs_diff(b).wrapping_add(c)) & 0xffff,
+            ),
+            Ty::S16 => map3(
+                self.dw(d)?,
+                self.h(a)?,
+                self.h(b)?,
+                self.h(c)?,
+                |a, b, c| u32::from((a as i16).abs_diff(b as i16).wrapping_add(c as u16)),
+            ),
+            Ty::U32 => map3(
+                self.dw(d)?,
+                self.w(a)?,
+                self.w(b)?,
+                self.w(c)?,
+                |a, b, c| a.abs_diff(b).wrapping_add(c),
+            ),
+            Ty::S32 => map3(
+                self.dw(d)?,
+                self.w(a)?,
+                self.w(b)?,
+                self.w(c)?,
+                |a, b, c| (a as i32).abs_diff(b as i32).wrapping_add(c),
+            ),
+            Ty::U64 => map3(
+                self.dd(d)?,
+                self.d(a)?,
+                self.d(b)?,
+                self.d(c)?,
+                |a, b, c| a.abs_diff(b).wrapping_add(c),
+            ),
+            Ty::S64 => map3(
+                self.dd(d)?,
+                self.d(a)?,
+                self.d(b)?,
+                self.d(c)?,
+                |a, b, c| (a as i64).abs_diff(b as i64).wrapping_add(c),
+            ),
+            _ => return Err(String::new()),
+        })
+    }
+
+    fn bfind(&mut self, ty: Ty, shiftamt: bool, o: &[Operand]) -> Res<Alu> {
+        let [d, a] = arity(o)?;
+        let d = self.dw(d)?;
+        let find = move |x: u64, bits: u32| {
+            let msb = 63u32.wrapping_sub(x.leading_zeros());
+            match x {
+                0 => u32::MAX,
+                _ if shiftamt => bits - 1 - msb,
+                _ => msb,
+            }
+        };
+        Ok(match ty {
+            Ty::U32 => map1(d, self.w(a)?, move |x| find(u64::from(x), 32)),
+            Ty::S32 => map1(d, self.w(a)?, move |x| {
+                find(u64::from(if (x as i32) < 0 { !x } else { x }), 32)
+            }),
+            Ty::U64 => map1(d, self.d(a)?, move |x| find(x, 64)),
+            Ty::S64 => map1(d, self.d(a)?, move |x| {
+                find(if (x as i64) < 0 { !x } else { x }, 64)
+            }),
+            _ => return Err(String::new()),
+        })
+    }
+
+    fn bfe(&mut self, ty: Ty, o: &[Operand]) -> Res<Alu> {
+        let [d, a, b, c] = arity(o)?;
+        let (b, c) = (self.w(b)?, self.w(c)?);
+        let (bits, signed) = (ty.bits(), ty.signed());
+        let extract = move |a: u64, b: u32, c: u32| {
+            let (pos, len) = (b & 0xff, c & 0xff);
+            let msb = bits - 1;
+            let sign = if !signed || len == 0 {
+                0
+            } else {
+                a >> (pos + len - 1).min(msb) & 1
+            };
+            let fill = if sign != 0 { u64::MAX } else { 0 };
+            let body = if pos > msb {
+                fill
+            } else {
+                a >> pos | if pos == 0 { 0 } else { fill << (bits - pos) }
+            };
+            let len = len.min(64);
+            let keep = if len == 64 { u64::MAX } else { (1 << len) - 1 };
+            (body & keep) | (fill & !keep)
+        };
+        Ok(match ty {
+            Ty::U32 | Ty::S32 => map3(self.dw(d)?, self.w(a)?, b, c, move |a, b, c| {
+                extract(u64::from(a), b, c) as u32
+            }),
+            Ty::U64 | Ty::S64 => map3(self.dd(d)?, self.d(a)?, b, c, extract),
+            _ => return Err(String::new()),
+        })
+    }
+
+    fn bfi(&mut self, ty: Ty, o: &[Operand]) -> Res<Alu> {
+        let [f, a, b, c, d] = arity(o)?;
+        let (c, d) = (self.w(c)?, self.w(d)?);
+        // Four sources: position and length are packed into one row operand at run time.
+        match ty {
+            Ty::B32 => {
+                let (f, a, b) = (self.dw(f)?, self.w(a)?, self.w(b)?);
+                Ok(Box::new(move |r, mask| {
+                    let mut out = [0; LANES];
+                    for i in 0..LANES {
+                        out[i] = insert(
+                            u64::from(r.w(a)[i]),
+                            u64::from(r.w(b)[i]),
+                            r.w(c)[i],
+                            r.w(d)[i],
+                            32,
+                        ) as u32;
+                    }
+                    r.put_w(f, &out, mask);
+                }))
+            }
+            Ty::B64 => {
+                let (f, a, b) = (self.dd(f)?, self.d(a)?, self.d(b)?);
+                Ok(Box::new(move |r, mask| {
+                    let mut out = [0; LANES];
+                    for i in 0..LANES {
+                        out[i] = insert(r.d(a)[i], r.d(b)[i], r.w(c)[i], r.w(d)[i], 64);
+                    }
+                    r.put_d(f, &out, mask);
+                }))
+            }
+            _ => Err(String::new()),
+        }
+    }
+
+    fn logic_pred(&mut self, name: &str, o: &[Operand]) -> Res<Alu> {
+        let [d, a, b] = arity(o)?;
+        let (d, (a, na), (b, nb)) = (self.dp(d)?, self.p(a)?, self.p(b)?);
+        let (na, nb) = (if na { u32::MAX } else { 0 }, if nb { u32::MAX } else { 0 });
+        let kind = name.as_bytes()[0];
+        Ok(Box::new(move |r, mask| {
+            let (x, y) = (r.p(a) ^ na, r.p(b) ^ nb);
+            let v = match kind {
+                b'a' => x & y,
+                b'o' => x | y,
+                _ => x ^ y,
+            };
+            r.put_p(d, v, mask);
+        }))
+    }
+
+    /// Shift amounts are 32-bit and clamp at the width; `f` works on the sign- or zero-extended value.
+    fn shift(
+        &mut self,
+        ty: Ty,
+        o: &[Operand],
+        f: impl Fn(u64, u32) -> u64 + Send + Sync + Copy + 'static,
+    ) -> Res<Alu> {
+        let [d, a, n] = arity(o)?;
+        let n = self.w(n)?;
+        Ok(match ty {
+            Ty::B16 | Ty::U16 => map2(self.dw(d)?, self.h(a)?, n, move |a, n| {
+                f(u64::from(a & 0xffff), n) as u32 & 0xffff
+            }),
+            Ty::S16 => map2(self.dw(d)?, self.h(a)?, n, move |a, n| {
+                f(a as i16 as u64, n) as u32 & 0xffff
+            }),
+            Ty::B32 | Ty::U32 => map2(self.dw(d)?, self.w(a)?, n, move |a, n| {
+                f(u64::from(a), n) as u32
+            }),
+            Ty::S32 => map2(self.dw(d)?, self.w(a)?, n, move |a, n| {
+                f(a as i32 as u64, n) as u32
+            }),
+            Ty::B64 | Ty::U64 | Ty::S64 => map2(self.dd(d)?, self.d(a)?, n, f),
+            _ => return Err(String::new()),
+        })
+    }
+
+    fn funnel(&mut self, m: &[&str], o: &[Operand]) -> Res<Alu> {
+        let [d, a, b, c] = arity(o)?;
+        let (d, a, b, c) = (self.dw(d)?, self.w(a)?, self.w(b)?, self.w(c)?);
+        let join = |a: u32, b: u32| u64::from(b) << 32 | u64::from(a);
+        Ok(match m {
+            ["l", "clamp", "b32"] => map3(d, a, b, c, move |a, b, c| {
+                ((join(a, b) << c.min(32)) >> 32) as u32
+            }),
+            ["l", "wrap", "b32"] => map3(d, a, b, c, move |a, b, c| {
+                ((join(a, b) << (c & 31)) >> 32) as u32
+            }),
+            ["r", "clamp", "b32"] => {
+                map3(d, a, b, c, move |a, b, c| (join(a, b) >> c.min(32)) as u32)
+            }
+            ["r", "wrap", "b32"] => {
+                map3(d, a, b, c, move |a, b, c| (join(a, b) >> (c & 31)) as u32)
+            }
+            _ => return Err(String::new()),
+        })
+    }
+
+    fn lop3(&mut self, o: &[Operand]) -> Res<Alu> {
+        let [d, a, b, c, table] = arity(o)?;
+        let Operand::Int(t) = table else {
+            return Err("a look-up table that is not constant".into());
+        };
+        let t = *t as u32;
+        let (d, a, b, c) = (self.dw(d)?, self.w(a)?, self.w(b)?, self.w(c)?);
+        Ok(map3(d, a, b, c, move |a, b, c| {
+            let mut out = 0;
+            for k in 0..8u32 {
+                let pick = |x: u32, bit: u32| if k & bit != 0 { x } else { !x };
+                out |= pick(a, 4) & pick(b, 2) & pick(c, 1) & (t >> k & 1).wrapping_neg();
+            }
+            out
+        }))
+    }
+
+    fn prmt(&mut self, m: &[&str], o: &[Operand]) -> Res<Alu> {
+        let [d, a, b, c] = arity(o)?;
+        let (d, a, b, c) = (self.dw(d)?, self.w(a)?, self.w(b)?, self.w(c)?);
+        let pick = |a: u32, b: u32, s: u32| {
+            let v = ((u64::from(b) << 32 | u64::from(a)) >> ((s & 7) * 8)) as u32 & 0xff;
+            if s & 8 != 0 { (v >> 7 & 1) * 0xff } else { v }
+        };
+        // Selectors of the modes, byte 0 first, for each value of c & 3.
+        let mode = m.iter().copied().find(|&modifier| modifier != "b32");
+        let table: [u32; 4] = match mode {
+            None => {
+                return Ok(map3(d, a, b, c, move |a, b, c| {
+                    (0..4).fold(0, |out, k| out | pick(a, b, c >> (4 * k) & 0xf) << (8 * k))
+                }));
+            }
+            Some("f4e") => [0x3210, 0x4321, 0x5432, 0x6543],
+            Some("b4e") => [0x5670, 0x6701, 0x7012, 0x0123],
+            Some("rc8") => [0x0000, 0x1111, 0x2222, 0x3333],
+            Some("ecl") => [0x3210, 0x3211, 0x3222, 0x3333],
+            Some("ecr") => [0x0000, 0x1110, 0x2210, 0x3210],
+            Some("rc16") => [0x1010, 0x3232, 0x1010, 0x3232],
+            _ => return Err(String::new()),
+        };
+        Ok(map3(d, a, b, c, move |a, b, c| {
+            let s = table[(c & 3) as usize];
+            (0..4).fold(0, |out, k| out | pick(a, b, s >> (4 * k) & 0xf) << (8 * k))
+        }))
+    }
+
+    fn dot(&mut self, name: &str, m: &[&str], o: &[Operand]) -> Res<Alu> {
+        let [d, a, b, c] = arity(o)?;
+        let (d, a, b, c) = (self.dw(d)?, self.w(a)?, self.w(b)?, self.w(c)?);
+        let types: Vec<Ty> = m.iter().filter_map(|s| Ty::parse(s)).collect();
+        let [ta, tb] = types[..] else {
+            return Err(String::new());
+        };
+        let part = |x: u32, bits: u32, k: u32, signed: bool| {
+            let v = x >> (bits * k) << (32 - bits);
+            if signed {
+                i64::from(v as i32 >> (32 - bits))
+            } else {
+                i64::from(v >> (32 - bits))
+            }
+        };
+        let (sa, sb) = (ta == Ty::S32, tb == Ty::S32);
+        let hi = if m.contains(&"hi") { 2 } else { 0 };
+        let four = name == "dp4a";
+        Ok(map3(d, a, b, c, move |a, b, c| {
+            let sum: i64 = if four {
+                (0..4).map(|k| part(a, 8, k, sa) * part(b, 8, k, sb)).sum()
+            } else {
+                (0..2)
+                    .map(|k| part(a, 16, k, sa) * part(b, 8, k + hi, sb))
+                    .sum()
+            };
+            (sum as u32).wrapping_add(c)
+        }))
+    }
+
+    /// The carry flag of each lane is a predicate of its own.
+    fn carry(&mut self, name: &str, ty: Ty, m: &[&str], o: &[Operand]) -> Res<Alu> {
+        let flag = self.carry_flag();
+        let (set, take) = (m.contains(&"cc"), name.ends_with('c'));
+        let bits = ty.bits();
+        if !matches!(bits, 32 | 64) {
+            return Err(String::new());
+        }
+        let sub = name.starts_with("sub");
+        // Everything in 64-bit rows; products keep the wanted half.
+        enum Src {
+            W(W),
+            D(crate::exec::regs::D),
+        }
+        let src = |s: &mut Self, o: &Operand| -> Res<Src> {
+            Ok(if bits == 32 {
+                Src::W(s.w(o)?)
+            } else {
+                Src::D(s.d(o)?)
+            })
+        };
+        let (dst, x, y, z) = match (name, o) {
+            ("mad" | "madc", [d, a, b, c]) => {
+                (d, src(self, a)?, src(self, b)?, Some(src(self, c)?))
+            }
+            ("add" | "addc" | "sub" | "subc", [d, a, b]) => (d, src(self, a)?, src(self, b)?, None),
+            _ => return Err(String::new()),
+        };
+        let hi = m.contains(&"hi");
+        let signed = ty.signed();
+        let dst = self.drow(dst)?.ok_or_else(String::new)?;
+        Ok(Box::new(move |r, mask| {
+            let get = |s: &Src, i: usize| match s {
+                Src::W(w) => u128::from(r.w(*w)[i]),
+                Src::D(d) => u128::from(r.d(*d)[i]),
+            };
+            let keep = (1u128 << bits) - 1;
+            let mut out = [0u64; LANES];
+            let mut flags = 0;
+            let old = r.p(flag);
+            for i in 0..LANES {
+                let carry = u128::from(take && old >> i & 1 != 0);
+                let (mut a, mut b) = (get(&x, i), get(&y, i));
+                if let Some(z) = &z {
+                    let product = if signed {
+                        let ext = |v: u128| (v << (128 - bits)) as i128 >> (128 - bits);
+                        ext(a).wrapping_mul(ext(b)) as u128
+                    } else {
+                        a.wrapping_mul(b)
+                    };
+                    a = (if hi { product >> bits } else { product }) & keep;
+                    b = get(z, i);
+                }
+                let (v, f) = if sub {
+                    (a.wrapping_sub(b).wrapping_sub(carry), a < b + carry)
+                } else {
+                    (a + b + carry, (a + b + carry) >> bits != 0)
+                };
+                out[i] = (v & keep) as u64;
+                flags |= u32::from(f) << i;
+            }
+            if set {
+                r.put_p(flag, flags, mask);
+            }
+            match dst {
+                crate::op::Row::W(w) => {
+                    let narrow = std::array::from_fn(|i| out[i] as u32);
+                    r.put_w(w, &narrow, mask);
+                }
+                crate::op::Row::D(d) => r.put_d(d, &out, mask),
+            }
+        }))
+    }
+
+    fn carry_flag(&mut self) -> crate::exec::regs::P {
+        const NAME: &str = "(carry flag)";
+        if let Some(super::Sym::P(p)) = self.scopes[0].get(NAME) {
+            return *p;
+        }
+        self.p_rows += 1;
+        let p = crate::exec::regs::P(self.p_rows - 1);
+        self.scopes[0].insert(NAME.to_owned(), super::Sym::P(p));
+        p
+    }
 }
 
-fn bfi(a: u64, b: u64, c: u64, d: u64, bits: u32) -> u64 {
-    let (pos, len) = ((c & 0xff) as u32, (d & 0xff) as u32);
+/// `bfi`: the low `len` bits of `a` into `b` at `pos`.
+fn insert(a: u64, b: u64, pos: u32, len: u32, bits: u32) -> u64 {
+    let (pos, len) = (pos & 0xff, len & 0xff);
     if pos >= bits || len == 0 {
         return b;
     }
     let len = len.min(bits - pos);
-    let mask = extend(u64::MAX, len, false) << pos;
-    b & !mask | (a << pos) & mask
-}
-
-fn dot(a: u64, b: u64, lanes: u32, bits_b: u32, offset: u32, sa: bool, sb: bool) -> u64 {
-    let bits_a = 32 / lanes;
-    (0..lanes).fold(0u64, |r, i| {
-        let x = extend(a >> (i * bits_a), bits_a, sa);
-        let y = extend(b >> (offset + i * bits_b), bits_b, sb);
-        r.wrapping_add(x.wrapping_mul(y))
-    })
-}
-
-/// The boolean that `setp` and `set` combine with.
-fn combine(m: &mut Mods) -> Option<fn(u32, u32) -> u32> {
-    Some(match m.one_of(&["and", "or", "xor"])? {
-        "and" => |a, b| a & b,
-        "or" => |a, b| a | b,
-        _ => |a, b| a ^ b,
-    })
-}
-
-/// A comparison by its operator; `None` if the operator does not apply to the type.
-fn comparison(op: &str, ty: Ty, ftz: bool) -> Result<Compare> {
-    use std::cmp::Ordering;
-    use std::cmp::Ordering::{Equal, Greater, Less};
-    if ty.kind == Kind::F && ty.bits >= 32 || matches!(ty.kind, Kind::F | Kind::Bf) {
-        let half = match (ty.kind, ty.bits) {
-            (Kind::Bf, _) => Some(crate::numeric::Half::Bf16),
-            (_, 16) => Some(crate::numeric::Half::F16),
-            _ => None,
-        };
-        let double = ty.bits == 64;
-        let value = move |x: u64| -> f64 {
-            if double {
-                return f64::from_bits(x);
-            }
-            let v = match half {
-                Some(h) => {
-                    let v = h.value(x as u16);
-                    if ftz && v.abs() < 6.103_515_6e-5 {
-                        0.0
-                    } else {
-                        v
-                    }
-                }
-                None => {
-                    let v = f32::from_bits(x as u32);
-                    if ftz { crate::numeric::ftz(v) } else { v }
-                }
-            };
-            f64::from(v)
-        };
-        macro_rules! float_cmp {
-            ($f:expr) => {
-                compare(move |a, b| {
-                    let f: fn(f64, f64) -> bool = $f;
-                    f(value(a), value(b))
-                })
-            };
-        }
-        return Ok(match op {
-            "eq" => float_cmp!(|a, b| a == b),
-            "ne" => float_cmp!(|a, b| matches!(a.partial_cmp(&b), Some(Less | Greater))),
-            "lt" => float_cmp!(|a, b| a < b),
-            "le" => float_cmp!(|a, b| a <= b),
-            "gt" => float_cmp!(|a, b| a > b),
-            "ge" => float_cmp!(|a, b| a >= b),
-            "equ" => float_cmp!(|a, b| !matches!(a.partial_cmp(&b), Some(Less | Greater))),
-            "neu" => float_cmp!(|a, b| a != b),
-            "ltu" => float_cmp!(|a, b| !matches!(a.partial_cmp(&b), Some(Greater | Equal))),
-            "leu" => float_cmp!(|a, b| a.partial_cmp(&b) != Some(Greater)),
-            "gtu" => float_cmp!(|a, b| !matches!(a.partial_cmp(&b), Some(Less | Equal))),
-            "geu" => float_cmp!(|a, b| a.partial_cmp(&b) != Some(Less)),
-            "num" => float_cmp!(|a, b| !a.is_nan() && !b.is_nan()),
-            "nan" => float_cmp!(|a, b| a.is_nan() || b.is_nan()),
-            _ => return unknown(format!("comparison `.{op}`")),
-        });
-    }
-    let order = |f: fn(Ordering) -> bool| -> Result<Compare> {
-        Ok(int!(
-            ty,
-            T,
-            U,
-            compare(move |a, b| f((a as T).cmp(&(b as T))))
-        ))
+    let keep = if len == 64 {
+        u64::MAX
+    } else {
+        ((1u64 << len) - 1) << pos
     };
-    match op {
-        "eq" => order(Ordering::is_eq),
-        "ne" => order(Ordering::is_ne),
-        "lt" if ty.kind == Kind::S || ty.kind == Kind::U => order(Ordering::is_lt),
-        "le" if ty.kind == Kind::S || ty.kind == Kind::U => order(Ordering::is_le),
-        "gt" if ty.kind == Kind::S || ty.kind == Kind::U => order(Ordering::is_gt),
-        "ge" if ty.kind == Kind::S || ty.kind == Kind::U => order(Ordering::is_ge),
-        "lo" if ty.kind == Kind::U => order(Ordering::is_lt),
-        "ls" if ty.kind == Kind::U => order(Ordering::is_le),
-        "hi" if ty.kind == Kind::U => order(Ordering::is_gt),
-        "hs" if ty.kind == Kind::U => order(Ordering::is_ge),
-        _ => unknown(format!("comparison `.{op}` for this type")),
-    }
+    (b & !keep) | (a << pos & keep)
 }
 
-const COMPARISONS: &[&str] = &[
-    "eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu",
-    "geu", "num", "nan",
-];
-
-fn class_of(ty: Ty) -> Class {
-    match (ty.kind, ty.bits) {
-        (Kind::F, 32) => Class::F32,
-        (Kind::F, 64) => Class::F64,
-        (Kind::F | Kind::Bf | Kind::F16x2 | Kind::Bf16x2, _) => Class::Half,
-        _ => Class::Integer,
+/// `fns`: the n-th set bit counted from `base`, up for positive n and down for negative.
+fn fns(mask: u32, base: u32, offset: u32) -> u32 {
+    let (base, offset) = (base as i64, i64::from(offset as i32));
+    if base > 31 {
+        return u32::MAX;
     }
-}
-
-impl Decoder<'_> {
-    /// An ALU operation whose sources all have one type.
-    pub fn alu(&mut self, args: &[Arg], ty: Ty, n: usize, f: Alu) -> Result<Op> {
-        self.alu_types(args, &vec![ty; n], f)
-    }
-
-    pub fn alu_types(&mut self, args: &[Arg], types: &[Ty], f: Alu) -> Result<Op> {
-        if args.len() != types.len() + 1 {
-            return bad(format!("{} operands are needed", types.len() + 1));
-        }
-        let dst = self.dst(&args[0])?.index;
-        let mut src = [self.constant(0); 4];
-        for (i, ty) in types.iter().enumerate() {
-            src[i] = self.src(&args[i + 1], *ty)?;
-        }
-        Ok(Op::Alu { f, dst, src })
-    }
-
-    /// `setp` and `set`.
-    fn comparison(&mut self, m: &mut Mods, args: &[Arg]) -> Result<(Op, Class)> {
-        let set = m.name == "set";
-        let Some(op) = m.one_of(COMPARISONS) else {
-            return unknown("no comparison");
-        };
-        let boolean = combine(m);
-        let ftz = m.has("ftz");
-        let to = if set { Some(m.ty()?) } else { None };
-        let ty = m.ty()?;
-        let extra = usize::from(boolean.is_some());
-        if args.len() != 3 + extra {
-            return bad(format!("{} operands are needed", 3 + extra));
-        }
-        let combine = match boolean {
-            Some(f) => Some((f, self.psrc(&args[3])?)),
-            None => None,
-        };
-        let (a, b) = (self.src(&args[1], ty)?, self.src(&args[2], ty)?);
-        let pair = matches!(ty.kind, Kind::F16x2 | Kind::Bf16x2);
-        let element = match ty.kind {
-            Kind::F16x2 => Ty {
-                kind: Kind::F,
-                bits: 16,
-            },
-            Kind::Bf16x2 => Ty {
-                kind: Kind::Bf,
-                bits: 16,
-            },
-            _ => ty,
-        };
-        let one = match to.map(|t| (t.kind, t.bits)) {
-            Some((Kind::F, 32)) => u64::from(1f32.to_bits()),
-            Some((Kind::F, 16)) => 0x3c00,
-            Some((Kind::Bf, _)) => 0x3f80,
-            Some((Kind::F16x2, _)) => 0x3c00,
-            Some((Kind::Bf16x2, _)) => 0x3f80,
-            Some((Kind::U | Kind::S, 16)) => 0xffff,
-            Some((Kind::U | Kind::S, 32)) if pair => 0xffff,
-            Some((Kind::U | Kind::S, 32)) => 0xffff_ffff,
-            Some(_) => return unknown("destination type of `set`"),
-            None => 1,
-        };
-        let (mut preds, mut dst) = (None, 0);
-        if set {
-            dst = self.dst(&args[0])?.index;
+    if offset == 0 {
+        return if mask >> base & 1 != 0 {
+            base as u32
         } else {
-            preds = Some(match &args[0] {
-                Arg::Pair(p, q) => (self.pred_dst(p)?, self.pred_dst(q)?),
-                p => (self.pred_dst(p)?, None),
-            });
-        }
-        let class = class_of(ty);
-        let f = comparison(op, element, ftz)?;
-        if pair {
-            let g = comparison(op, element, ftz)?;
-            let op = Op::SetPair {
-                low: f,
-                high: Box::new(move |a, b| {
-                    let (mut x, mut y) = (*a, *b);
-                    x.iter_mut().chain(&mut y).for_each(|v| *v >>= 16);
-                    g(&x, &y)
-                }),
-                preds,
-                dst,
-                one,
-                a,
-                b,
-                combine,
-            };
-            return Ok((op, class));
-        }
-        let op = match preds {
-            Some((dst, other)) => Op::SetP {
-                f,
-                dst,
-                other,
-                a,
-                b,
-                combine,
-            },
-            None => Op::Set {
-                f,
-                dst,
-                one,
-                a,
-                b,
-                combine,
-            },
+            u32::MAX
         };
-        Ok((op, class))
     }
-
-    fn pred_logic(&mut self, args: &[Arg], n: usize, f: fn(u32, u32) -> u32) -> Result<Op> {
-        if args.len() != n + 1 {
-            return bad(format!("{} operands are needed", n + 1));
+    let step = offset.signum();
+    let mut left = offset.abs();
+    let mut pos = base;
+    while (0..32).contains(&pos) {
+        if mask >> pos & 1 != 0 {
+            left -= 1;
+            if left == 0 {
+                return pos as u32;
+            }
         }
-        let Some(dst) = self.pred_dst(&args[0])? else {
-            return Ok(Op::Nop);
-        };
-        let a = self.psrc(&args[1])?;
-        let b = if n == 2 { self.psrc(&args[2])? } else { a };
-        Ok(Op::PredLogic { dst, f, a, b })
+        pos += step;
     }
-
-    pub fn int(&mut self, m: &mut Mods, args: &[Arg]) -> Result<Option<(Op, Class)>> {
-        let u32t = Ty {
-            kind: Kind::U,
-            bits: 32,
-        };
-        let name = m.name;
-        if matches!(name, "add" | "min" | "max")
-            && let Some(ty) = m.one_of(&["s16x2", "u16x2"])
-        {
-            return self.packed16(m, args, ty == "s16x2").map(Some);
-        }
-        let op = match name {
-            "setp" | "set" => return self.comparison(m, args).map(Some),
-            "add" | "sub" if m.has("cc") => {
-                let ty = m.ty()?;
-                let kind = if m.name == "add" {
-                    CarryKind::Add
-                } else {
-                    CarryKind::Sub
-                };
-                self.carry(args, ty, kind, false, true)?
-            }
-            "addc" | "subc" => {
-                let out = m.has("cc");
-                let ty = m.ty()?;
-                let kind = if m.name == "addc" {
-                    CarryKind::Add
-                } else {
-                    CarryKind::Sub
-                };
-                self.carry(args, ty, kind, true, out)?
-            }
-            "mad" | "madc" if m.name == "madc" || m.has("cc") => {
-                let out = m.has("cc");
-                let high = m.one_of(&["lo", "hi"]) == Some("hi");
-                let ty = m.ty()?;
-                let signed = ty.signed();
-                let kind = if high {
-                    CarryKind::MadHi { signed }
-                } else {
-                    CarryKind::MadLo { signed }
-                };
-                self.carry(args, ty, kind, m.name == "madc", out)?
-            }
-            "add" | "sub" => {
-                let sat = m.has("sat");
-                let ty = m.ty()?;
-                let sub = m.name == "sub";
-                let f = match (sat, sub) {
-                    (false, false) => {
-                        int!(
-                            ty,
-                            T,
-                            U,
-                            lanes2(|a, b| (a as T).wrapping_add(b as T) as U as u64)
-                        )
-                    }
-                    (false, true) => {
-                        int!(
-                            ty,
-                            T,
-                            U,
-                            lanes2(|a, b| (a as T).wrapping_sub(b as T) as U as u64)
-                        )
-                    }
-                    (true, false) if ty.signed() => {
-                        int!(
-                            ty,
-                            T,
-                            U,
-                            lanes2(|a, b| (a as T).saturating_add(b as T) as U as u64)
-                        )
-                    }
-                    (true, true) if ty.signed() => {
-                        int!(
-                            ty,
-                            T,
-                            U,
-                            lanes2(|a, b| (a as T).saturating_sub(b as T) as U as u64)
-                        )
-                    }
-                    _ => return unknown("`.sat` for this type"),
-                };
-                self.alu(args, ty, 2, f)?
-            }
-            "mul" | "mad" | "mul24" | "mad24" => {
-                let mode = m.one_of(&["lo", "hi", "wide"]);
-                let sat = m.has("sat");
-                let ty = m.ty()?;
-                let n = if m.name.starts_with("mad") { 3 } else { 2 };
-                let dst_bits = if mode == Some("wide") {
-                    ty.bits * 2
-                } else {
-                    ty.bits
-                };
-                if dst_bits > 64 || !ty.is_int() || ty.bits < 16 {
-                    return unknown("multiplication of this type");
-                }
-                let (bits, signed) = (ty.bits, ty.signed());
-                let is24 = m.name.ends_with("24");
-                if is24 && (bits != 32 || mode == Some("wide")) {
-                    return unknown("24-bit multiplication of this type");
-                }
-                let f: Alu = match mode {
-                    Some("lo" | "wide") if !is24 => {
-                        // A sign-extended 64-bit product has the right low bits in every case.
-                        match (bits, signed) {
-                            (32, false) => lanes3(move |a, b, c| {
-                                extend(
-                                    (a & 0xffff_ffff)
-                                        .wrapping_mul(b & 0xffff_ffff)
-                                        .wrapping_add(c),
-                                    dst_bits,
-                                    false,
-                                )
-                            }),
-                            (32, true) => lanes3(move |a, b, c| {
-                                let p = i64::from(a as i32).wrapping_mul(i64::from(b as i32));
-                                extend((p as u64).wrapping_add(c), dst_bits, false)
-                            }),
-                            _ => lanes3(move |a, b, c| {
-                                let p =
-                                    extend(a, bits, signed).wrapping_mul(extend(b, bits, signed));
-                                extend(p.wrapping_add(c), dst_bits, false)
-                            }),
-                        }
-                    }
-                    Some("hi") if !is24 => lanes3(move |a, b, c| {
-                        let p = if signed {
-                            (i128::from(extend(a, bits, true) as i64)
-                                * i128::from(extend(b, bits, true) as i64))
-                                as u128
-                        } else {
-                            u128::from(extend(a, bits, false)) * u128::from(extend(b, bits, false))
-                        };
-                        let high = (p >> bits) as u64;
-                        if sat {
-                            let s = extend(high, 32, true) as i64 + extend(c, 32, true) as i64;
-                            return s.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as u32 as u64;
-                        }
-                        extend(high.wrapping_add(c), bits, false)
-                    }),
-                    Some(mode @ ("lo" | "hi")) => {
-                        let shift = if mode == "hi" { 16 } else { 0 };
-                        lanes3(move |a, b, c| {
-                            let p = extend(a, 24, signed).wrapping_mul(extend(b, 24, signed));
-                            let p = extend(p, 48, signed) >> shift;
-                            if sat {
-                                let s = extend(p, 32, true) as i64 + extend(c, 32, true) as i64;
-                                return s.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as u32
-                                    as u64;
-                            }
-                            extend(p.wrapping_add(c), 32, false)
-                        })
-                    }
-                    _ => return unknown("no `.lo`, `.hi` or `.wide`"),
-                };
-                if sat && !(mode == Some("hi") && signed && bits == 32 && n == 3) {
-                    return unknown("`.sat`");
-                }
-                let mut types = vec![ty, ty];
-                if n == 3 {
-                    types.push(Ty {
-                        kind: ty.kind,
-                        bits: dst_bits,
-                    });
-                }
-                self.alu_types(args, &types, f)?
-            }
-            "div" => {
-                let ty = m.ty()?;
-                // Division by zero yields all ones, as the hardware's sequence does.
-                let f = int!(
-                    ty,
-                    T,
-                    U,
-                    lanes2(|a, b| {
-                        let (a, b) = (a as T, b as T);
-                        if b == 0 {
-                            U::MAX.into()
-                        } else {
-                            a.wrapping_div(b) as U as u64
-                        }
-                    })
-                );
-                self.alu(args, ty, 2, f)?
-            }
-            "rem" => {
-                let ty = m.ty()?;
-                let f = int!(
-                    ty,
-                    T,
-                    U,
-                    lanes2(|a, b| {
-                        let (a, b) = (a as T, b as T);
-                        if b == 0 {
-                            a as U as u64
-                        } else {
-                            a.wrapping_rem(b) as U as u64
-                        }
-                    })
-                );
-                self.alu(args, ty, 2, f)?
-            }
-            "abs" | "neg" => {
-                let ty = m.ty()?;
-                if !ty.signed() {
-                    return unknown("an unsigned type");
-                }
-                let (bits, neg) = (ty.bits, m.name == "neg");
-                let f = lanes1(move |a| {
-                    let v = extend(a, bits, true) as i64;
-                    let r = if neg {
-                        v.wrapping_neg()
-                    } else {
-                        v.wrapping_abs()
-                    };
-                    extend(r as u64, bits, false)
-                });
-                self.alu(args, ty, 1, f)?
-            }
-            "min" | "max" => {
-                let relu = m.has("relu");
-                let ty = m.ty()?;
-                if !matches!(ty.kind, Kind::U | Kind::S) {
-                    return unknown("this type");
-                }
-                if relu && (!ty.signed() || ty.bits != 32) {
-                    return unknown("`.relu` for this type");
-                }
-                let f = match (m.name == "max", relu) {
-                    (true, false) => {
-                        int!(ty, T, U, lanes2(|a, b| (a as T).max(b as T) as U as u64))
-                    }
-                    (false, false) => {
-                        int!(ty, T, U, lanes2(|a, b| (a as T).min(b as T) as U as u64))
-                    }
-                    (true, true) => lanes2(|a, b| (a as i32).max(b as i32).max(0) as u32 as u64),
-                    (false, true) => lanes2(|a, b| (a as i32).min(b as i32).max(0) as u32 as u64),
-                };
-                self.alu(args, ty, 2, f)?
-            }
-            "sad" => {
-                let ty = m.ty()?;
-                let f = int!(
-                    ty,
-                    T,
-                    U,
-                    lanes3(|a, b, c| (c as U).wrapping_add((a as T).abs_diff(b as T)) as u64)
-                );
-                self.alu(args, ty, 3, f)?
-            }
-            "popc" => {
-                let ty = m.ty()?;
-                let bits = ty.bits;
-                let f = lanes1(move |a| u64::from(extend(a, bits, false).count_ones()));
-                self.alu(args, ty, 1, f)?
-            }
-            "clz" => {
-                let ty = m.ty()?;
-                let bits = ty.bits;
-                let f =
-                    lanes1(move |a| u64::from(extend(a, bits, false).leading_zeros() + bits - 64));
-                self.alu(args, ty, 1, f)?
-            }
-            "brev" => {
-                let ty = m.ty()?;
-                let bits = ty.bits;
-                self.alu(
-                    args,
-                    ty,
-                    1,
-                    lanes1(move |a| a.reverse_bits() >> (64 - bits)),
-                )?
-            }
-            "bfind" => {
-                let shiftamt = m.has("shiftamt");
-                let ty = m.ty()?;
-                let (bits, signed) = (ty.bits, ty.signed());
-                self.alu(
-                    args,
-                    ty,
-                    1,
-                    lanes1(move |a| bfind(a, bits, signed, shiftamt)),
-                )?
-            }
-            "bfe" => {
-                let ty = m.ty()?;
-                let (bits, signed) = (ty.bits, ty.signed());
-                let f = lanes3(move |a, b, c| bfe(a, b, c, bits, signed));
-                self.alu_types(args, &[ty, u32t, u32t], f)?
-            }
-            "bfi" => {
-                let ty = m.ty()?;
-                let bits = ty.bits;
-                let f = lanes4(move |a, b, c, d| bfi(a, b, c, d, bits));
-                self.alu_types(args, &[ty, ty, u32t, u32t], f)?
-            }
-            "bmsk" => {
-                let wrap = match m.one_of(&["clamp", "wrap"]) {
-                    Some(w) => w == "wrap",
-                    None => return unknown("no `.clamp` or `.wrap`"),
-                };
-                let ty = m.ty()?;
-                let f = lanes2(move |a, b| {
-                    let (a, b) = if wrap {
-                        (a & 31, b & 31)
-                    } else {
-                        (a.min(32), b.min(32))
-                    };
-                    ((1u64 << b) - 1) << a & 0xffff_ffff
-                });
-                self.alu(args, ty, 2, f)?
-            }
-            "szext" => {
-                let wrap = match m.one_of(&["clamp", "wrap"]) {
-                    Some(w) => w == "wrap",
-                    None => return unknown("no `.clamp` or `.wrap`"),
-                };
-                let ty = m.ty()?;
-                let signed = ty.signed();
-                let f = lanes2(move |a, b| {
-                    let n = if wrap { b & 31 } else { b.min(32) } as u32;
-                    if n == 0 {
-                        0
-                    } else {
-                        extend(a, n, signed) & 0xffff_ffff
-                    }
-                });
-                self.alu(args, ty, 2, f)?
-            }
-            "dp4a" | "dp2a" => {
-                let high = m.name == "dp2a" && m.one_of(&["lo", "hi"]) == Some("hi");
-                let (ta, tb) = (m.ty()?, m.ty()?);
-                let (sa, sb) = (ta.signed(), tb.signed());
-                let lanes = if m.name == "dp4a" { 4 } else { 2 };
-                let offset = if high { 16 } else { 0 };
-                let f = lanes3(move |a, b, c| {
-                    c.wrapping_add(dot(a, b, lanes, 8, offset, sa, sb)) & 0xffff_ffff
-                });
-                self.alu_types(args, &[u32t, u32t, u32t], f)?
-            }
-            "prmt" => {
-                let _ = m.has("b32");
-                let mode = m
-                    .one_of(&["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"])
-                    .unwrap_or("");
-                self.alu(args, u32t, 3, lanes3(move |a, b, c| prmt(a, b, c, mode)))?
-            }
-            "shf" => {
-                let left = match m.one_of(&["l", "r"]) {
-                    Some(d) => d == "l",
-                    None => return unknown("no direction"),
-                };
-                let clamp = match m.one_of(&["clamp", "wrap"]) {
-                    Some(c) => c == "clamp",
-                    None => return unknown("no `.clamp` or `.wrap`"),
-                };
-                let ty = m.ty()?;
-                let f = lanes3(move |a, b, c| {
-                    let c = c & 0xffff_ffff;
-                    let n = if clamp { c.min(32) } else { c & 31 };
-                    let x = a & 0xffff_ffff | b << 32;
-                    if left {
-                        x << n >> 32
-                    } else {
-                        x >> n & 0xffff_ffff
-                    }
-                });
-                self.alu(args, ty, 3, f)?
-            }
-            "shl" | "shr" => {
-                let ty = m.ty()?;
-                let (bits, signed) = (ty.bits, ty.signed());
-                let f = if m.name == "shl" {
-                    lanes2(move |a, n| {
-                        let n = n & 0xffff_ffff;
-                        if n >= u64::from(bits) {
-                            0
-                        } else {
-                            extend(a << n, bits, false)
-                        }
-                    })
-                } else {
-                    lanes2(move |a, n| {
-                        let n = (n & 0xffff_ffff).min(u64::from(bits));
-                        let v = extend(a, bits, signed);
-                        let r = if signed {
-                            (v as i64 >> n.min(63)) as u64
-                        } else if n >= 64 {
-                            0
-                        } else {
-                            v >> n
-                        };
-                        extend(r, bits, false)
-                    })
-                };
-                self.alu_types(args, &[ty, u32t], f)?
-            }
-            "lop3" => return self.lop3(m, args).map(Some),
-            "and" | "or" | "xor" => {
-                let ty = m.ty()?;
-                if ty.kind == Kind::Pred {
-                    let f: fn(u32, u32) -> u32 = match m.name {
-                        "and" => |a, b| a & b,
-                        "or" => |a, b| a | b,
-                        _ => |a, b| a ^ b,
-                    };
-                    return Ok(Some((self.pred_logic(args, 2, f)?, Class::Predicate)));
-                }
-                let f = match m.name {
-                    "and" => lanes2(|a, b| a & b),
-                    "or" => lanes2(|a, b| a | b),
-                    _ => lanes2(|a, b| a ^ b),
-                };
-                self.alu(args, ty, 2, f)?
-            }
-            "not" | "cnot" => {
-                let ty = m.ty()?;
-                if ty.kind == Kind::Pred && m.name == "not" {
-                    let op = self.pred_logic(args, 1, |a, _| !a)?;
-                    return Ok(Some((op, Class::Predicate)));
-                }
-                let bits = ty.bits;
-                let f = if m.name == "not" {
-                    lanes1(move |a| extend(!a, bits, false))
-                } else {
-                    lanes1(|a| u64::from(a == 0))
-                };
-                self.alu(args, ty, 1, f)?
-            }
-            "selp" => {
-                let ty = m.ty()?;
-                if args.len() != 4 {
-                    return bad("4 operands are needed");
-                }
-                let op = Op::Selp {
-                    dst: self.dst(&args[0])?.index,
-                    a: self.src(&args[1], ty)?,
-                    b: self.src(&args[2], ty)?,
-                    p: self.psrc(&args[3])?,
-                };
-                return Ok(Some((op, Class::Move)));
-            }
-            "slct" => {
-                let ftz = m.has("ftz");
-                let (ty, by) = (m.ty()?, m.ty()?);
-                let f = if by.kind == Kind::F {
-                    lanes3(move |a, b, c| {
-                        let c = f32::from_bits(c as u32);
-                        let c = if ftz { crate::numeric::ftz(c) } else { c };
-                        if c >= 0.0 { a } else { b }
-                    })
-                } else {
-                    lanes3(|a, b, c| if c as i32 >= 0 { a } else { b })
-                };
-                self.alu_types(args, &[ty, ty, by], f)?
-            }
-            _ => return Ok(None),
-        };
-        Ok(Some((op, Class::Integer)))
-    }
-
-    /// `add`, `min` and `max` of two 16-bit integers in a register.
-    fn packed16(&mut self, m: &mut Mods, args: &[Arg], signed: bool) -> Result<(Op, Class)> {
-        let u32t = Ty {
-            kind: Kind::U,
-            bits: 32,
-        };
-        let relu = m.has("relu");
-        let add = m.name == "add";
-        let max = m.name == "max";
-        if relu && (add || !signed) {
-            return unknown("`.relu` for this type");
-        }
-        let one = move |a: u64, b: u64| -> u64 {
-            let (x, y) = (extend(a, 16, signed) as i64, extend(b, 16, signed) as i64);
-            let r = match (add, max) {
-                (true, _) => x + y,
-                (_, true) => x.max(y),
-                _ => x.min(y),
-            };
-            extend(if relu { r.max(0) } else { r } as u64, 16, false)
-        };
-        let f = lanes2(move |a, b| one(a, b) | one(a >> 16, b >> 16) << 16);
-        Ok((self.alu(args, u32t, 2, f)?, Class::Integer))
-    }
-
-    fn lop3(&mut self, m: &mut Mods, args: &[Arg]) -> Result<(Op, Class)> {
-        let boolean = m.one_of(&["or", "and"]);
-        let ty = m.ty()?;
-        let want = 5 + usize::from(boolean.is_some());
-        if args.len() != want {
-            return bad(format!("{want} operands are needed"));
-        }
-        let Arg::Int(table) = args[4] else {
-            return bad("the table is not an immediate");
-        };
-        let table = table as u8;
-        let f: Alu = match table {
-            // The commonest tables, in a form that vectorises.
-            0xc0 => lanes3(|a, b, _| a & b),
-            0xfc => lanes3(|a, b, _| a | b),
-            0x3c => lanes3(|a, b, _| a ^ b),
-            0x96 => lanes3(|a, b, c| a ^ b ^ c),
-            0xf8 => lanes3(|a, b, c| a | (b & c)),
-            0xea => lanes3(|a, b, c| (a & b) | c),
-            0x78 => lanes3(|a, b, c| a ^ (b & c)),
-            0x6c => lanes3(|a, b, c| (a & c) ^ b),
-            0xfe => lanes3(|a, b, c| a | b | c),
-            0x80 => lanes3(|a, b, c| a & b & c),
-            _ => lanes3(move |a, b, c| lop3(a, b, c, table)),
-        };
-        if let Some(op) = boolean {
-            let (d, p) = match &args[0] {
-                Arg::Pair(d, p) => (self.dst_or_sink(d)?.map(|r| r.index), self.pred_dst(p)?),
-                _ => return bad("`d|p` is needed"),
-            };
-            let Some(pred) = p else {
-                return bad("the predicate is needed");
-            };
-            let mut src = [self.constant(0); 4];
-            for i in 0..3 {
-                src[i] = self.src(&args[i + 1], ty)?;
-            }
-            let q = self.psrc(&args[5])?;
-            let or = op == "or";
-            let op = Op::Lop3Pred {
-                f,
-                dst: d,
-                pred,
-                or,
-                q,
-                src,
-            };
-            return Ok((op, Class::Integer));
-        }
-        Ok((self.alu(&args[..4], ty, 3, f)?, Class::Integer))
-    }
-
-    fn carry(
-        &mut self,
-        args: &[Arg],
-        ty: Ty,
-        kind: CarryKind,
-        carry_in: bool,
-        carry_out: bool,
-    ) -> Result<Op> {
-        let mad = matches!(kind, CarryKind::MadLo { .. } | CarryKind::MadHi { .. });
-        let n = if mad { 3 } else { 2 };
-        if args.len() != n + 1 || !matches!(ty.bits, 32 | 64) {
-            return bad(format!("{} operands of 32 or 64 bits are needed", n + 1));
-        }
-        let mut src = [self.constant(0); 3];
-        for i in 0..n {
-            src[i] = self.src(&args[i + 1], ty)?;
-        }
-        Ok(Op::Carry {
-            dst: self.dst(&args[0])?.index,
-            src,
-            bits: ty.bits,
-            kind,
-            carry_in,
-            carry_out,
-        })
-    }
+    u32::MAX
 }

@@ -1,357 +1,413 @@
-//! Loads, stores, atomics and fences.
+//! Loads, stores, atomics, prefetches and asynchronous copies.
 
-use super::*;
-use crate::ast::Arg;
-use crate::numeric::{Half, Round, add_odd, ftz, min_max};
+use super::{Decoder, Res, Sym, arity};
+use crate::decode::ty::Ty;
+use crate::exec::fp::{self, b2f, f2b, f2h, h2f};
+use crate::exec::regs::map1;
+use crate::op::{Atom, AtomFn, CpAsync, Load, MemSpace, Op, Order, Store};
+use crate::ptx::ast::{AddrBase, Operand};
+use crate::report::Class;
 
-const SCOPES: &[&str] = &["cta", "cluster", "gpu", "sys"];
+/// What the modifiers of a memory instruction say.
+struct Mods {
+    space: MemSpace,
+    order: Order,
+    vector: usize,
+    ty: Ty,
+    rest: Vec<String>,
+    cache_hint: bool,
+}
+
+/// Bytes one lane can load or store at once.
+const MAX_ACCESS: u32 = 32;
+
+/// Hints about caches and scopes change nothing here.
+fn hint(s: &str) -> bool {
+    matches!(
+        s,
+        "ca" | "cg"
+            | "cs"
+            | "lu"
+            | "cv"
+            | "wb"
+            | "wt"
+            | "nc"
+            | "cta"
+            | "cluster"
+            | "gpu"
+            | "sys"
+            | "noftz"
+            | "L2::64B"
+            | "L2::128B"
+            | "L2::256B"
+    ) || s.starts_with("L1::")
+        || s.starts_with("L2::evict")
+}
+
+fn mods(m: &[&str]) -> Res<Mods> {
+    let mut out = Mods {
+        space: MemSpace::Generic,
+        order: Order::Weak,
+        vector: 1,
+        ty: Ty::B32,
+        rest: Vec::new(),
+        cache_hint: false,
+    };
+    let mut ty = None;
+    for s in m {
+        match *s {
+            "global" => out.space = MemSpace::Global,
+            "shared" | "shared::cta" | "shared::cluster" => out.space = MemSpace::Shared,
+            "local" => out.space = MemSpace::Local,
+            "const" => out.space = MemSpace::Const,
+            "param" | "param::entry" | "param::func" => out.space = MemSpace::Param,
+            "weak" => {}
+            "volatile" | "relaxed" | "mmio" => out.order = Order::Relaxed,
+            "acquire" => out.order = Order::Acquire,
+            "release" => out.order = Order::Release,
+            "acq_rel" => out.order = Order::AcqRel,
+            "v2" => out.vector = 2,
+            "v4" => out.vector = 4,
+            "v8" => out.vector = 8,
+            "L2::cache_hint" => out.cache_hint = true,
+            _ if hint(s) => {}
+            _ => match Ty::parse(s) {
+                Some(t) => ty = Some(t),
+                None => out.rest.push((*s).to_owned()),
+            },
+        }
+    }
+    out.ty = ty.ok_or_else(|| "expected a type".to_owned())?;
+    if out.ty == Ty::Pred || out.vector as u32 * out.ty.size() > MAX_ACCESS {
+        return Err("a type or vector too wide for memory".into());
+    }
+    Ok(out)
+}
 
 impl Decoder<'_> {
-    /// The state space modifier; generic when none is named.
-    pub fn space(&mut self, m: &mut Mods) -> Result<Mem> {
-        const SPACES: &[(&str, Mem)] = &[
-            ("global", Mem::Global),
-            ("shared", Mem::Shared),
-            ("shared::cta", Mem::Shared),
-            ("local", Mem::Local),
-            ("const", Mem::Const),
-            ("param", Mem::Param),
-            ("param::entry", Mem::Param),
-            ("param::func", Mem::Param),
-        ];
-        for (name, mem) in SPACES {
-            if m.has(name) {
-                return Ok(*mem);
+    pub(super) fn memory(
+        &mut self,
+        name: &str,
+        m: &[&str],
+        o: &[Operand],
+    ) -> Option<Res<(Op, Class)>> {
+        match name {
+            "ld" | "ldu" => Some(self.load(m, o)),
+            "st" => Some(self.store(m, o)),
+            "atom" => Some(self.atom(m, o, true)),
+            "red" if m.first() != Some(&"async") => Some(self.atom(m, o, false)),
+            "createpolicy" => Some(self.cache_policy(o)),
+            "prefetch" | "prefetchu" | "applypriority" | "discard" => {
+                Some(Ok((Op::Nop, Class::Other)))
             }
-        }
-        Ok(Mem::Generic)
-    }
-
-    /// Cache operators, eviction priorities and prefetch hints: no effect on results. Returns
-    /// whether a cache policy operand follows.
-    fn hints(&mut self, m: &mut Mods) -> bool {
-        for s in ["ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "unified"] {
-            m.has(s);
-        }
-        while m.prefixed("L1::").is_some() {}
-        let policy = m.has("L2::cache_hint");
-        while m.prefixed("L2::").is_some() {}
-        policy
-    }
-
-    fn order(&mut self, m: &mut Mods) -> Order {
-        let mut o = Order::default();
-        match m.one_of(&[
-            "weak", "volatile", "relaxed", "acquire", "release", "acq_rel", "mmio",
-        ]) {
-            Some("volatile" | "relaxed" | "mmio") => o.strong = true,
-            Some("acquire") => (o.strong, o.acquire) = (true, true),
-            Some("release") => (o.strong, o.release) = (true, true),
-            Some("acq_rel") => (o.strong, o.acquire, o.release) = (true, true, true),
-            _ => {}
-        }
-        m.has("mmio");
-        m.one_of(SCOPES);
-        o
-    }
-
-    /// The operand of a `.param` access is a kernel parameter, or lives in the frame.
-    fn param_space(&self, mem: Mem, arg: &Arg) -> Mem {
-        if mem != Mem::Param {
-            return mem;
-        }
-        if let Arg::Address(base, ..) = arg
-            && let Arg::Name(n) = &**base
-            && matches!(self.symbol(n), Some(Symbol::Frame(_)))
-        {
-            return Mem::Generic;
-        }
-        if self.in_entry {
-            Mem::Param
-        } else {
-            Mem::Generic
-        }
-    }
-
-    fn class(mem: Mem, store: bool) -> Class {
-        match (mem, store) {
-            (Mem::Global, false) => Class::LoadGlobal,
-            (Mem::Global, true) => Class::StoreGlobal,
-            (Mem::Shared, false) => Class::LoadShared,
-            (Mem::Shared, true) => Class::StoreShared,
-            (Mem::Local, _) => Class::Local,
-            (Mem::Const | Mem::Param, _) => Class::LoadConst,
-            (Mem::Generic, _) => Class::Generic,
-        }
-    }
-
-    pub fn memory(&mut self, m: &mut Mods, args: &[Arg]) -> Result<Option<(Op, Class)>> {
-        Ok(Some(match m.name {
-            "ld" | "ldu" => self.load(m, args)?,
-            "st" => self.store(m, args)?,
-            "atom" => self.atomic(m, args, true)?,
-            "red" if !m.peek("async") => self.atomic(m, args, false)?,
-            "prefetch" | "prefetchu" => {
-                while m.prefixed("L").is_some() {}
-                self.space(m)?;
-                (Op::Nop, Class::Other)
+            "cp" if m.first() == Some(&"async") && !m.contains(&"bulk") => {
+                Some(self.cp_async(&m[1..], o))
             }
-            "discard" | "applypriority" => {
-                while m.prefixed("L2").is_some() {}
-                self.space(m)?;
-                (Op::Nop, Class::Other)
-            }
-            "createpolicy" => {
-                m.has("fractional");
-                while m.prefixed("L2::").is_some() {}
-                let ty = m.ty()?;
-                if args.is_empty() || ty.bits != 64 {
-                    return bad("operands are missing");
-                }
-                // A policy has no effect here; any value will do.
-                let zero = [Arg::Int(0)];
-                let args = [&args[..1], &zero[..]].concat();
-                (
-                    self.alu(&args, ty, 1, super::int::lanes1(|_| 0))?,
-                    Class::Other,
-                )
-            }
-            "membar" => {
-                if m.one_of(&["gl", "cta", "sys"]).is_none() {
-                    return unknown("no scope");
-                }
-                (Op::Fence, Class::Fence)
-            }
-            "fence" => {
-                if m.has("mbarrier_init") {
-                    m.one_of(&["release"]);
-                    m.one_of(SCOPES);
-                } else if m.has("proxy") {
-                    if m.one_of(&["async", "async.global", "alias", "async::generic"])
-                        .is_none()
-                    {
-                        return unknown("this proxy");
-                    }
-                    self.space(m)?;
-                } else {
-                    m.one_of(&["sc", "acq_rel", "acquire", "release"]);
-                    m.one_of(SCOPES);
-                }
-                (Op::Fence, Class::Fence)
-            }
-            _ => return Ok(None),
-        }))
-    }
-
-    fn vector(m: &mut Mods) -> usize {
-        match m.one_of(&["v2", "v4", "v8"]) {
-            Some("v2") => 2,
-            Some("v4") => 4,
-            Some("v8") => 8,
-            _ => 1,
+            _ => None,
         }
     }
 
-    fn load(&mut self, m: &mut Mods, args: &[Arg]) -> Result<(Op, Class)> {
-        let order = self.order(m);
-        let mem = self.space(m)?;
-        let policy = self.hints(m);
-        let n = Self::vector(m);
-        let ty = m.ty()?;
-        if args.len() != 2 + usize::from(policy) {
-            return bad("wrong number of operands");
-        }
-        let elements = Self::elements(&args[0]);
-        if elements.len() != n || ty.kind == Kind::Pred {
-            return bad(format!("{n} destinations are needed"));
-        }
-        let mut dst_bits = ty.bits;
-        let mut dst = Vec::new();
-        for e in elements {
-            let r = self.dst_or_sink(e)?;
-            dst_bits = r.map_or(dst_bits, |r| r.bits).max(ty.bits);
-            dst.push(r.map(|r| r.index));
-        }
-        let mem = self.param_space(mem, &args[1]);
-        let access = Access {
-            mem,
-            address: self.address(&args[1])?,
-            bytes: ty.bits / 8,
-            signed: ty.signed(),
-            order,
+    /// Policies are hints, and a hint is any number.
+    fn cache_policy(&mut self, o: &[Operand]) -> Res<(Op, Class)> {
+        let (Some(d), zero) = (o.first(), self.imm_d(0)) else {
+            return Err("number of operands".into());
         };
-        let class = Self::class(mem, false);
+        Ok((Op::Alu(map1(self.dd(d)?, zero, |x| x)), Class::Move))
+    }
+
+    /// `ld.param` in a function reads local memory, as its parameters live there.
+    fn param_address(&mut self, o: &Operand) -> Option<u32> {
+        let Operand::Addr {
+            base: AddrBase::Name(n),
+            ..
+        } = o
+        else {
+            return None;
+        };
+        match self.lookup(n) {
+            Some(Sym::Param(at)) => Some(at),
+            _ => None,
+        }
+    }
+
+    fn is_local(&self, o: &Operand) -> bool {
+        matches!(o, Operand::Addr { base: AddrBase::Name(n), .. } if matches!(self.lookup(n), Some(Sym::Local(_))))
+    }
+
+    fn parts<'o>(o: &'o Operand, n: usize) -> Res<Vec<&'o Operand>> {
+        let parts: Vec<&'o Operand> = match o {
+            Operand::Vector(v) => v.iter().collect(),
+            _ => vec![o],
+        };
+        if parts.len() == n {
+            Ok(parts)
+        } else {
+            Err(format!("expected {n} elements"))
+        }
+    }
+
+    fn load(&mut self, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
+        let mods = mods(m)?;
+        if !mods.rest.is_empty() {
+            return Err(format!("modifier `.{}`", mods.rest[0]));
+        }
+        let o = if mods.cache_hint && o.len() == 3 {
+            &o[..2]
+        } else {
+            o
+        };
+        let [d, a] = arity(o)?;
+        let dst = Self::parts(d, mods.vector)?
+            .into_iter()
+            .map(|p| self.drow(p))
+            .collect::<Res<Vec<_>>>()?;
+        let width = mods.ty.size();
+        let signed = mods.ty.signed();
+        let mut space = mods.space;
+        if space == MemSpace::Param {
+            if let (Some(at), Operand::Addr { offset, .. }) = (self.param_address(a), a) {
+                let offset = u32::try_from(i64::from(at) + offset)
+                    .map_err(|_| "parameter offset".to_owned())?;
+                return Ok((
+                    Op::LoadParam {
+                        offset,
+                        width,
+                        signed,
+                        dst,
+                    },
+                    Class::LoadConst,
+                ));
+            }
+            if self.is_local(a) {
+                space = MemSpace::Local;
+            }
+        }
+        self.note_access(space, width * dst.len() as u32);
+        let addr = self.addr(a)?;
+        let class = match space {
+            MemSpace::Global => Class::LoadGlobal,
+            MemSpace::Shared => Class::LoadShared,
+            MemSpace::Local => Class::Local,
+            MemSpace::Const | MemSpace::Param => Class::LoadConst,
+            MemSpace::Generic => Class::Generic,
+        };
         Ok((
-            Op::Ld {
-                access,
+            Op::Load(Load {
+                space,
+                order: mods.order,
+                addr,
+                width,
+                signed,
                 dst,
-                dst_bits,
-            },
+            }),
             class,
         ))
     }
 
-    fn store(&mut self, m: &mut Mods, args: &[Arg]) -> Result<(Op, Class)> {
-        if m.peek("async") || m.peek("bulk") {
-            return unknown("asynchronous stores");
+    fn store(&mut self, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
+        let mods = mods(m)?;
+        if !mods.rest.is_empty() {
+            return Err(format!("modifier `.{}`", mods.rest[0]));
         }
-        let order = self.order(m);
-        let mem = self.space(m)?;
-        let policy = self.hints(m);
-        let n = Self::vector(m);
-        let ty = m.ty()?;
-        if args.len() != 2 + usize::from(policy) {
-            return bad("wrong number of operands");
-        }
-        let src = self.sources(&args[1], ty)?;
-        if src.len() != n || ty.kind == Kind::Pred {
-            return bad(format!("{n} sources are needed"));
-        }
-        let mem = self.param_space(mem, &args[0]);
-        if matches!(mem, Mem::Const | Mem::Param) {
-            return bad("this space cannot be written");
-        }
-        let access = Access {
-            mem,
-            address: self.address(&args[0])?,
-            bytes: ty.bits / 8,
-            signed: false,
-            order,
-        };
-        Ok((Op::St { access, src }, Self::class(mem, true)))
-    }
-
-    fn atomic(&mut self, m: &mut Mods, args: &[Arg], returns: bool) -> Result<(Op, Class)> {
-        let mut order = self.order(m);
-        order.strong = true;
-        let mem = self.space(m)?;
-        if !matches!(mem, Mem::Generic | Mem::Global | Mem::Shared) {
-            return unknown("this space");
-        }
-        while m.prefixed("L2::").is_some() {}
-        let Some(op) = m.one_of(&[
-            "add", "and", "or", "xor", "exch", "cas", "min", "max", "inc", "dec",
-        ]) else {
-            return unknown("no operation");
-        };
-        let noftz = m.has("noftz");
-        if m.one_of(&["v2", "v4", "v8"]).is_some() {
-            return unknown("vector atomics");
-        }
-        let ty = m.ty()?;
-        if ty.kind == Kind::Pred || ty.bits == 8 {
-            return unknown("this type");
-        }
-        let cas = op == "cas";
-        if cas && !returns {
-            return unknown("`red.cas`");
-        }
-        let f = scalar(op, ty, noftz, mem)?;
-        let at = usize::from(returns);
-        if args.len() != at + 2 + usize::from(cas) {
-            return bad("wrong number of operands");
-        }
-        let dst = if returns {
-            self.dst_or_sink(&args[0])?.map(|r| r.index)
+        let o = if mods.cache_hint && o.len() == 3 {
+            &o[..2]
         } else {
-            None
+            o
         };
-        let access = Access {
-            mem,
-            address: self.address(&args[at])?,
-            bytes: ty.bits / 8,
-            signed: false,
-            order,
-        };
-        let src = self.src(&args[at + 1], ty)?;
-        let cas = if cas {
-            Some(self.src(&args[at + 2], ty)?)
-        } else {
-            None
+        let [a, v] = arity(o)?;
+        let src = Self::parts(v, mods.vector)?
+            .into_iter()
+            .map(|p| self.any_row(p, mods.ty))
+            .collect::<Res<Vec<_>>>()?;
+        let mut space = mods.space;
+        if space == MemSpace::Param && self.is_local(a) {
+            space = MemSpace::Local;
+        }
+        if matches!(space, MemSpace::Const | MemSpace::Param) {
+            return Err("a store to a read-only space".into());
+        }
+        self.note_access(space, mods.ty.size() * src.len() as u32);
+        let addr = self.addr(a)?;
+        let class = match space {
+            MemSpace::Global => Class::StoreGlobal,
+            MemSpace::Shared => Class::StoreShared,
+            MemSpace::Local => Class::Local,
+            _ => Class::Generic,
         };
         Ok((
-            Op::Atom {
-                access,
-                dst,
-                f,
+            Op::Store(Store {
+                space,
+                order: mods.order,
+                addr,
+                width: mods.ty.size(),
                 src,
-                cas,
-            },
-            Class::Atomic,
+            }),
+            class,
         ))
+    }
+
+    fn atom(&mut self, m: &[&str], o: &[Operand], returns: bool) -> Res<(Op, Class)> {
+        let mods = mods(m)?;
+        let [op] = &mods.rest[..] else {
+            return Err(String::new());
+        };
+        if mods.vector != 1 {
+            return Err("vector atomics".into());
+        }
+        let (dst, o) = if returns {
+            let (d, rest) = o.split_first().ok_or_else(String::new)?;
+            (self.drow(d)?, rest)
+        } else {
+            (None, o)
+        };
+        let (a, b, c) = match o {
+            [a, b] if op != "cas" => (a, b, None),
+            [a, b, c] if op == "cas" => (a, b, Some(self.row(c, mods.ty)?)),
+            _ => return Err("number of operands".into()),
+        };
+        if !matches!(
+            mods.space,
+            MemSpace::Generic | MemSpace::Global | MemSpace::Shared
+        ) {
+            return Err(String::new());
+        }
+        let f = atom_fn(op, mods.ty).ok_or_else(String::new)?;
+        // Without `.relaxed` and the like, an atomic is relaxed.
+        let order = if mods.order == Order::Weak {
+            Order::Relaxed
+        } else {
+            mods.order
+        };
+        self.note_access(mods.space, mods.ty.size());
+        let atom = Atom {
+            space: mods.space,
+            order,
+            addr: self.addr(a)?,
+            width: mods.ty.size(),
+            dst,
+            b: self.row(b, mods.ty)?,
+            c,
+            f,
+            flush_global: mods.ty == Ty::F32 && op == "add",
+        };
+        Ok((Op::Atom(Box::new(atom)), Class::Atomic))
+    }
+
+    fn cp_async(&mut self, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
+        let class = Class::AsyncCopy;
+        match m {
+            ["commit_group"] => return Ok((Op::CpCommit, class)),
+            ["wait_all"] => return Ok((Op::CpWait(None), class)),
+            ["wait_group"] => {
+                let [Operand::Int(n)] = o else {
+                    return Err("expected a constant".into());
+                };
+                return Ok((Op::CpWait(Some((*n).clamp(0, 1 << 30) as u32)), class));
+            }
+            ["mbarrier", "arrive", rest @ ..] => return self.cp_async_arrive(rest, o),
+            _ => {}
+        }
+        let mut cache_hint = false;
+        let (mut shared, mut global, mut ca) = (false, false, false);
+        for s in m {
+            match *s {
+                "shared" | "shared::cta" => shared = true,
+                "global" => global = true,
+                "L2::cache_hint" => cache_hint = true,
+                "ca" => ca = true,
+                "cg" => {}
+                _ if hint(s) => {}
+                _ => return Err(format!("modifier `.{s}`")),
+            }
+        }
+        if !shared || !global {
+            return Err(String::new());
+        }
+        let o = if cache_hint {
+            &o[..o.len().saturating_sub(1)]
+        } else {
+            o
+        };
+        let (d, s, size, extra) = match o {
+            [d, s, Operand::Int(n)] => (d, s, *n, None),
+            [d, s, Operand::Int(n), e] => (d, s, *n, Some(e)),
+            _ => return Err("operands".into()),
+        };
+        if !(size == 16 || (ca && matches!(size, 4 | 8))) {
+            return Err(format!("a copy of {size} bytes"));
+        }
+        self.note_access(MemSpace::Shared, size as u32);
+        self.note_access(MemSpace::Global, size as u32);
+        let mut copy = CpAsync {
+            dst: self.addr(d)?,
+            src: self.addr(s)?,
+            size: size as u32,
+            src_size: None,
+            ignore_src: None,
+        };
+        if let Some(e) = extra {
+            let is_pred = match e {
+                Operand::Not(_) => true,
+                Operand::Name(n) => matches!(self.lookup(n), Some(Sym::P(_))),
+                _ => false,
+            };
+            if is_pred {
+                copy.ignore_src = Some(self.p(e)?);
+            } else {
+                copy.src_size = Some(self.w(e)?);
+            }
+        }
+        Ok((Op::CpAsync(Box::new(copy)), class))
     }
 }
 
-/// The function of an atomic: of the old value and the operand. Also `redux`'s.
-pub fn scalar(op: &str, ty: Ty, noftz: bool, mem: Mem) -> Result<Scalar> {
-    let bits = ty.bits;
-    let trim = move |x: u64| crate::numeric::extend(x, bits, false);
-    let signed = ty.signed();
-    let sx = move |x: u64| crate::numeric::extend(x, bits, true) as i64;
-    Ok(match (op, ty.kind, bits) {
-        ("add", Kind::B | Kind::U | Kind::S, 32 | 64) => {
-            Box::new(move |a, b| trim(a.wrapping_add(b)))
-        }
-        ("add", Kind::F, 32) => {
-            // On global memory the operation flushes, on shared memory it does not.
-            let z = mem == Mem::Global;
-            Box::new(move |a, b| {
-                let (a, b) = (f32::from_bits(a as u32), f32::from_bits(b as u32));
-                let r = if z { ftz(ftz(a) + ftz(b)) } else { a + b };
-                u64::from(crate::numeric::bits32(r))
-            })
-        }
-        ("add", Kind::F, 64) => Box::new(|a, b| (f64::from_bits(a) + f64::from_bits(b)).to_bits()),
-        ("add" | "min" | "max", Kind::F | Kind::Bf, 16)
-        | ("add" | "min" | "max", Kind::F16x2 | Kind::Bf16x2, 32) => {
-            if !noftz {
-                return unknown("no `.noftz`");
-            }
-            let h = if matches!(ty.kind, Kind::Bf | Kind::Bf16x2) {
-                Half::Bf16
-            } else {
-                Half::F16
-            };
-            let op = op.to_owned();
-            let one = move |a: u16, b: u16| {
-                let (x, y) = (h.value(a), h.value(b));
-                let r = if op == "add" {
-                    add_odd(f64::from(x), f64::from(y))
-                } else {
-                    f64::from(min_max(x, y, op == "max", false))
-                };
-                u64::from(h.round(r, Round::Nearest))
-            };
-            let pair = bits == 32;
-            Box::new(move |a, b| {
-                let low = one(a as u16, b as u16);
-                if pair {
-                    low | one((a >> 16) as u16, (b >> 16) as u16) << 16
-                } else {
-                    low
-                }
-            })
-        }
-        ("and", _, _) if ty.is_int() => Box::new(|a, b| a & b),
-        ("or", _, _) if ty.is_int() => Box::new(|a, b| a | b),
-        ("xor", _, _) if ty.is_int() => Box::new(|a, b| a ^ b),
-        ("exch" | "cas", _, _) => Box::new(|_, b| b),
-        ("min", Kind::U | Kind::S, _) => Box::new(move |a, b| {
-            if signed {
-                trim(sx(a).min(sx(b)) as u64)
-            } else {
-                a.min(b)
-            }
+/// The function of an atomic; operands and result are zero-extended bits.
+fn atom_fn(op: &str, ty: Ty) -> Option<AtomFn> {
+    macro_rules! f {
+        (|$a:ident, $b:ident, $c:ident| $e:expr) => {
+            Some(Box::new(|$a: u64, $b: u64, $c: u64| -> u64 {
+                let _ = $c;
+                $e
+            }))
+        };
+    }
+    fn f32_add(a: u64, b: u64) -> u64 {
+        u64::from(fp::canon(
+            f32::from_bits(a as u32) + f32::from_bits(b as u32),
+        ))
+    }
+    fn pair(a: u64, b: u64, g: impl Fn(u16, u16) -> u16) -> u64 {
+        u64::from(g(a as u16, b as u16)) | u64::from(g((a >> 16) as u16, (b >> 16) as u16)) << 16
+    }
+    let h = |x: u16, y: u16| f2h(h2f(x) + h2f(y));
+    let b = |x: u16, y: u16| f2b(b2f(x) + b2f(y));
+    let fh: fn(u16, u16) -> u16 = h;
+    let fb: fn(u16, u16) -> u16 = b;
+    match (op, ty) {
+        ("and", Ty::B32 | Ty::B64) => f!(|a, b, c| a & b),
+        ("or", Ty::B32 | Ty::B64) => f!(|a, b, c| a | b),
+        ("xor", Ty::B32 | Ty::B64) => f!(|a, b, c| a ^ b),
+        ("exch", Ty::B32 | Ty::B64 | Ty::B16) => f!(|a, b, c| {
+            let _ = a;
+            b
         }),
-        ("max", Kind::U | Kind::S, _) => Box::new(move |a, b| {
-            if signed {
-                trim(sx(a).max(sx(b)) as u64)
-            } else {
-                a.max(b)
-            }
-        }),
-        ("inc", Kind::U, 32) => Box::new(|a, b| if a >= b { 0 } else { a + 1 }),
-        ("dec", Kind::U, 32) => Box::new(|a, b| if a == 0 || a > b { b } else { a - 1 }),
-        _ => return unknown(format!("`.{op}` of this type")),
-    })
+        ("cas", Ty::B32 | Ty::B64 | Ty::B16) => f!(|a, b, c| if a == b { c } else { a }),
+        ("add", Ty::U32 | Ty::S32) => f!(|a, b, c| u64::from((a as u32).wrapping_add(b as u32))),
+        ("add", Ty::U64 | Ty::S64) => f!(|a, b, c| a.wrapping_add(b)),
+        ("add", Ty::F32) => f!(|a, b, c| f32_add(a, b)),
+        ("add", Ty::F64) => f!(|a, b, c| (f64::from_bits(a) + f64::from_bits(b)).to_bits()),
+        ("add", Ty::F16) => Some(Box::new(move |a, b, _| u64::from(fh(a as u16, b as u16)))),
+        ("add", Ty::Bf16) => Some(Box::new(move |a, b, _| u64::from(fb(a as u16, b as u16)))),
+        ("add", Ty::F16x2) => Some(Box::new(move |a, b, _| pair(a, b, fh))),
+        ("add", Ty::Bf16x2) => Some(Box::new(move |a, b, _| pair(a, b, fb))),
+        ("inc", Ty::U32) => f!(|a, b, c| if a >= b { 0 } else { a + 1 }),
+        ("dec", Ty::U32) => f!(|a, b, c| if a == 0 || a > b { b } else { a - 1 }),
+        ("min", Ty::U32 | Ty::U64) => f!(|a, b, c| a.min(b)),
+        ("max", Ty::U32 | Ty::U64) => f!(|a, b, c| a.max(b)),
+        ("min", Ty::S32) => f!(|a, b, c| u64::from((a as i32).min(b as i32) as u32)),
+        ("max", Ty::S32) => f!(|a, b, c| u64::from((a as i32).max(b as i32) as u32)),
+        ("min", Ty::S64) => f!(|a, b, c| (a as i64).min(b as i64) as u64),
+        ("max", Ty::S64) => f!(|a, b, c| (a as i64).max(b as i64) as u64),
+        _ => None,
+    }
 }

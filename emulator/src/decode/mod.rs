@@ -1,541 +1,948 @@
-//! Decodes a kernel, and the functions it calls, once into typed instructions.
+//! Syntax tree to the internal form: names to rows and offsets, functions inlined, branches resolved.
 
-mod allocate;
 mod cfg;
-mod control;
-mod convert;
-mod copy;
+mod cvt;
 mod float;
+mod flow;
 mod half;
 mod int;
-mod matrix;
 mod memory;
-mod operand;
-mod program;
-mod warp;
+mod moves;
+mod sync;
+mod tensor;
+pub(crate) mod ty;
 
-pub use operand::FUNCTION_BASE_ADDRESS;
-pub use program::*;
-
-use crate::ast::{self, Stmt};
-use crate::fault::{Fault, FaultKind, Place};
-use crate::report::Class;
 use std::collections::HashMap;
+use std::rc::Rc;
 
-/// Why an instruction could not be decoded.
-pub enum Bad {
-    /// Unknown opcode, modifier or type.
-    Unknown(String),
-    /// Operands that do not fit.
-    Operands(String),
+use crate::error::{Fault, FaultKind, Place};
+use crate::exec::regs::{D, P, W};
+use crate::module::ParamInfo;
+use crate::op::{Addr, Const, Inst, Kernel, LaneMask, MemSpace, Meta, NONE, Op, Row};
+use crate::ptx::ast::{self, AddrBase, Ast, Func, Operand, Stmt, Var, VarSpace, type_size};
+use crate::report::Class;
+use ty::Ty;
+
+/// What is wrong with one instruction; the caller adds the place.
+type Res<T> = Result<T, String>;
+
+/// Limits of inlining; beyond them a kernel is refused.
+const MAX_INLINE_DEPTH: usize = 16;
+/// Race shadows are as fine as the smallest access of the kernel, and at most this coarse.
+const MAX_GRAIN: u32 = 16;
+const MAX_CODE: usize = 500_000;
+/// Register rows of a warp.
+const MAX_ROWS: u32 = 1 << 18;
+
+/// Largest frames of shared memory of a block and local memory of a thread.
+const MAX_SHARED: u64 = 1 << 24;
+const MAX_LOCAL: u64 = 512 << 10;
+
+/// What a name stands for.
+#[derive(Debug, Clone)]
+enum Sym {
+    W(W),
+    D(D),
+    P(P),
+    /// Address of a variable: a module variable, or an offset in the shared window or local frame.
+    Global(u32),
+    Shared(u32),
+    Local(u32),
+    /// A kernel parameter.
+    Param(u32),
+    Label(u32),
+    Targets(Rc<Vec<String>>),
 }
 
-pub type Result<T> = std::result::Result<T, Bad>;
-
-/// An operand error.
-pub fn bad<T>(s: impl Into<String>) -> Result<T> {
-    Err(Bad::Operands(s.into()))
-}
-
-/// An unknown opcode or modifier.
-pub fn unknown<T>(s: impl Into<String>) -> Result<T> {
-    Err(Bad::Unknown(s.into()))
-}
-
-/// A type such as `.s32`: kind letter and width.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ty {
-    pub kind: Kind,
-    pub bits: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Untyped bits.
-    B,
-    U,
-    S,
-    F,
-    /// `bf16`.
-    Bf,
-    /// Packed pairs.
-    F16x2,
-    Bf16x2,
-    Pred,
-    Tf32,
-}
-
-impl Ty {
-    pub fn parse(s: &str) -> Option<Ty> {
-        let (kind, bits) = match s {
-            "pred" => (Kind::Pred, 1),
-            "f16x2" => (Kind::F16x2, 32),
-            "bf16x2" => (Kind::Bf16x2, 32),
-            "bf16" => (Kind::Bf, 16),
-            "tf32" => (Kind::Tf32, 32),
-            "b8" => (Kind::B, 8),
-            "b16" => (Kind::B, 16),
-            "b32" => (Kind::B, 32),
-            "b64" => (Kind::B, 64),
-            "u8" => (Kind::U, 8),
-            "u16" => (Kind::U, 16),
-            "u32" => (Kind::U, 32),
-            "u64" => (Kind::U, 64),
-            "s8" => (Kind::S, 8),
-            "s16" => (Kind::S, 16),
-            "s32" => (Kind::S, 32),
-            "s64" => (Kind::S, 64),
-            "f16" => (Kind::F, 16),
-            "f32" => (Kind::F, 32),
-            "f64" => (Kind::F, 64),
-            _ => return None,
-        };
-        Some(Ty { kind, bits })
-    }
-
-    pub fn signed(self) -> bool {
-        self.kind == Kind::S
-    }
-
-    pub fn is_int(self) -> bool {
-        matches!(self.kind, Kind::B | Kind::U | Kind::S)
-    }
-
-    pub fn is_float(self, bits: u32) -> bool {
-        self.kind == Kind::F && self.bits == bits
-    }
-}
-
-/// The modifiers of an opcode; each must be asked for, or the instruction is unknown.
-pub struct Mods<'a> {
-    pub name: &'a str,
-    parts: &'a [String],
-    used: u64,
-}
-
-impl<'a> Mods<'a> {
-    fn new(op: &'a [String]) -> Self {
-        Mods {
-            name: &op[0],
-            parts: &op[1..],
-            used: 0,
-        }
-    }
-
-    /// Whether the modifier is there.
-    pub fn has(&mut self, s: &str) -> bool {
-        match self.parts.iter().take(64).position(|p| p == s) {
-            Some(i) => {
-                self.used |= 1 << i;
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// The one of several that is there.
-    pub fn one_of(&mut self, list: &[&'static str]) -> Option<&'static str> {
-        list.iter().copied().find(|s| self.has(s))
-    }
-
-    /// Takes the next unused modifier that begins so.
-    pub fn prefixed(&mut self, prefix: &str) -> Option<&'a str> {
-        let used = self.used;
-        let i = self
-            .parts
-            .iter()
-            .take(64)
-            .enumerate()
-            .position(|(i, p)| used >> i & 1 == 0 && p.starts_with(prefix))?;
-        self.used |= 1 << i;
-        Some(&self.parts[i])
-    }
-
-    /// The next unused type, in order.
-    pub fn ty(&mut self) -> Result<Ty> {
-        match self.maybe_ty() {
-            Some(t) => Ok(t),
-            None => unknown("no type"),
-        }
-    }
-
-    pub fn maybe_ty(&mut self) -> Option<Ty> {
-        for (i, p) in self.parts.iter().take(64).enumerate() {
-            if self.used >> i & 1 == 0
-                && let Some(t) = Ty::parse(p)
-            {
-                self.used |= 1 << i;
-                return Some(t);
-            }
-        }
-        None
-    }
-
-    /// All modifiers must have been asked for.
-    fn finish(&self) -> Result<()> {
-        for (i, p) in self.parts.iter().enumerate() {
-            if i >= 64 || self.used >> i & 1 == 0 {
-                return unknown(format!("modifier `.{p}`"));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What a register name stands for.
-#[derive(Clone, Copy, Debug)]
-pub struct Reg {
+/// A module variable as the decoder sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct ModuleVar {
+    pub space: VarSpace,
     pub index: u32,
-    pub bits: u32,
-    pub pred: bool,
+    pub size: u64,
 }
 
-/// What a variable name stands for.
-#[derive(Clone, Copy, Debug)]
-pub enum Symbol {
-    /// Offset in the kernel's parameters.
-    KernelParam(u64),
-    /// Offset in the function's frame.
-    Frame(u64),
-    /// Shared-memory offset.
-    Shared(u64),
+pub(crate) struct Decoder<'a> {
+    ast: &'a Ast,
+    vars: &'a HashMap<String, ModuleVar>,
+    code: Vec<Inst>,
+    meta: Vec<Meta>,
+    w_rows: u32,
+    d_rows: u32,
+    p_rows: u32,
+    w_consts: HashMap<Const, W>,
+    d_consts: HashMap<Const, D>,
+    w_order: Vec<(W, Const)>,
+    d_order: Vec<(D, Const)>,
+    scopes: Vec<HashMap<String, Sym>>,
+    /// Where the scopes of the function being inlined begin, per inlined call.
+    bases: Vec<usize>,
+    /// Return label per inlined call; the kernel has none.
+    returns: Vec<u32>,
+    calls: Vec<&'a str>,
+    labels: Vec<Option<u32>>,
+    module_shared: HashMap<String, u32>,
+    shared: u64,
+    dynamic: Vec<String>,
+    dynamic_align: u64,
+    local: u64,
+    shared_grain: u32,
+    global_grain: u32,
+    registers: u32,
 }
 
-/// The most local memory of a thread, as on hardware, and the most registers of a function.
-const MAX_FRAME: u64 = 512 * 1024;
-const MAX_ROWS: u32 = 1 << 16;
-
-/// State of the decoder for one function.
-pub struct Decoder<'a> {
-    module: &'a ast::Module,
-    pub program: Program,
-    regs: HashMap<String, Reg>,
-    nrows: u32,
-    npreds: u32,
-    symbols: HashMap<String, Symbol>,
-    consts: HashMap<u64, u32>,
-    variables: HashMap<String, u32>,
-    pub labels: HashMap<String, u32>,
-    functions: HashMap<String, u32>,
-    queue: Vec<usize>,
-    mnemonics: HashMap<String, u32>,
-    pub targets: HashMap<String, Vec<String>>,
-    pub in_entry: bool,
-}
-
-pub fn decode(module: &ast::Module, kernel: &str) -> std::result::Result<Program, Box<Fault>> {
-    let fail = |kind, place| {
-        Box::new(Fault {
-            kind,
-            kernel: kernel.to_owned(),
-            place,
-        })
-    };
-    let Some(entry) = module
-        .functions
-        .iter()
-        .position(|f| f.name == kernel && f.entry)
-    else {
-        return Err(fail(
-            FaultKind::UnknownKernel(kernel.to_owned()),
-            Place::default(),
+/// Decodes one kernel.
+pub(crate) fn decode(
+    ast: &Ast,
+    f: &Func,
+    vars: &HashMap<String, ModuleVar>,
+) -> Result<Kernel, Box<Fault>> {
+    let Some(body) = &f.body else {
+        return Err(Fault::bad_launch(
+            &f.name,
+            "the kernel is declared but not defined in this module",
         ));
     };
     let mut d = Decoder {
-        module,
-        program: Program::new(kernel, module),
-        regs: HashMap::new(),
-        nrows: 0,
-        npreds: 0,
-        symbols: HashMap::new(),
-        consts: HashMap::new(),
-        variables: HashMap::new(),
-        labels: HashMap::new(),
-        functions: HashMap::new(),
-        queue: vec![entry],
-        mnemonics: HashMap::new(),
-        targets: HashMap::new(),
-        in_entry: true,
+        ast,
+        vars,
+        code: Vec::new(),
+        meta: Vec::new(),
+        w_rows: 0,
+        d_rows: 0,
+        p_rows: 0,
+        w_consts: HashMap::new(),
+        d_consts: HashMap::new(),
+        w_order: Vec::new(),
+        d_order: Vec::new(),
+        scopes: vec![HashMap::new()],
+        bases: vec![0],
+        returns: Vec::new(),
+        calls: vec![&f.name],
+        labels: Vec::new(),
+        module_shared: HashMap::new(),
+        shared: 0,
+        dynamic: Vec::new(),
+        dynamic_align: 16,
+        local: 0,
+        shared_grain: MAX_GRAIN,
+        global_grain: MAX_GRAIN,
+        registers: 0,
     };
-    d.functions.insert(kernel.to_owned(), 0);
-    let mut shared = 0u64;
-    let mut place_shared = |vars: &[ast::Var]| {
-        let mut out = Vec::new();
-        for v in vars
-            .iter()
-            .filter(|v| v.space == ast::VarSpace::Shared && !v.external)
-        {
-            shared = shared.next_multiple_of(v.align);
-            out.push((v.name.clone(), shared));
-            shared += v.size;
-        }
-        out
+    let (params, param_bytes) = layout(&f.params);
+    for p in &params {
+        d.scopes[0].insert(p.name.clone(), Sym::Param(p.offset));
+    }
+    let fault = |kind, place| {
+        Box::new(Fault {
+            kind,
+            kernel: f.name.clone(),
+            place,
+        })
     };
-    // Static shared variables come first, the dynamic ones all begin where those end.
-    let mut fixed = place_shared(&module.shared);
-    let mut at = 0;
-    let mut per_function: Vec<Vec<(String, u64)>> = Vec::new();
-    for f in &module.functions {
-        per_function.push(if !f.entry || f.name == kernel {
-            place_shared(&f.vars)
-        } else {
-            Vec::new()
+    d.shared_layout(f)
+        .map_err(|e| fault(FaultKind::BadLaunch(e), Place::default()))?;
+    d.body(body).map_err(|e| {
+        let place = match &e.inst {
+            Some(i) => Place {
+                ptx_line: i.line,
+                instruction: i.text.clone(),
+                source: d.source(i),
+                ..Place::default()
+            },
+            None => Place::default(),
+        };
+        fault(FaultKind::UnknownInstruction(e.message), place)
+    })?;
+    d.finish(f, params, param_bytes)
+        .map_err(|e| fault(FaultKind::UnknownInstruction(e), Place::default()))
+}
+
+/// Offsets of parameters in their block.
+pub(crate) fn layout(params: &[Var]) -> (Vec<ParamInfo>, u32) {
+    let mut at = 0u64;
+    let mut out = Vec::new();
+    for p in params {
+        at = at.next_multiple_of(p.align.max(1));
+        out.push(ParamInfo {
+            name: p.name.clone(),
+            offset: at.min(u64::from(u32::MAX)) as u32,
+            size: p.size.min(u64::from(u32::MAX)) as u32,
+            align: p.align as u32,
         });
+        at += p.size;
     }
-    let external: Vec<&ast::Var> = module
-        .shared
-        .iter()
-        .chain(module.functions.iter().flat_map(|f| &f.vars))
-        .filter(|v| v.space == ast::VarSpace::Shared && v.external)
-        .collect();
-    let align = external.iter().map(|v| v.align).max().unwrap_or(1);
-    let dynamic = shared.next_multiple_of(align.max(16));
-    fixed.extend(external.iter().map(|v| (v.name.clone(), dynamic)));
-    d.program.static_shared = if external.is_empty() { shared } else { dynamic };
-    while at < d.queue.len() {
-        let index = d.queue[at];
-        let f = &module.functions[index];
-        if let Err((error, inst)) = d.function(f, &fixed, &per_function[index]) {
-            let (kind, place) = match inst {
-                Some(i) => {
-                    let place = Place {
-                        instruction: i.text.clone(),
-                        ptx_line: i.line,
-                        source: i
-                            .loc
-                            .and_then(|(f, l)| Some((module.files.get(&f)?.clone(), l))),
-                        ..Place::default()
-                    };
-                    let name = i.op.join(".");
-                    let kind = match error {
-                        Bad::Unknown(s) => FaultKind::UnknownInstruction(format!(
-                            "`{name}` at line {} ({s})",
-                            i.line
-                        )),
-                        Bad::Operands(s) => FaultKind::InvalidInstruction(format!(
-                            "`{}` at line {} ({s})",
-                            i.text, i.line
-                        )),
-                    };
-                    (kind, place)
-                }
-                None => {
-                    let (Bad::Unknown(s) | Bad::Operands(s)) = error;
-                    let place = Place {
-                        ptx_line: f.line,
-                        ..Place::default()
-                    };
-                    (FaultKind::InvalidInstruction(s), place)
-                }
-            };
-            return Err(fail(kind, place));
+    (out, at.min(u64::from(u32::MAX)) as u32)
+}
+
+/// A decoding error with its instruction.
+struct Bad {
+    message: String,
+    inst: Option<Rc<ast::Inst>>,
+}
+
+impl From<String> for Bad {
+    fn from(message: String) -> Self {
+        Self {
+            message,
+            inst: None,
         }
-        at += 1;
     }
-    d.program.variables = {
-        let mut v: Vec<_> = d.variables.into_iter().collect();
-        v.sort_by_key(|(_, i)| *i);
-        v.into_iter().map(|(n, _)| n).collect()
-    };
-    Ok(d.program)
+}
+
+/// Names used anywhere in the statements, to lay out only the shared variables a kernel can reach.
+fn names_in<'a>(stmts: &'a [Stmt], out: &mut std::collections::HashSet<&'a str>) {
+    fn operand<'a>(o: &'a Operand, out: &mut std::collections::HashSet<&'a str>) {
+        match o {
+            Operand::Name(n) | Operand::Offset(n, _) => {
+                out.insert(n);
+            }
+            Operand::Addr { base, rest, .. } => {
+                if let AddrBase::Name(n) = base {
+                    out.insert(n);
+                }
+                rest.iter().for_each(|o| operand(o, out));
+            }
+            Operand::Vector(v) | Operand::List(v) => v.iter().for_each(|o| operand(o, out)),
+            Operand::Pair(a, b) => {
+                operand(a, out);
+                operand(b, out);
+            }
+            _ => {}
+        }
+    }
+    for s in stmts {
+        match s {
+            Stmt::Inst(i) => i.operands.iter().for_each(|o| operand(o, out)),
+            Stmt::Block(b) => names_in(b, out),
+            _ => {}
+        }
+    }
 }
 
 impl<'a> Decoder<'a> {
-    fn function(
-        &mut self,
-        f: &'a ast::Function,
-        shared: &[(String, u64)],
-        own_shared: &[(String, u64)],
-    ) -> std::result::Result<(), (Bad, Option<&'a ast::Inst>)> {
-        self.regs.clear();
-        self.symbols.clear();
-        self.labels.clear();
-        self.targets = f.targets.clone();
-        (self.nrows, self.npreds) = (0, 0);
-        self.in_entry = f.entry;
-        self.declare_registers(f);
-        let Some(body) = &f.body else {
-            return Err((
-                Bad::Operands(format!("function `{}` has no body", f.name)),
-                None,
-            ));
-        };
-        for (name, offset) in shared.iter().chain(own_shared) {
-            self.symbols.insert(name.clone(), Symbol::Shared(*offset));
-        }
-        let mut frame = 0u64;
-        let mut place = |d: &mut Self, v: &ast::Var| {
-            frame = frame.next_multiple_of(v.align.max(8));
-            d.symbols.insert(v.name.clone(), Symbol::Frame(frame));
-            let slot = (frame, v.size);
-            frame += v.size;
-            slot
-        };
-        let (mut params, mut returns) = (Vec::new(), Vec::new());
-        if f.entry {
-            let mut offset = 0u64;
-            for p in &f.params {
-                offset = offset.next_multiple_of(p.align);
-                self.symbols
-                    .insert(p.name.clone(), Symbol::KernelParam(offset));
-                offset += p.size;
+    fn source(&self, i: &ast::Inst) -> Option<String> {
+        let (file, line) = i.loc?;
+        self.ast.files.get(&file).map(|f| format!("{f}:{line}"))
+    }
+
+    /// Places the module's shared variables that the kernel, or what it calls, names.
+    fn shared_layout(&mut self, f: &'a Func) -> Res<()> {
+        let mut names = std::collections::HashSet::new();
+        let mut seen = vec![f.name.as_str()];
+        let mut todo = vec![f];
+        while let Some(f) = todo.pop() {
+            let mut here = std::collections::HashSet::new();
+            if let Some(b) = &f.body {
+                names_in(b, &mut here);
             }
-            self.program.required_block = f.required_block;
-            self.program.max_block = f.max_block;
-        } else {
-            params = f.params.iter().map(|p| place(self, p)).collect();
-            returns = f.returns.iter().map(|p| place(self, p)).collect();
-        }
-        for v in &f.vars {
-            if matches!(v.space, ast::VarSpace::Local | ast::VarSpace::Param) {
-                place(self, v);
-            }
-        }
-        let first = self.program.code.len() as u32;
-        let mut pc = first;
-        for s in body {
-            match s {
-                Stmt::Label(l) => {
-                    self.labels.insert(l.clone(), pc);
+            for g in &self.ast.funcs {
+                if here.contains(g.name.as_str()) && !seen.contains(&g.name.as_str()) {
+                    seen.push(&g.name);
+                    todo.push(g);
                 }
-                Stmt::Inst(_) => pc += 1,
+            }
+            names.extend(here);
+        }
+        // In the order of the text, so that the layout does not depend on hashing.
+        for v in &self.ast.vars {
+            if v.space != VarSpace::Shared || !names.contains(v.name.as_str()) {
+                continue;
+            }
+            if v.external || v.size == 0 {
+                self.dynamic.push(v.name.clone());
+                self.dynamic_align = self.dynamic_align.max(v.align);
+            } else {
+                let at = self.place_shared(v)?;
+                self.module_shared.insert(v.name.clone(), at);
             }
         }
-        for s in body {
-            if let Stmt::Inst(i) = s {
-                self.instruction(i).map_err(|e| (e, Some(&**i)))?;
-            }
-        }
-        // Falling off the end returns.
-        self.push(
-            Op::Ret,
-            None,
-            Info {
-                line: f.line,
-                loc: None,
-                text: "(end of function)".to_owned(),
-                class: Class::Branch,
-                mnemonic: self.mnemonics.get("ret").copied().unwrap_or(0),
-            },
-        );
-        if self.program.mnemonics.is_empty() {
-            self.program.mnemonics.push("ret".to_owned());
-        }
-        if frame > MAX_FRAME || self.nrows > MAX_ROWS || self.npreds > MAX_ROWS {
-            let text = format!(
-                "`{}` needs too many registers or too much local memory",
-                f.name
-            );
-            return Err((Bad::Operands(text), None));
-        }
-        let start = first as usize;
-        let graph = cfg::Graph::new(&self.program.code[start..], start);
-        cfg::reconvergence(&mut self.program.code, start, &graph);
-        let rows = allocate::registers(&mut self.program.code[start..], &graph, self.nrows);
-        let func = Func {
-            entry: first,
-            rows,
-            preds: self.npreds,
-            frame: frame.next_multiple_of(16),
-            params,
-            returns,
-        };
-        self.program.functions.push(func);
         Ok(())
     }
 
-    fn declare_registers(&mut self, f: &ast::Function) {
-        for r in &f.regs {
-            let pred = r.ty == "pred";
-            let bits = Ty::parse(&r.ty).map_or(32, |t| t.bits);
-            let names: Vec<String> = match r.count {
-                Some(n) => (0..n).map(|i| format!("{}{i}", r.name)).collect(),
-                None => vec![r.name.clone()],
-            };
-            for name in names {
-                let counter = if pred {
-                    &mut self.npreds
-                } else {
-                    &mut self.nrows
-                };
-                let index = *counter;
-                *counter += 1;
-                self.regs.insert(name, Reg { index, bits, pred });
+    fn place_shared(&mut self, v: &Var) -> Res<u32> {
+        let at = self.shared.next_multiple_of(v.align.max(1));
+        self.shared = at + v.size;
+        if self.shared > MAX_SHARED {
+            return Err(format!("shared variable `{}` is too large", v.name));
+        }
+        Ok(at as u32)
+    }
+
+    fn place_local(&mut self, v: &Var) -> Res<u32> {
+        let at = self.local.next_multiple_of(v.align.max(1));
+        self.local = at + v.size;
+        if self.local > MAX_LOCAL {
+            return Err(format!("local variable `{}` is too large", v.name));
+        }
+        Ok(at as u32)
+    }
+
+    fn declare(&mut self, name: &str, sym: Sym) {
+        if let Some(scope) = self.scopes.last_mut() {
+            scope.insert(name.to_owned(), sym);
+        }
+    }
+
+    fn new_label(&mut self) -> u32 {
+        self.labels.push(None);
+        (self.labels.len() - 1) as u32
+    }
+
+    fn set_label(&mut self, label: u32) {
+        self.labels[label as usize] = Some(self.code.len() as u32);
+    }
+
+    fn new_register(&mut self, ty: Ty) -> Sym {
+        match ty {
+            Ty::Pred => {
+                self.p_rows += 1;
+                Sym::P(P(self.p_rows - 1))
+            }
+            _ if ty.size() == 8 => {
+                self.registers += 2;
+                self.d_rows += 1;
+                Sym::D(D(self.d_rows - 1))
+            }
+            _ => {
+                self.registers += 1;
+                self.w_rows += 1;
+                Sym::W(W(self.w_rows - 1))
             }
         }
     }
 
-    fn push(&mut self, op: Op, guard: Option<PSrc>, info: Info) {
-        self.program.code.push(Inst {
-            op,
-            guard,
-            reconverge: u32::MAX,
-        });
-        self.program.info.push(info);
+    /// Statements of one block: declares, then decodes in order.
+    fn body(&mut self, stmts: &'a [Stmt]) -> Result<(), Bad> {
+        // Labels are visible before they are placed.
+        for s in stmts {
+            match s {
+                Stmt::Label(name) => {
+                    let label = self.new_label();
+                    self.declare(name, Sym::Label(label));
+                }
+                Stmt::Targets(name, targets) => {
+                    self.declare(name, Sym::Targets(Rc::new(targets.clone())))
+                }
+                _ => {}
+            }
+        }
+        for s in stmts {
+            match s {
+                Stmt::Label(name) => {
+                    if let Some(Sym::Label(l)) = self.scopes.last().and_then(|s| s.get(name)) {
+                        let l = *l;
+                        self.set_label(l);
+                    }
+                }
+                Stmt::Targets(..) => {}
+                Stmt::Reg { ty, names } => {
+                    let Some(parsed) = Ty::parse(ty) else {
+                        return Err(format!("registers of type `.{ty}`").into());
+                    };
+                    for n in names {
+                        let rows = u64::from(self.w_rows)
+                            + u64::from(self.d_rows)
+                            + u64::from(self.p_rows);
+                        if rows + u64::from(n.count.unwrap_or(1)) > u64::from(MAX_ROWS) {
+                            return Err("too many registers".to_owned().into());
+                        }
+                        match n.count {
+                            None => {
+                                let sym = self.new_register(parsed);
+                                self.declare(&n.name, sym);
+                            }
+                            Some(count) => {
+                                for i in 0..count {
+                                    let sym = self.new_register(parsed);
+                                    self.declare(&format!("{}{i}", n.name), sym);
+                                }
+                            }
+                        }
+                    }
+                }
+                Stmt::Var(v) => {
+                    let sym = match v.space {
+                        VarSpace::Shared if v.external || v.size == 0 => {
+                            self.dynamic_align = self.dynamic_align.max(v.align);
+                            self.dynamic.push(v.name.clone());
+                            continue;
+                        }
+                        VarSpace::Shared => Sym::Shared(self.place_shared(v)?),
+                        VarSpace::Local | VarSpace::Param => Sym::Local(self.place_local(v)?),
+                        VarSpace::Global | VarSpace::Const => {
+                            return Err(
+                                format!("`{}`: global variables inside functions", v.name).into()
+                            );
+                        }
+                    };
+                    self.declare(&v.name, sym);
+                }
+                Stmt::Block(b) => {
+                    self.scopes.push(HashMap::new());
+                    self.body(b)?;
+                    self.scopes.pop();
+                }
+                Stmt::Inst(i) => self.inst(i).map_err(|mut bad| {
+                    // The innermost instruction is the one to name.
+                    if bad.inst.is_none() {
+                        bad.inst = Some(i.clone());
+                    }
+                    bad
+                })?,
+            }
+        }
+        Ok(())
     }
 
-    fn instruction(&mut self, i: &ast::Inst) -> Result<()> {
-        if i.op.is_empty() {
-            return unknown("empty opcode");
+    fn inst(&mut self, i: &Rc<ast::Inst>) -> Result<(), Bad> {
+        if self.code.len() > MAX_CODE {
+            return Err("the kernel is too large after inlining".to_owned().into());
         }
         let guard = match &i.guard {
-            Some((name, not)) => {
-                let p = self.pred(name)?;
-                Some(PSrc {
-                    index: p,
-                    not: *not,
-                })
-            }
+            Some((name, negated)) => Some((self.pred_reg(name)?, *negated)),
             None => None,
         };
-        let mut m = Mods::new(&i.op);
-        let (op, class) = self.dispatch(&mut m, &i.args)?;
-        m.finish()?;
-        let name = i.op.join(".");
-        let next = self.program.mnemonics.len() as u32;
-        let mnemonic = *self.mnemonics.entry(name.clone()).or_insert(next);
-        if mnemonic == next {
-            self.program.mnemonics.push(name);
+        if i.op[0] == "call" {
+            return self.call(i, guard);
         }
-        let info = Info {
-            line: i.line,
-            loc: i.loc,
-            text: i.text.clone(),
-            class,
-            mnemonic,
-        };
-        self.push(op, guard, info);
+        let (op, class) = self.operation(i).map_err(|e| {
+            if e.is_empty() {
+                format!("`{}`", i.mnemonic())
+            } else {
+                format!("`{}`: {e}", i.mnemonic())
+            }
+        })?;
+        self.emit(i, op, class, guard);
         Ok(())
     }
 
-    fn dispatch(&mut self, m: &mut Mods, args: &[ast::Arg]) -> Result<(Op, Class)> {
-        if let Some(r) = self.control(m, args)? {
-            return Ok(r);
+    fn emit(&mut self, i: &ast::Inst, op: Op, class: Class, guard: Option<(P, bool)>) {
+        self.code.push(Inst {
+            op,
+            guard,
+            reconverge: NONE,
+        });
+        self.meta.push(Meta {
+            line: i.line,
+            source: self.source(i),
+            mnemonic: i.mnemonic(),
+            text: i.text.clone(),
+            class,
+        });
+    }
+
+    fn operation(&mut self, i: &ast::Inst) -> Res<(Op, Class)> {
+        let m: Vec<&str> = i.op[1..].iter().map(String::as_str).collect();
+        let o = &i.operands[..];
+        let name = i.op[0].as_str();
+        // Each family answers `None` for opcodes that are not its own.
+        if let Some(r) = self.moves(name, &m, o) {
+            return r;
         }
-        if let Some(r) = self.memory(m, args)? {
-            return Ok(r);
+        if let Some(r) = self.memory(name, &m, o) {
+            return r;
         }
-        if let Some(r) = self.copies(m, args)? {
-            return Ok(r);
+        if let Some(r) = self.flow(name, &m, o) {
+            return r;
         }
-        if let Some(r) = self.matrix(m, args)? {
-            return Ok(r);
+        if let Some(r) = self.sync(name, &m, o) {
+            return r;
         }
-        if let Some(r) = self.warp(m, args)? {
-            return Ok(r);
+        if let Some(r) = self.tensor(name, &m, o) {
+            return r;
         }
-        if let Some(r) = self.convert(m, args)? {
-            return Ok(r);
+        if name == "cvt" {
+            return self.cvt(&m, o).map(|a| (Op::Alu(a), Class::Convert));
         }
-        if let Some(r) = self.half(m, args)? {
-            return Ok(r);
+        if name == "setp" || name == "set" {
+            return self.compare(name, &m, o);
         }
-        if let Some(r) = self.float(m, args)? {
-            return Ok(r);
+        let ty = m
+            .last()
+            .and_then(|s| Ty::parse(s))
+            .ok_or_else(String::new)?;
+        if ty.half() {
+            return self.half(name, ty, &m, o);
         }
-        if let Some(r) = self.int(m, args)? {
-            return Ok(r);
+        match ty {
+            Ty::F32 => self.f32(name, &m, o),
+            Ty::F64 => self.f64(name, &m, o),
+            _ => self
+                .int(name, ty, &m, o)
+                .map(|a| (Op::Alu(a), Class::Integer)),
         }
-        unknown(format!("opcode `{}`", m.name))
+    }
+
+    fn lookup(&self, name: &str) -> Option<Sym> {
+        let base = self.bases.last().copied().unwrap_or(0);
+        for scope in self.scopes[base..].iter().rev() {
+            if let Some(s) = scope.get(name) {
+                return Some(s.clone());
+            }
+        }
+        if let Some(&at) = self.module_shared.get(name) {
+            return Some(Sym::Shared(at));
+        }
+        let v = self.vars.get(name)?;
+        matches!(v.space, VarSpace::Global | VarSpace::Const).then_some(Sym::Global(v.index))
+    }
+
+    fn const_w(&mut self, c: Const) -> W {
+        let (rows, order) = (&mut self.w_rows, &mut self.w_order);
+        *self.w_consts.entry(c).or_insert_with(|| {
+            let w = W(*rows);
+            *rows += 1;
+            order.push((w, c));
+            w
+        })
+    }
+
+    fn const_d(&mut self, c: Const) -> D {
+        let (rows, order) = (&mut self.d_rows, &mut self.d_order);
+        *self.d_consts.entry(c).or_insert_with(|| {
+            let d = D(*rows);
+            *rows += 1;
+            order.push((d, c));
+            d
+        })
+    }
+
+    fn imm_w(&mut self, v: u32) -> W {
+        self.const_w(Const::Imm(u64::from(v)))
+    }
+
+    fn imm_d(&mut self, v: u64) -> D {
+        self.const_d(Const::Imm(v))
+    }
+
+    fn special(name: &str) -> Option<Const> {
+        let axis = |s: &str| match s {
+            "x" => Some(0),
+            "y" => Some(1),
+            "z" => Some(2),
+            _ => None,
+        };
+        let (base, component) = name.split_once('.').unwrap_or((name, ""));
+        Some(match base {
+            "%tid" => Const::Tid(axis(component)?),
+            "%ntid" => Const::Ntid(axis(component)?),
+            // Without cluster launches every block is its own cluster.
+            "%ctaid" | "%clusterid" => Const::Ctaid(axis(component)?),
+            "%nctaid" | "%nclusterid" => Const::Nctaid(axis(component)?),
+            "%cluster_ctaid" => Const::Imm(0),
+            "%cluster_nctaid" => Const::Imm(1),
+            "%cluster_ctarank" => Const::Imm(0),
+            "%cluster_nctarank" => Const::Imm(1),
+            "%laneid" => Const::LaneId,
+            "%warpid" => Const::WarpId,
+            "%nwarpid" => Const::WarpCount,
+            "%smid" => Const::Imm(0),
+            "%nsmid" => Const::Imm(1),
+            "%gridid" => Const::Imm(0),
+            "%lanemask_eq" => Const::LaneMask(LaneMask::Eq),
+            "%lanemask_lt" => Const::LaneMask(LaneMask::Lt),
+            "%lanemask_le" => Const::LaneMask(LaneMask::Le),
+            "%lanemask_gt" => Const::LaneMask(LaneMask::Gt),
+            "%lanemask_ge" => Const::LaneMask(LaneMask::Ge),
+            "%dynamic_smem_size" => Const::DynamicShared,
+            "%total_smem_size" => Const::TotalShared,
+            "WARP_SZ" => Const::Imm(32),
+            _ => return None,
+        })
+    }
+
+    /// The constant a name stands for when used as a value: an address or a special register.
+    fn name_const(&mut self, name: &str, offset: i64) -> Res<Const> {
+        Ok(match self.lookup(name) {
+            Some(Sym::Global(index)) => Const::Variable(index, offset),
+            Some(Sym::Shared(at) | Sym::Local(at) | Sym::Param(at)) => {
+                Const::Imm((i64::from(at) + offset) as u64)
+            }
+            Some(Sym::W(..) | Sym::D(..) | Sym::P(_)) => {
+                return Err(format!("register `{name}` has the wrong width here"));
+            }
+            Some(Sym::Label(_) | Sym::Targets(_)) => {
+                return Err(format!("label `{name}` used as a value"));
+            }
+            None if self.dynamic.iter().any(|d| d == name) => {
+                // Dynamic shared memory begins where the static ends, known only at the end.
+                Const::Imm(DYNAMIC_MARK.wrapping_add(offset as u64))
+            }
+            None => match Self::special(name) {
+                Some(c) => c,
+                None => return Err(format!("unknown name `{name}`")),
+            },
+        })
+    }
+
+    /// A source of at most 32 bits.
+    fn w(&mut self, o: &Operand) -> Res<W> {
+        match o {
+            Operand::Name(n) => match self.lookup(n) {
+                Some(Sym::W(w)) => Ok(w),
+                _ => {
+                    let c = self.name_const(n, 0)?;
+                    if matches!(c, Const::Variable(..)) {
+                        return Err(format!("address of `{n}` in a 32-bit register"));
+                    }
+                    Ok(self.const_w(c))
+                }
+            },
+            Operand::Offset(n, off) => {
+                let c = self.name_const(n, *off)?;
+                Ok(self.const_w(c))
+            }
+            Operand::Int(v) => Ok(self.imm_w(*v as u32)),
+            Operand::F32(v) => Ok(self.imm_w(*v)),
+            // A decimal or double literal in a single-precision place is converted.
+            Operand::F64(v) => Ok(self.imm_w((f64::from_bits(*v) as f32).to_bits())),
+            _ => Err("expected a 32-bit operand".into()),
+        }
+    }
+
+    /// A source of 16 bits; immediates are cut to size.
+    fn h(&mut self, o: &Operand) -> Res<W> {
+        match o {
+            Operand::Int(v) => Ok(self.imm_w(*v as u32 & 0xffff)),
+            _ => self.w(o),
+        }
+    }
+
+    /// A source of 64 bits.
+    fn d(&mut self, o: &Operand) -> Res<D> {
+        match o {
+            Operand::Name(n) => match self.lookup(n) {
+                Some(Sym::D(d)) => Ok(d),
+                _ => {
+                    let c = self.name_const(n, 0)?;
+                    Ok(self.const_d(c))
+                }
+            },
+            Operand::Offset(n, off) => {
+                let c = self.name_const(n, *off)?;
+                Ok(self.const_d(c))
+            }
+            Operand::Int(v) => Ok(self.imm_d(*v as u64)),
+            Operand::F64(v) => Ok(self.imm_d(*v)),
+            Operand::F32(v) => Ok(self.imm_d(f64::from(f32::from_bits(*v)).to_bits())),
+            _ => Err("expected a 64-bit operand".into()),
+        }
+    }
+
+    /// A source of the width of `ty`.
+    fn row(&mut self, o: &Operand, ty: Ty) -> Res<Row> {
+        Ok(match ty.size() {
+            8 => Row::D(self.d(o)?),
+            4 => Row::W(self.w(o)?),
+            _ => Row::W(self.h(o)?),
+        })
+    }
+
+    /// A source that may be a register wider than the instruction's type, as loads and stores allow.
+    fn any_row(&mut self, o: &Operand, ty: Ty) -> Res<Row> {
+        if let Operand::Name(n) = o {
+            match self.lookup(n) {
+                Some(Sym::W(w)) if ty.size() <= 4 => return Ok(Row::W(w)),
+                Some(Sym::D(d)) => return Ok(Row::D(d)),
+                _ => {}
+            }
+        }
+        self.row(o, ty)
+    }
+
+    fn pred_reg(&self, name: &str) -> Res<P> {
+        match self.lookup(name) {
+            Some(Sym::P(p)) => Ok(p),
+            _ => Err(format!("`{name}` is not a predicate register")),
+        }
+    }
+
+    /// A predicate source and whether it is negated.
+    fn p(&mut self, o: &Operand) -> Res<(P, bool)> {
+        match o {
+            Operand::Name(n) => Ok((self.pred_reg(n)?, false)),
+            Operand::Not(n) => Ok((self.pred_reg(n)?, true)),
+            // Row 0 of no register: predicates start as 0, and this one is never written.
+            Operand::Int(v) => {
+                let zero = match self.scopes[0].get(ZERO_PRED) {
+                    Some(Sym::P(p)) => *p,
+                    _ => {
+                        self.p_rows += 1;
+                        let p = P(self.p_rows - 1);
+                        self.scopes[0].insert(ZERO_PRED.to_owned(), Sym::P(p));
+                        p
+                    }
+                };
+                Ok((zero, *v != 0))
+            }
+            _ => Err("expected a predicate".into()),
+        }
+    }
+
+    fn dst(&self, o: &Operand) -> Res<Sym> {
+        match o {
+            Operand::Name(n) => match self.lookup(n) {
+                Some(s @ (Sym::W(..) | Sym::D(..) | Sym::P(_))) => Ok(s),
+                _ => Err(format!("`{n}` is not a register")),
+            },
+            _ => Err("the destination must be a register".into()),
+        }
+    }
+
+    fn dw(&self, o: &Operand) -> Res<W> {
+        match self.dst(o)? {
+            Sym::W(w) => Ok(w),
+            _ => Err("the destination must be a 32-bit register".into()),
+        }
+    }
+
+    fn dd(&self, o: &Operand) -> Res<D> {
+        match self.dst(o)? {
+            Sym::D(d) => Ok(d),
+            _ => Err("the destination must be a 64-bit register".into()),
+        }
+    }
+
+    fn dp(&self, o: &Operand) -> Res<P> {
+        match self.dst(o)? {
+            Sym::P(p) => Ok(p),
+            _ => Err("the destination must be a predicate".into()),
+        }
+    }
+
+    /// A destination of either width, or `_`.
+    fn drow(&self, o: &Operand) -> Res<Option<Row>> {
+        if *o == Operand::Sink {
+            return Ok(None);
+        }
+        match self.dst(o)? {
+            Sym::W(w) => Ok(Some(Row::W(w))),
+            Sym::D(d) => Ok(Some(Row::D(d))),
+            _ => Err("the destination must not be a predicate".into()),
+        }
+    }
+
+    /// The address operand of a memory instruction, and the variable's space if it names one.
+    fn addr(&mut self, o: &Operand) -> Res<Addr> {
+        let Operand::Addr { base, offset, rest } = o else {
+            return Err("expected an address in brackets".into());
+        };
+        if !rest.is_empty() {
+            return Err("tensor coordinates".into());
+        }
+        match base {
+            AddrBase::None => Ok(Addr {
+                base: Row::D(self.imm_d(*offset as u64)),
+                offset: 0,
+            }),
+            AddrBase::Name(n) => match self.lookup(n) {
+                Some(Sym::W(w)) => Ok(Addr {
+                    base: Row::W(w),
+                    offset: *offset,
+                }),
+                Some(Sym::D(d)) => Ok(Addr {
+                    base: Row::D(d),
+                    offset: *offset,
+                }),
+                _ => {
+                    let c = self.name_const(n, *offset)?;
+                    Ok(Addr {
+                        base: Row::D(self.const_d(c)),
+                        offset: 0,
+                    })
+                }
+            },
+        }
+    }
+
+    /// A call of a function of the module: its body goes here, its parameters are local memory.
+    fn call(&mut self, i: &Rc<ast::Inst>, guard: Option<(P, bool)>) -> Result<(), Bad> {
+        let mut o = &i.operands[..];
+        let rets: &[Operand] = match o {
+            [Operand::List(r), Operand::Name(_), ..] => {
+                o = &o[1..];
+                r
+            }
+            _ => &[],
+        };
+        let Some(Operand::Name(name)) = o.first() else {
+            return Err(String::from("indirect call").into());
+        };
+        let args: &[Operand] = match o.get(1) {
+            Some(Operand::List(a)) => a,
+            None => &[],
+            _ => return Err(String::from("malformed call").into()),
+        };
+        if o.len() > 2 || !matches!(self.lookup(name), None | Some(Sym::Label(_))) {
+            return Err(String::from("indirect call").into());
+        }
+        let slot = |d: &Self, o: &Operand| match o {
+            Operand::Name(n) => match d.lookup(n) {
+                Some(Sym::Local(at)) => Ok(at),
+                _ => Err(format!("argument `{n}` is not a parameter variable")),
+            },
+            _ => Err("arguments must be parameter variables".to_owned()),
+        };
+        let args = args
+            .iter()
+            .map(|a| slot(self, a))
+            .collect::<Res<Vec<u32>>>()?;
+        let rets = rets
+            .iter()
+            .map(|a| slot(self, a))
+            .collect::<Res<Vec<u32>>>()?;
+        if name == "__assertfail" {
+            self.emit(i, Op::AssertFail { params: args }, Class::Branch, guard);
+            return Ok(());
+        }
+        // A declaration may come before the definition.
+        let ast = self.ast;
+        let Some(f) = ast
+            .funcs
+            .iter()
+            .find(|f| f.name == *name && f.body.is_some())
+        else {
+            return Err(format!("call of `{name}`, which is not defined in this module").into());
+        };
+        if self.calls.contains(&f.name.as_str()) {
+            return Err(format!("recursive call of `{name}`").into());
+        }
+        if self.calls.len() > MAX_INLINE_DEPTH {
+            return Err(String::from("calls nested too deeply").into());
+        }
+        if f.params.len() != args.len() || f.rets.len() != rets.len() {
+            return Err(format!("call of `{name}` with a wrong number of arguments").into());
+        }
+        let end = self.new_label();
+        if let Some((p, negated)) = guard {
+            self.emit(
+                i,
+                Op::Branch { target: end },
+                Class::Branch,
+                Some((p, !negated)),
+            );
+        } else {
+            self.emit(i, Op::Nop, Class::Branch, None);
+        }
+        let mut scope = HashMap::new();
+        for (v, &at) in f.params.iter().zip(&args).chain(f.rets.iter().zip(&rets)) {
+            scope.insert(v.name.clone(), Sym::Local(at));
+        }
+        self.bases.push(self.scopes.len());
+        self.scopes.push(scope);
+        self.calls.push(&f.name);
+        self.returns.push(end);
+        let body = f.body.as_deref().unwrap_or_default();
+        let result = self.body(body);
+        self.returns.pop();
+        self.calls.pop();
+        self.scopes.pop();
+        self.bases.pop();
+        result?;
+        self.set_label(end);
+        Ok(())
+    }
+
+    fn finish(mut self, f: &Func, params: Vec<ParamInfo>, param_bytes: u32) -> Res<Kernel> {
+        // Falling off the end is an exit; labels may also point there.
+        self.code.push(Inst {
+            op: Op::Exit,
+            guard: None,
+            reconverge: NONE,
+        });
+        let last = self.meta.last();
+        self.meta.push(Meta {
+            line: last.map_or(0, |m| m.line),
+            source: last.and_then(|m| m.source.clone()),
+            mnemonic: "exit".into(),
+            text: "(end of kernel)".into(),
+            class: Class::Branch,
+        });
+        let resolve = |l: u32| {
+            self.labels[l as usize]
+                .ok_or_else(|| "a branch to a label that is never placed".to_owned())
+        };
+        for inst in &mut self.code {
+            match &mut inst.op {
+                Op::Branch { target } => *target = resolve(*target)?,
+                Op::BranchIndexed { targets, .. } => {
+                    for t in targets {
+                        *t = resolve(*t)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        cfg::reconvergence(&mut self.code);
+        let static_shared = self.shared as u32;
+        let dynamic = self.shared.next_multiple_of(self.dynamic_align);
+        let patch = |c: Const| match c {
+            Const::Imm(v) if v.wrapping_sub(DYNAMIC_MARK - (1 << 28)) < 1 << 29 => {
+                Const::Imm(v.wrapping_sub(DYNAMIC_MARK).wrapping_add(dynamic))
+            }
+            c => c,
+        };
+        Ok(Kernel {
+            name: f.name.clone(),
+            params,
+            param_bytes,
+            code: self.code,
+            meta: self.meta,
+            w_rows: self.w_rows,
+            d_rows: self.d_rows,
+            p_rows: self.p_rows,
+            w_consts: self
+                .w_order
+                .into_iter()
+                .map(|(w, c)| (w, patch(c)))
+                .collect(),
+            d_consts: self
+                .d_order
+                .into_iter()
+                .map(|(d, c)| (d, patch(c)))
+                .collect(),
+            // The dynamic part starts aligned.
+            static_shared: if self.dynamic.is_empty() {
+                static_shared
+            } else {
+                dynamic as u32
+            },
+            local_bytes: self.local.next_multiple_of(8) as u32,
+            shared_grain: self.shared_grain,
+            global_grain: self.global_grain,
+            registers: self.registers,
+        })
+    }
+
+    fn note_access(&mut self, space: MemSpace, width: u32) {
+        if matches!(space, MemSpace::Shared | MemSpace::Generic) {
+            self.shared_grain = self.shared_grain.min(width);
+        }
+        if matches!(space, MemSpace::Global | MemSpace::Generic) {
+            self.global_grain = self.global_grain.min(width);
+        }
+    }
+}
+
+/// Stands for the start of dynamic shared memory until it is known. No address or usual number is
+/// near; constants within 2^28 of it are taken for it.
+const DYNAMIC_MARK: u64 = 0x5d1a_3c96_0000_0000;
+const ZERO_PRED: &str = "(zero predicate)";
+
+/// `n` operands exactly.
+fn arity<const N: usize>(o: &[Operand]) -> Res<&[Operand; N]> {
+    o.try_into()
+        .map_err(|_| format!("expected {N} operands, found {}", o.len()))
+}
+
+/// Refuses modifiers that a family does not know.
+fn known(m: &[&str], allowed: &[&str]) -> Res<()> {
+    match m
+        .iter()
+        .find(|s| Ty::parse(s).is_none() && type_size(s).is_none() && !allowed.contains(s))
+    {
+        Some(s) => Err(format!("modifier `.{s}`")),
+        None => Ok(()),
     }
 }

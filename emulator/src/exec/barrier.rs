@@ -1,214 +1,185 @@
-//! The sixteen barriers of a block.
+//! The sixteen named barriers of a block.
 
-use super::access::Site;
-use super::block::{Block, Flow};
-use super::warp::State;
-use super::{Outcome, Trouble, trouble};
-use crate::decode::{Barrier, Op, Reduce};
-use crate::fault::FaultKind;
+use super::block::Block;
+use super::regs::lanes;
+use super::shared::{Clock, join};
+use super::warp::Warp;
+use super::{Exec, raise};
+use crate::error::FaultKind;
+use crate::op::{Bar, BarKind, Op, RedOp};
 
-/// A barrier's present phase.
-pub struct CtaBarrier {
-    /// Threads arrived, in whole warps.
+#[derive(Debug, Clone)]
+pub(crate) struct Barrier {
+    pub generation: u64,
+    /// Threads that arrived in this generation.
     pub arrived: u32,
-    /// The count that the participants gave; `None` is all threads of the block.
-    pub count: Option<Option<u32>>,
-    /// Lanes of each warp that arrived while others of it have not.
-    partial: Vec<u32>,
-    /// What the arrived knew.
-    clocks: Vec<u32>,
-    popc: u32,
+    /// The count this generation was used with; `None` is all live threads of the block.
+    pub expected: Option<u32>,
+    in_use: bool,
+    clock: Clock,
+    done_clock: Clock,
+    any: bool,
     all: bool,
+    count: u32,
+    done: (bool, bool, u32),
 }
 
-impl CtaBarrier {
+impl Barrier {
     pub fn new(warps: usize) -> Self {
-        CtaBarrier {
+        Self {
+            generation: 0,
             arrived: 0,
-            count: None,
-            partial: vec![0; warps],
-            clocks: vec![0; warps],
-            popc: 0,
+            expected: None,
+            in_use: false,
+            clock: vec![0; warps],
+            done_clock: vec![0; warps],
+            any: false,
             all: true,
+            count: 0,
+            done: (false, false, 0),
         }
+    }
+
+    fn complete(&mut self) {
+        self.generation += 1;
+        self.arrived = 0;
+        self.in_use = false;
+        self.done_clock.copy_from_slice(&self.clock);
+        self.clock.fill(0);
+        self.done = (self.any, self.all, self.count);
+        (self.any, self.all, self.count) = (false, true, 0);
     }
 }
 
-pub fn join(into: &mut [u32], from: &[u32]) {
-    for (a, &b) in into.iter_mut().zip(from) {
-        *a = (*a).max(b);
-    }
-}
-
-impl Block<'_, '_> {
-    /// Threads that complete a barrier.
-    pub fn barrier_goal(&self, b: &CtaBarrier) -> u32 {
-        match b.count {
-            Some(Some(n)) => n,
-            _ => 32 * self.warps.iter().filter(|w| w.live != 0).count() as u32,
-        }
-    }
-
-    pub fn barrier(&mut self, b: &Barrier) -> Outcome<Flow> {
-        let Site { w, s, active, pc } = self.site;
-        let live = self.warps[w].live;
-        let lane = active.trailing_zeros();
-        if b.aligned && active != live {
-            // Lanes that only lag behind at a reconvergence point may catch up; others diverge.
-            let lagging = self.warps[w].broken && self.split().mask == active;
-            if !lagging {
-                let others = self
-                    .waiters(Some(w))
-                    .into_iter()
-                    .filter(|x| x.lanes & active == 0)
-                    .collect();
-                let kind = FaultKind::DivergentBarrier {
-                    arrived: active,
-                    live,
-                    others,
-                };
-                return trouble(kind, lane);
-            }
-            if !self.gather(live, true)? {
-                return Ok(Flow::Jump);
-            }
-        } else if self.split().mask != active {
-            self.isolate();
-        }
-        let active = self.site.active;
-        let s = if self.site.s == s { s } else { self.site.s };
-        let uniform = |row: [u64; 32]| -> Option<u32> {
-            let first = row[active.trailing_zeros().min(31) as usize] as u32;
-            (0..32)
-                .all(|l| active >> l & 1 == 0 || row[l] as u32 == first)
-                .then_some(first)
+impl Block<'_> {
+    /// The lanes of `mask` arrive. Those that wait get the barrier and the generation to wait for.
+    pub fn arrive_barrier(
+        &mut self,
+        w: &mut Warp,
+        bar: &Bar,
+        mask: u32,
+    ) -> Exec<Option<(u32, u64)>> {
+        let first = lanes(mask).next().unwrap_or(0);
+        let misuse = |barrier: u32, detail: String| {
+            raise(FaultKind::BarrierMisuse { barrier, detail }, Some(first))
         };
-        let id = uniform(self.warps[w].row(b.id, s)).filter(|&id| id < 16);
-        let Some(id) = id else {
-            let text = "the barrier's number differs among lanes, or is not below 16".to_owned();
-            return trouble(FaultKind::BarrierCount(text), lane);
+        let uniform = |row: &[u32; 32]| lanes(mask).all(|l| row[l] == row[first]);
+        let ids = w.regs.w(bar.id);
+        let id = ids[first];
+        if !uniform(ids) {
+            return misuse(id, "the threads of a warp name different barriers".into());
+        }
+        if id >= 16 {
+            return misuse(id, "there are 16 barriers".into());
+        }
+        let expected = match bar.count {
+            None => None,
+            Some(c) => {
+                let row = w.regs.w(c);
+                if !uniform(row) {
+                    return misuse(id, "the threads of a warp give different counts".into());
+                }
+                let n = row[first];
+                if n == 0 || !n.is_multiple_of(32) {
+                    return misuse(
+                        id,
+                        format!("a count of {n} threads is not a positive multiple of 32"),
+                    );
+                }
+                if n > self.launch.warps * 32 {
+                    return misuse(
+                        id,
+                        format!(
+                            "a count of {n} threads in a block of {}",
+                            self.launch.threads
+                        ),
+                    );
+                }
+                Some(n)
+            }
         };
-        let mut count = None;
-        if let Some(c) = b.count {
-            let n = uniform(self.warps[w].row(c, s));
-            let all = 32 * self.warps.len() as u32;
-            match n {
-                Some(n) if n != 0 && n % 32 == 0 && n <= all => count = Some(n),
-                Some(n) => {
-                    let text =
-                        format!("{n} is not a multiple of 32 from 32 to the block's {all} threads");
-                    return trouble(FaultKind::BarrierCount(text), lane);
-                }
-                None => {
-                    let text = "the count differs among lanes".to_owned();
-                    return trouble(FaultKind::BarrierCount(text), lane);
-                }
-            }
-        }
-        let bar = &mut self.barriers[id as usize];
-        match bar.count {
-            None => bar.count = Some(count),
-            Some(have) if have != count => {
-                let name = |c: Option<u32>| match c {
-                    Some(n) => format!("{n} threads"),
-                    None => "all threads".to_owned(),
-                };
-                let text = format!(
-                    "barrier {id} is waited for with a count of {}, here with {}",
-                    name(have),
-                    name(count)
-                );
-                return trouble(FaultKind::BarrierCount(text), lane);
-            }
-            Some(_) => {}
-        }
-        if let Some((_, p, _)) = b.reduce {
-            let warp = &self.warps[w];
-            let p = warp.pred(p, warp.splits[s].pbase) & active;
-            bar.popc += p.count_ones();
-            bar.all &= p == active;
-        }
-        join(&mut bar.clocks, &self.clocks[w]);
-        self.clocks[w][w] = self.clocks[w][w].saturating_add(1);
-        bar.partial[w] |= active;
-        if bar.partial[w] & live == live {
-            bar.partial[w] = 0;
-            bar.arrived += 32;
-        }
-        let split = &mut self.warps[w].splits[s];
-        if b.arrive {
-            split.pc = pc + 1;
+        // With a count the unit is the warp; without, every live thread must come.
+        let threads = if expected.is_some() && mask == w.live {
+            32
         } else {
-            split.state = State::Barrier(id);
+            mask.count_ones()
+        };
+        let live = self.live_threads;
+        let b = &mut self.bars[id as usize];
+        if b.in_use && b.expected != expected {
+            let words = |e: Option<u32>| {
+                e.map_or("all threads of the block".to_owned(), |n| {
+                    format!("{n} threads")
+                })
+            };
+            let detail = format!(
+                "used with {} while others wait for {}",
+                words(expected),
+                words(b.expected)
+            );
+            return misuse(id, detail);
         }
-        self.complete(id as usize).map_err(|kind| Trouble {
-            kind,
-            lane: Some(lane),
-        })?;
-        Ok(Flow::Yield)
+        b.in_use = true;
+        b.expected = expected;
+        b.arrived += threads;
+        let target = expected.unwrap_or(live);
+        if b.arrived > target {
+            let detail = format!("{} threads arrived where {target} are expected", b.arrived);
+            return misuse(id, detail);
+        }
+        if let BarKind::Red { p, neg, .. } = bar.kind {
+            let v = (w.regs.p(p) ^ if neg { u32::MAX } else { 0 }) & mask;
+            b.any |= v != 0;
+            b.all &= v == mask;
+            b.count += v.count_ones();
+        }
+        let generation = b.generation;
+        let clock = self.shared.release_clock(w.id);
+        join(&mut b.clock, &clock);
+        self.progress += 1;
+        if b.arrived == target {
+            b.complete();
+        }
+        Ok((!matches!(bar.kind, BarKind::Arrive)).then_some((id, generation)))
     }
 
-    /// Opens the barrier if enough have arrived.
-    fn complete(&mut self, id: usize) -> Result<(), FaultKind> {
-        let goal = self.barrier_goal(&self.barriers[id]);
-        let warps = self.warps.len();
-        let bar = &mut self.barriers[id];
-        if bar.arrived == 0 || bar.arrived < goal {
-            return Ok(());
-        }
-        if bar.arrived > goal {
-            return Err(FaultKind::BarrierCount(format!(
-                "{} threads arrived at barrier {id}, which {goal} complete",
-                bar.arrived
-            )));
-        }
-        let bar = std::mem::replace(bar, CtaBarrier::new(warps));
-        self.opened = true;
-        let program = self.program;
-        for (w, warp) in self.warps.iter_mut().enumerate() {
-            let mut waited = false;
-            for s in 0..warp.splits.len() {
-                if warp.splits[s].state != State::Barrier(id as u32) {
-                    continue;
-                }
-                waited = true;
-                let (pc, mask) = (warp.splits[s].pc, warp.splits[s].mask);
-                let (base, pbase) = (warp.splits[s].base, warp.splits[s].pbase);
-                if let Op::Barrier(Barrier {
-                    reduce: Some((op, _, dst)),
-                    ..
-                }) = program.code[pc as usize].op
-                {
-                    let bits = |b: bool| if b { u32::MAX } else { 0 };
-                    match op {
-                        Reduce::Popc => warp.set(dst, base, mask, &[u64::from(bar.popc); 32]),
-                        Reduce::And => warp.set_pred(dst, pbase, mask, bits(bar.all)),
-                        Reduce::Or => warp.set_pred(dst, pbase, mask, bits(bar.popc != 0)),
-                    }
-                }
-                warp.splits[s].state = State::Ready;
-                warp.splits[s].pc = pc + 1;
+    /// A warp passes a completed barrier.
+    pub fn pass_barrier(&mut self, w: &mut Warp, pc: usize, id: u32, mask: u32) {
+        let b = &self.bars[id as usize];
+        self.shared.acquire(w.id, &b.done_clock);
+        let (any, all, count) = b.done;
+        if let Some(Op::Bar(Bar {
+            kind: BarKind::Red { op, dw, dp, .. },
+            ..
+        })) = self.launch.kernel.code.get(pc).map(|i| &i.op)
+        {
+            if let Some(d) = dw {
+                w.regs.put_w(*d, &[count; 32], mask);
             }
-            if waited {
-                join(&mut self.clocks[w], &bar.clocks);
-                self.clocks[w][w] = self.clocks[w][w].saturating_add(1);
+            if let Some(d) = dp {
+                let v = if matches!(op, RedOp::And) { all } else { any };
+                w.regs.put_p(*d, if v { u32::MAX } else { 0 }, mask);
             }
         }
-        Ok(())
     }
 
-    /// Lanes have exited: barriers may have waited only for them.
-    pub fn after_exit(&mut self, w: usize) -> Outcome<()> {
-        let live = self.warps[w].live;
-        for id in 0..self.barriers.len() {
-            let bar = &mut self.barriers[id];
-            if bar.partial[w] != 0 && live != 0 && bar.partial[w] & live == live {
-                bar.partial[w] = 0;
-                bar.arrived += 32;
+    /// Threads end: barriers that wait for all live threads may now be complete.
+    pub fn exit(&mut self, threads: u32) {
+        self.live_threads -= threads;
+        self.progress += 1;
+        let live = self.live_threads;
+        for b in &mut self.bars {
+            if b.in_use && b.expected.is_none() && b.arrived >= live {
+                b.complete();
             }
-            self.complete(id)
-                .map_err(|kind| Trouble { kind, lane: None })?;
         }
-        Ok(())
+    }
+
+    /// The number of the barrier at `pc`, for a report.
+    pub fn barrier_id(&self, w: &Warp, pc: usize, mask: u32) -> u32 {
+        match self.launch.kernel.code.get(pc).map(|i| &i.op) {
+            Some(Op::Bar(bar)) => w.regs.w(bar.id)[lanes(mask).next().unwrap_or(0)],
+            _ => 0,
+        }
     }
 }

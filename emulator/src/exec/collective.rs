@@ -1,316 +1,254 @@
-//! Warp-wide instructions, and the meeting of the lanes that they name.
+//! Instructions on several lanes at once: shuffles, votes, matches, reductions, matrix moves.
 
-use super::access::Site;
-use super::block::{Block, Flow};
-use super::warp::State;
-use super::{Outcome, trouble};
-use crate::decode::{LANES, Op, Row, ShflMode, Src, VoteMode};
-use crate::fault::FaultKind;
+use super::block::Block;
+use super::regs::{FULL, LANES, W, lanes};
+use super::shared::Who;
+use super::warp::Warp;
+use super::{Exec, banks, raise, tensor};
+use crate::error::{Access, FaultKind};
+use crate::op::{Collective, MatrixMove, ReduxOp, ShflMode};
 
-impl Block<'_, '_> {
-    /// Whether all lanes of `member` are here. If not, the split waits for them, and is merged
-    /// with them when the last one comes.
-    pub fn gather(&mut self, member: u32, aligned: bool) -> Outcome<bool> {
-        let Site { w, s, active, pc } = self.site;
-        if active == member {
-            if self.split().mask != active {
-                self.isolate();
-            }
-            return Ok(true);
-        }
-        let lane = active.trailing_zeros();
-        if active & !member != 0 {
-            let detail = format!("lanes {:#010x} are not in it", active & !member);
-            let kind = FaultKind::MemberMask {
-                mask: member,
-                detail,
-            };
-            return trouble(kind, (active & !member).trailing_zeros());
-        }
-        let live = self.warps[w].live;
-        if member & !live != 0 {
-            let detail = format!("lanes {:#010x} have exited", member & !live);
-            let kind = FaultKind::MemberMask {
-                mask: member,
-                detail,
-            };
-            return trouble(kind, lane);
-        }
-        self.isolate();
-        let state = if aligned {
-            State::Aligned
-        } else {
-            State::Members(member)
-        };
-        let warp = &mut self.warps[w];
-        let others: Vec<usize> = (0..warp.splits.len())
-            .filter(|&i| i != s && warp.splits[i].state == state && warp.splits[i].pc == pc)
-            .collect();
-        let have = others.iter().fold(active, |m, &i| m | warp.splits[i].mask);
-        if have == member {
-            warp.merge(s, others);
-            self.site.s = self.warps[w].current;
-            self.site.active = member;
-            self.tick();
-            return Ok(true);
-        }
-        warp.splits[s].state = state;
-        Ok(false)
-    }
+/// What a shuffle gives that reads a lane which does not take part: undefined in PTX, here a NaN that
+/// is easy to recognise.
+const POISON: u32 = 0x7fff_dead;
 
-    /// Runs `f` for the lanes of each member mask that the split's lanes name.
-    fn by_mask(
-        &mut self,
-        mask: Src,
-        mut f: impl FnMut(&mut Self, u32) -> Outcome<()>,
-    ) -> Outcome<Flow> {
-        let Site { w, s, active, .. } = self.site;
-        let masks = self.warps[w].row(mask, s);
-        let first = masks[active.trailing_zeros().min(31) as usize] as u32;
-        let uniform = (0..LANES).all(|l| active >> l & 1 == 0 || masks[l] as u32 == first);
-        if uniform {
-            if first != active || self.warps[w].splits[s].mask != active {
-                // With a guard, the lanes that it disables need not part if nobody is missing.
-                if first == active {
-                    f(self, active)?;
-                    return Ok(Flow::Next);
-                }
-                if !self.gather(first, false)? {
-                    return Ok(Flow::Jump);
-                }
-            }
-            let active = self.site.active;
-            f(self, active)?;
-            return Ok(Flow::Next);
-        }
-        let mut groups: Vec<u32> = Vec::new();
-        let mut left = active;
-        while left != 0 {
-            let mask = masks[left.trailing_zeros() as usize] as u32;
-            let group = (0..LANES)
-                .filter(|&l| left >> l & 1 == 1 && masks[l] as u32 == mask)
-                .fold(0u32, |m, l| m | 1 << l);
-            if group & !mask != 0 {
-                let detail = format!("lanes {:#010x} are not in it", group & !mask);
-                return trouble(
-                    FaultKind::MemberMask { mask, detail },
-                    group.trailing_zeros(),
-                );
-            }
-            if group != mask {
-                // Some of its lanes are elsewhere: this group waits for them on its own.
-                if group == active {
-                    break;
-                }
-                self.tick();
-                let (clock, pc) = (self.clock(), self.site.pc);
-                self.warps[w].part(s, group, pc, clock);
-                self.site.active &= !group;
-            } else {
-                groups.push(group);
-            }
-            left &= !group;
-        }
-        if groups.is_empty() {
-            // Every group was parted; the empty split vanishes.
-            self.warps[w].sweep();
-            return Ok(Flow::Jump);
-        }
-        for g in groups {
-            f(self, g)?;
-        }
-        Ok(Flow::Next)
-    }
-
-    pub fn collective(&mut self, op: &Op) -> Outcome<Flow> {
-        let w = self.site.w;
+impl Warp {
+    /// Executes for the lanes of `mask`, all of which are here.
+    pub fn collective(&mut self, b: &mut Block<'_>, op: &Collective, mask: u32) -> Exec<()> {
+        let voters = |w: &Self, p, neg: bool| (w.regs.p(p) ^ if neg { FULL } else { 0 }) & mask;
+        let truth = |v: bool| if v { FULL } else { 0 };
         match op {
-            Op::Shfl {
+            Collective::Shfl {
                 mode,
-                dst,
+                d,
                 pred,
                 a,
-                b,
+                b: shift,
                 c,
-                mask,
-            } => self.by_mask(*mask, |block, group| {
-                let s = block.site.s;
-                let warp = &mut block.warps[w];
-                let (a, b, c) = (warp.row(*a, s), warp.row(*b, s), warp.row(*c, s));
-                let (out, p, from) = shuffle(*mode, &a, &b, &c);
-                for (l, &j) in from.iter().enumerate() {
-                    if group >> l & 1 == 1 && p >> l & 1 == 1 && group >> j & 1 == 0 {
-                        let detail = format!("lane {j}, which is not in it, is the source");
-                        return trouble(
-                            FaultKind::MemberMask {
-                                mask: group,
-                                detail,
-                            },
-                            l as u32,
-                        );
-                    }
-                }
-                let (base, pbase) = (warp.splits[s].base, warp.splits[s].pbase);
-                if let Some(d) = dst {
-                    warp.set(*d, base, group, &out);
-                }
-                if let Some(d) = pred {
-                    warp.set_pred(*d, pbase, group, p);
-                }
-                Ok(())
-            }),
-            Op::Vote { mode, dst, a, mask } => self.by_mask(*mask, |block, group| {
-                let s = block.site.s;
-                let warp = &mut block.warps[w];
-                let (base, pbase) = (warp.splits[s].base, warp.splits[s].pbase);
-                let p = warp.pred(*a, pbase) & group;
-                let bit = match mode {
-                    VoteMode::Ballot => {
-                        warp.set(*dst, base, group, &[u64::from(p); LANES]);
-                        return Ok(());
-                    }
-                    VoteMode::All => p == group,
-                    VoteMode::Any => p != 0,
-                    VoteMode::Uni => p == 0 || p == group,
-                };
-                warp.set_pred(*dst, pbase, group, if bit { u32::MAX } else { 0 });
-                Ok(())
-            }),
-            Op::Match {
-                all,
-                dst,
-                pred,
-                a,
-                mask,
-            } => self.by_mask(*mask, |block, group| {
-                let s = block.site.s;
-                let warp = &mut block.warps[w];
-                let a = warp.row(*a, s);
-                let same: Row = std::array::from_fn(|l| {
-                    (0..LANES)
-                        .filter(|&j| group >> j & 1 == 1 && a[j] == a[l])
-                        .fold(0, |m, j| m | 1 << j)
-                });
-                let (base, pbase) = (warp.splits[s].base, warp.splits[s].pbase);
-                let everyone = same[group.trailing_zeros().min(31) as usize] as u32 == group;
-                let out = if !*all {
-                    same
-                } else if everyone {
-                    [u64::from(group); LANES]
-                } else {
-                    [0; LANES]
-                };
-                if let Some(d) = dst {
-                    warp.set(*d, base, group, &out);
-                }
-                if let Some(d) = pred {
-                    warp.set_pred(*d, pbase, group, if everyone { u32::MAX } else { 0 });
-                }
-                Ok(())
-            }),
-            Op::Redux { dst, f, a, mask } => self.by_mask(*mask, |block, group| {
-                let s = block.site.s;
-                let warp = &mut block.warps[w];
-                let a = warp.row(*a, s);
-                let v = (0..LANES)
-                    .filter(|&l| group >> l & 1 == 1)
-                    .map(|l| a[l])
-                    .reduce(f)
-                    .unwrap_or(0);
-                let base = warp.splits[s].base;
-                warp.set(*dst, base, group, &[v; LANES]);
-                Ok(())
-            }),
-            Op::Elect { dst, pred, mask } => self.by_mask(*mask, |block, group| {
-                let s = block.site.s;
-                let warp = &mut block.warps[w];
-                let (base, pbase) = (warp.splits[s].base, warp.splits[s].pbase);
-                let leader = group.trailing_zeros();
-                if let Some(d) = dst {
-                    warp.set(*d, base, group, &[u64::from(leader); LANES]);
-                }
-                if let Some(d) = pred {
-                    warp.set_pred(*d, pbase, group, 1u32.checked_shl(leader).unwrap_or(0));
-                }
-                Ok(())
-            }),
-            Op::ActiveMask { dst } => {
-                let Site { s, active, .. } = self.site;
-                let warp = &mut self.warps[w];
-                let base = warp.splits[s].base;
-                warp.set(*dst, base, active, &[u64::from(active); LANES]);
-                Ok(Flow::Next)
+            } => self.shfl(*mode, *d, *pred, [*a, *shift, *c], mask),
+            Collective::VoteAll { d, p, neg } => {
+                let v = voters(self, *p, *neg);
+                self.regs.put_p(*d, truth(v == mask), mask);
             }
-            Op::WarpSync { mask } => self.warp_sync(*mask),
-            _ => Ok(Flow::Next),
+            Collective::VoteAny { d, p, neg } => {
+                let v = voters(self, *p, *neg);
+                self.regs.put_p(*d, truth(v != 0), mask);
+            }
+            Collective::VoteUni { d, p, neg } => {
+                let v = voters(self, *p, *neg);
+                self.regs.put_p(*d, truth(v == 0 || v == mask), mask);
+            }
+            Collective::Ballot { d, p, neg } => {
+                let v = voters(self, *p, *neg);
+                self.regs.put_w(*d, &[v; LANES], mask);
+            }
+            Collective::MatchAny { d, a } => {
+                let x = self.wide(*a);
+                let mut out = [0; LANES];
+                for lane in lanes(mask) {
+                    out[lane] = lanes(mask)
+                        .filter(|&l| x[l] == x[lane])
+                        .fold(0, |m, l| m | 1 << l);
+                }
+                self.regs.put_w(*d, &out, mask);
+            }
+            Collective::MatchAll { d, pred, a } => {
+                let x = self.wide(*a);
+                let first = lanes(mask).next().unwrap_or(0);
+                let same = lanes(mask).all(|l| x[l] == x[first]);
+                self.regs
+                    .put_w(*d, &[if same { mask } else { 0 }; LANES], mask);
+                if let Some(p) = pred {
+                    self.regs.put_p(*p, truth(same), mask);
+                }
+            }
+            Collective::Redux { op, d, a } => {
+                let x = *self.regs.w(*a);
+                let v = lanes(mask)
+                    .map(|l| x[l])
+                    .reduce(|x, y| redux(*op, x, y))
+                    .unwrap_or(0);
+                self.regs.put_w(*d, &[v; LANES], mask);
+            }
+            Collective::Elect { d, p } => {
+                let leader = mask.trailing_zeros();
+                if let Some(d) = d {
+                    self.regs.put_w(*d, &[leader; LANES], mask);
+                }
+                self.regs.put_p(*p, 1 << leader, mask);
+            }
+            // Lanes of a warp are ordered by program order in the race detector already.
+            Collective::Sync => {}
+            Collective::Matrix(m) => {
+                whole_warp(mask)?;
+                return self.matrix(b, m);
+            }
+            Collective::MovMatrix { d, a } => {
+                whole_warp(mask)?;
+                let x = *self.regs.w(*a);
+                let element =
+                    |row: usize, col: usize| x[row * 4 + col / 2] >> (16 * (col & 1)) & 0xffff;
+                let out = std::array::from_fn(|l| {
+                    let (row, col) = (l / 4, 2 * (l % 4));
+                    element(col, row) | element(col + 1, row) << 16
+                });
+                self.regs.put_w(*d, &out, FULL);
+            }
+            Collective::Mma(m) => {
+                whole_warp(mask)?;
+                b.counters[self.pc].tensor_flops += 2 * 16 * 8 * u64::from(m.k);
+                tensor::mma(&mut self.regs, m);
+            }
+        }
+        Ok(())
+    }
+
+    fn shfl(
+        &mut self,
+        mode: ShflMode,
+        d: Option<W>,
+        pred: Option<super::regs::P>,
+        src: [W; 3],
+        mask: u32,
+    ) {
+        let [a, b, c] = src.map(|w| *self.regs.w(w));
+        let mut out = [0; LANES];
+        let mut preds = 0;
+        for lane in lanes(mask) {
+            let (shift, clamp, segments) = (
+                b[lane] as usize & 31,
+                c[lane] as usize & 31,
+                c[lane] as usize >> 8 & 31,
+            );
+            let max = (lane & segments) | (clamp & !segments);
+            let min = lane & segments;
+            let (j, valid) = match mode {
+                ShflMode::Up => (
+                    lane.wrapping_sub(shift),
+                    lane as isize - shift as isize >= max as isize,
+                ),
+                ShflMode::Down => (lane + shift, lane + shift <= max),
+                ShflMode::Bfly => (lane ^ shift, lane ^ shift <= max),
+                ShflMode::Idx => {
+                    let j = min | (shift & !segments);
+                    (j, j <= max)
+                }
+            };
+            let j = if valid { j & 31 } else { lane };
+            preds |= u32::from(valid) << lane;
+            out[lane] = if mask >> j & 1 != 0 { a[j] } else { POISON };
+        }
+        if let Some(d) = d {
+            self.regs.put_w(d, &out, mask);
+        }
+        if let Some(p) = pred {
+            self.regs.put_p(p, preds, mask);
         }
     }
 
-    /// `bar.warp.sync`: unlike the others, lanes may meet at different instructions.
-    fn warp_sync(&mut self, mask: Src) -> Outcome<Flow> {
-        let Site { w, s, active, pc } = self.site;
-        let masks = self.warps[w].row(mask, s);
-        let first = masks[active.trailing_zeros().min(31) as usize] as u32;
-        let others_here = (0..self.warps[w].splits.len())
-            .any(|i| i != s && self.warps[w].splits[i].state == State::Members(first));
-        if !others_here {
-            return self.by_mask(mask, |_, _| Ok(()));
+    /// `ldmatrix` and `stmatrix`: lane `8m + i` gives the address of row `i` of matrix `m`.
+    fn matrix(&mut self, b: &mut Block<'_>, m: &MatrixMove) -> Exec<()> {
+        let n = m.regs.len();
+        let access = if m.store { Access::Write } else { Access::Read };
+        let mut rows = [0u32; LANES];
+        for (lane, row) in rows.iter_mut().enumerate().take(8 * n) {
+            let address = self.shared_address(&m.addr, lane);
+            *row = b.shared.check(address, 16, access, lane)?;
+            if m.store {
+                b.guard_mbarrier(*row, 16, lane)?;
+            }
+            let who = Who {
+                warp: self.id,
+                lane,
+                pc: self.pc,
+            };
+            let noted = if m.store {
+                b.shared.note_write(*row, 16, who, false)
+            } else {
+                b.shared.note_read(*row, 16, who, false)
+            };
+            if let Err(c) = noted {
+                return b.conflict(c, access, 16, lane);
+            }
         }
-        let warp = &mut self.warps[w];
-        let waiting: Vec<usize> = (0..warp.splits.len())
-            .filter(|&i| i != s && warp.splits[i].state == State::Members(first))
-            .filter(|&i| {
-                matches!(
-                    warp.program.code[warp.splits[i].pc as usize].op,
-                    Op::WarpSync { .. }
-                )
-            })
-            .collect();
-        let have = waiting.iter().fold(active, |m, &i| m | warp.splits[i].mask);
-        if have != first || waiting.iter().all(|&i| warp.splits[i].pc == pc) {
-            return self.by_mask(mask, |_, _| Ok(()));
+        banks::matrix(&mut b.counters[self.pc], &rows, n);
+        if m.store {
+            b.progress += 1;
         }
-        // All are at barriers, but not at the same one: they go on apart, yet ordered.
-        self.isolate();
-        self.tick();
-        let clock = self.clock();
-        let warp = &mut self.warps[w];
-        for i in waiting {
-            warp.splits[i].state = State::Ready;
-            warp.splits[i].pc += 1;
-            warp.splits[i].parted = clock;
+        for (&reg, rows) in m.regs.iter().zip(rows.as_chunks::<8>().0) {
+            let mut tile = [[0u16; 8]; 8];
+            if m.store {
+                let x = *self.regs.w(reg);
+                for (l, v) in x.into_iter().enumerate() {
+                    let (r, c) = (l / 4, 2 * (l % 4));
+                    tile[r][c] = v as u16;
+                    tile[r][c + 1] = (v >> 16) as u16;
+                }
+                if m.trans {
+                    tile = transposed(&tile);
+                }
+                for (line, &at) in tile.iter().zip(rows) {
+                    for (x, to) in line
+                        .iter()
+                        .zip(b.shared.bytes[at as usize..].chunks_exact_mut(2))
+                    {
+                        to.copy_from_slice(&x.to_le_bytes());
+                    }
+                }
+            } else {
+                for (line, &at) in tile.iter_mut().zip(rows) {
+                    let bytes = &b.shared.bytes[at as usize..at as usize + 16];
+                    for (x, from) in line.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                        *x = u16::from_le_bytes(*from);
+                    }
+                }
+                if m.trans {
+                    tile = transposed(&tile);
+                }
+                let mut out = [0; LANES];
+                for (words, line) in out.as_chunks_mut::<4>().0.iter_mut().zip(&tile) {
+                    for (w, pair) in words.iter_mut().zip(line.as_chunks::<2>().0) {
+                        *w = u32::from(pair[0]) | u32::from(pair[1]) << 16;
+                    }
+                }
+                self.regs.put_w(reg, &out, FULL);
+            }
         }
-        warp.splits[s].parted = clock;
-        Ok(Flow::Next)
+        Ok(())
     }
 }
 
-/// The ISA's pseudocode for `shfl`: values, whether the source is in range, and the source.
-fn shuffle(mode: ShflMode, a: &Row, b: &Row, c: &Row) -> (Row, u32, [usize; LANES]) {
-    let mut out = [0; LANES];
-    let mut from = [0; LANES];
-    let mut pred = 0;
-    for l in 0..LANES {
-        let lane = l as i64;
-        let bval = (b[l] & 31) as i64;
-        let cval = (c[l] & 31) as i64;
-        let segment = (c[l] >> 8 & 31) as i64;
-        let max = (lane & segment) | (cval & !segment);
-        let min = lane & segment;
-        let (j, p) = match mode {
-            ShflMode::Up => (lane - bval, lane - bval >= max),
-            ShflMode::Down => (lane + bval, lane + bval <= max),
-            ShflMode::Bfly => (lane ^ bval, lane ^ bval <= max),
-            ShflMode::Idx => {
-                let j = min | (bval & !segment);
-                (j, j <= max)
-            }
-        };
-        let j = if p { j } else { lane };
-        let j = usize::try_from(j).unwrap_or(0) & 31;
-        pred |= u32::from(p) << l;
-        from[l] = j;
-        out[l] = a[j];
+fn transposed(t: &[[u16; 8]; 8]) -> [[u16; 8]; 8] {
+    let mut out = [[0; 8]; 8];
+    for r in 0..8 {
+        for c in 0..8 {
+            out[c][r] = t[r][c];
+        }
     }
-    (out, pred, from)
+    out
+}
+
+fn redux(op: ReduxOp, x: u32, y: u32) -> u32 {
+    match op {
+        ReduxOp::Add => x.wrapping_add(y),
+        ReduxOp::MinS => (x as i32).min(y as i32) as u32,
+        ReduxOp::MaxS => (x as i32).max(y as i32) as u32,
+        ReduxOp::MinU => x.min(y),
+        ReduxOp::MaxU => x.max(y),
+        ReduxOp::And => x & y,
+        ReduxOp::Or => x | y,
+        ReduxOp::Xor => x ^ y,
+    }
+}
+
+fn whole_warp(mask: u32) -> Exec<()> {
+    if mask == FULL {
+        return Ok(());
+    }
+    raise(
+        FaultKind::BadMask(format!(
+            "a matrix instruction needs all 32 lanes; only {mask:#010x} execute it"
+        )),
+        lanes(mask).next(),
+    )
 }

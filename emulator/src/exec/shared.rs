@@ -1,285 +1,358 @@
-//! Shared memory with its shadow: what is initialised, who wrote last, who has read since.
+//! Shared memory of one block: bytes, and who touched them last.
 //!
-//! # Policy
-//!
-//! Warps are ordered by vector clocks, which barriers, mbarriers and fenced atomics join. Within a
-//! warp, lanes that execute together are ordered by the program; lanes that have parted are ordered
-//! by what they did before, and again once they meet. Two lanes that write different values to
-//! one place in one instruction race. Accesses that are both atomic or volatile do not.
-//!
-//! The shadow has one writer per four-byte word, with a mask of its bytes: of several unordered
-//! writers to *different* bytes of a word only the last is remembered.
+//! Ordering is by vector clocks of warps. A warp's own clock ticks when it releases (a barrier, an
+//! mbarrier arrival, a fence before an atomic); what others learn of it they learn by acquiring. Lanes
+//! of one warp are ordered by program order, converged or not: only two lanes that store different
+//! values to one address in one instruction are reported.
 
-use crate::fault::AccessKind;
-use crate::memory::byte_mask;
-use crate::module::Checks;
+use std::collections::HashMap;
 
-/// An access in the shadow: 28 bits of clock, 20 of program counter, 5 of lane, 5 of warp, 4 of
-/// byte mask, one each for strong and asynchronous. No byte is no access.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub struct Entry(u64);
+use super::{Exec, raise};
+use crate::config::Checks;
+use crate::error::{Access, FaultKind, Space};
 
-const MAX_CLOCK: u32 = (1 << 28) - 1;
+/// Who an access is by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Who {
+    pub warp: usize,
+    pub lane: usize,
+    pub pc: usize,
+}
+
+/// `clock:32 async:1 atomic:1 warp:5 lane:5 pc:20`; 0 is nobody, as clocks begin at 1.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Entry(u64);
+
+const ASYNC: u64 = 1 << 31;
+pub(super) const ATOMIC: u64 = 1 << 30;
+/// The decoder refuses longer kernels.
+const PC_MASK: usize = (1 << 20) - 1;
 
 impl Entry {
-    fn new(who: &Who<'_>, bytes: u8) -> Entry {
-        Entry(
-            u64::from(who.clock.min(MAX_CLOCK)) << 36
-                | u64::from(who.pc.min((1 << 20) - 1)) << 16
-                | u64::from(who.lane & 31) << 11
-                | u64::from(who.warp & 31) << 6
-                | u64::from(bytes & 15) << 2
-                | u64::from(who.strong) << 1
-                | u64::from(who.copy),
+    pub const NONE: Self = Self(0);
+
+    #[inline(always)]
+    pub fn new(who: Who, clock: u32, flags: u64) -> Self {
+        Self(
+            u64::from(clock) << 32
+                | flags
+                | (who.warp as u64 & 31) << 25
+                | (who.lane as u64) << 20
+                | who.pc.min(PC_MASK) as u64,
         )
     }
-
-    fn clock(self) -> u32 {
-        (self.0 >> 36) as u32
+    #[inline(always)]
+    pub fn clock(self) -> u32 {
+        (self.0 >> 32) as u32
     }
-
-    pub fn pc(self) -> u32 {
-        (self.0 >> 16) as u32 & 0xf_ffff
+    #[inline(always)]
+    pub fn warp(self) -> usize {
+        (self.0 >> 25) as usize & 31
     }
-
-    pub fn lane(self) -> u32 {
-        (self.0 >> 11) as u32 & 31
+    pub fn atomic(self) -> bool {
+        self.0 & ATOMIC != 0
     }
-
-    pub fn warp(self) -> u32 {
-        (self.0 >> 6) as u32 & 31
-    }
-
-    fn bytes(self) -> u8 {
-        (self.0 >> 2) as u8 & 15
-    }
-
-    fn strong(self) -> bool {
-        self.0 & 2 != 0
-    }
-
-    pub fn copy(self) -> bool {
-        self.0 & 1 != 0
+    pub fn who(self) -> Who {
+        Who {
+            warp: self.warp(),
+            lane: (self.0 >> 20) as usize & 31,
+            pc: self.0 as usize & PC_MASK,
+        }
     }
 }
 
-/// The thread that accesses, and what its warp knows.
-#[derive(Clone, Copy)]
-pub struct Who<'a> {
-    pub warp: u32,
-    pub lane: u32,
-    pub pc: u32,
-    pub clock: u32,
-    /// Lanes that execute together with it, and when they parted from the others.
-    pub mask: u32,
-    pub parted: u32,
-    pub strong: bool,
-    pub copy: bool,
-    pub knows: &'a [u32],
+/// A conflict, before its places are put into words.
+pub(crate) enum Conflict {
+    Uninitialised,
+    Pending(Who),
+    Race { other: Who, other_access: Access },
 }
 
-/// What is wrong with an access.
-pub enum Clash {
-    Race(Entry, AccessKind),
-    Pending,
+pub(crate) type Clock = Vec<u32>;
+
+pub(crate) fn join(into: &mut [u32], from: &[u32]) {
+    for (a, b) in into.iter_mut().zip(from) {
+        *a = (*a).max(*b);
+    }
 }
 
-pub struct Shared {
-    pub bytes: u64,
-    words: Vec<u32>,
-    init: Vec<u8>,
-    writer: Vec<Entry>,
-    /// Last read by each warp since the last write.
-    readers: Vec<Entry>,
-    reader_mask: Vec<u32>,
-    /// Copies under way to each word.
-    pending: Vec<u8>,
-    /// The store instruction that last wrote each word.
-    serial_of: Vec<u32>,
-    serial: u32,
+pub(crate) struct SharedMemory {
+    pub bytes: Vec<u8>,
+    grain_shift: u32,
     warps: usize,
-    checks: Checks,
+    races: bool,
+    uninit: bool,
+    writes: Vec<Entry>,
+    /// Per grain and warp: `clock:32 lane:5 pc:20` of its last read.
+    reads: Vec<u64>,
+    /// `vc[warp]`: what each warp knows of the others; its own slot is its clock.
+    pub vc: Vec<Clock>,
+    /// What a warp had done at its last fence.
+    fenced: Vec<Option<Clock>>,
+    /// Clocks published through atomics, by address.
+    published: HashMap<u64, Clock>,
+    /// Whether anybody needs the clocks.
+    clocks: bool,
 }
 
-impl Shared {
-    pub fn new(bytes: u64, warps: usize, checks: Checks) -> Self {
-        let n = bytes.div_ceil(4) as usize;
-        let races = if checks.shared_races { n } else { 0 };
-        Shared {
-            bytes,
-            words: vec![0xffff_ffff; n],
-            init: vec![0; n],
-            writer: vec![Entry::default(); races],
-            readers: vec![Entry::default(); races * warps],
-            reader_mask: vec![0; races],
-            pending: vec![0; n],
-            serial_of: vec![0; races],
-            serial: 0,
+impl SharedMemory {
+    pub fn new(size: u32, grain: u32, warps: usize, checks: Checks) -> Self {
+        let grain_shift = grain.clamp(1, 16).trailing_zeros();
+        let grains = (size as usize).div_ceil(1 << grain_shift);
+        let Checks {
+            shared_races: races,
+            uninit_shared: uninit,
+            global_races,
+            ..
+        } = checks;
+        let shadow = if races || uninit { grains } else { 0 };
+        let mut vc = vec![vec![0; warps]; warps];
+        for (w, c) in vc.iter_mut().enumerate() {
+            c[w] = 1;
+        }
+        Self {
+            bytes: vec![0; size as usize],
+            grain_shift,
             warps,
-            checks,
+            races,
+            uninit,
+            writes: vec![Entry(0); shadow],
+            reads: vec![0; if races { shadow * warps } else { 0 }],
+            vc,
+            fenced: vec![None; warps],
+            published: HashMap::new(),
+            clocks: races || global_races,
         }
     }
 
-    pub fn holds(&self, offset: u64, bytes: u32) -> bool {
-        offset
-            .checked_add(u64::from(bytes))
-            .is_some_and(|end| end <= self.bytes)
+    fn grains(&self, offset: u32, len: u32) -> std::ops::Range<usize> {
+        (offset >> self.grain_shift) as usize..((offset + len - 1) >> self.grain_shift) as usize + 1
     }
 
-    /// A new store instruction begins.
-    pub fn begin_store(&mut self) {
-        self.serial = self.serial.wrapping_add(1);
-    }
-
+    /// Checks and notes a read.
     #[inline]
-    fn ordered(e: Entry, who: &Who<'_>) -> bool {
-        if e.warp() == who.warp {
-            return who.mask >> e.lane() & 1 == 1 || e.clock() < who.parted;
-        }
-        who.knows
-            .get(e.warp() as usize)
-            .is_some_and(|&c| c >= e.clock())
-    }
-
-    /// Reads bytes of one word. The flag says whether they are initialised.
-    #[inline]
-    pub fn read(&mut self, offset: u64, bytes: u8, who: &Who<'_>) -> Result<(u32, bool), Clash> {
-        let i = (offset / 4) as usize;
-        if self.checks.pending_copies && self.pending[i] != 0 {
-            return Err(Clash::Pending);
-        }
-        if self.checks.shared_races {
-            let e = self.writer[i];
-            if e.bytes() & bytes != 0 && !(e.strong() && who.strong) && !Self::ordered(e, who) {
-                return Err(Clash::Race(e, kind(e, true)));
-            }
-            let mine = i * self.warps + who.warp as usize;
-            self.readers[mine] = Entry::new(who, bytes | self.merged(i, mine, who));
-            self.reader_mask[i] |= 1 << who.warp;
-        }
-        let init = !self.checks.uninitialised || self.init[i] & bytes == bytes;
-        Ok((self.words[i], init))
-    }
-
-    /// The bytes that this warp has read at the same time.
-    #[inline]
-    fn merged(&self, i: usize, mine: usize, who: &Who<'_>) -> u8 {
-        let old = self.readers[mine];
-        if self.reader_mask[i] >> who.warp & 1 == 1 && old.clock() == who.clock {
-            old.bytes()
-        } else {
-            0
-        }
-    }
-
-    /// Writes bytes of one word.
-    #[inline]
-    pub fn write(
+    pub fn note_read(
         &mut self,
-        offset: u64,
-        value: u32,
-        bytes: u8,
-        who: &Who<'_>,
-    ) -> Result<(), Clash> {
-        let i = (offset / 4) as usize;
-        if self.checks.pending_copies && self.pending[i] != 0 {
-            return Err(Clash::Pending);
+        offset: u32,
+        len: u32,
+        who: Who,
+        atomic: bool,
+    ) -> Result<(), (u32, Conflict)> {
+        if self.writes.is_empty() {
+            return Ok(());
         }
-        let m = byte_mask(bytes);
-        if self.checks.shared_races {
-            let e = self.writer[i];
-            let exempt = e.strong() && who.strong;
-            if e.bytes() & bytes != 0 && !exempt {
-                if !Self::ordered(e, who) {
-                    return Err(Clash::Race(e, kind(e, true)));
+        let clock = self.vc[who.warp][who.warp];
+        let stamp = u64::from(clock) << 32 | (who.lane as u64) << 20 | who.pc.min(PC_MASK) as u64;
+        for g in self.grains(offset, len) {
+            let e = self.writes[g];
+            if e.0 == 0 {
+                if self.uninit {
+                    return Err(((g << self.grain_shift) as u32, Conflict::Uninitialised));
                 }
-                let both = byte_mask(e.bytes() & bytes);
-                if self.serial_of[i] == self.serial
-                    && e.lane() != who.lane
-                    && (self.words[i] ^ value) & both != 0
+            } else if self.races {
+                if e.0 & ASYNC != 0 {
+                    return Err(((g << self.grain_shift) as u32, Conflict::Pending(e.who())));
+                }
+                let w = e.warp();
+                if w != who.warp
+                    && e.clock() > self.vc[who.warp][w]
+                    && !(atomic && e.0 & ATOMIC != 0)
                 {
-                    return Err(Clash::Race(e, kind(e, true)));
+                    let other_access = if e.0 & ATOMIC != 0 {
+                        Access::Atomic
+                    } else {
+                        Access::Write
+                    };
+                    return Err((
+                        (g << self.grain_shift) as u32,
+                        Conflict::Race {
+                            other: e.who(),
+                            other_access,
+                        },
+                    ));
                 }
             }
-            let mut left = self.reader_mask[i];
-            while left != 0 {
-                let w = left.trailing_zeros() as usize;
-                left &= left - 1;
-                let e = self.readers[i * self.warps + w];
-                if e.bytes() & bytes != 0 && !(e.strong() && who.strong) && !Self::ordered(e, who) {
-                    return Err(Clash::Race(e, kind(e, false)));
-                }
+            if self.races && !atomic {
+                self.reads[g * self.warps + who.warp] = stamp;
             }
-            self.reader_mask[i] = 0;
-            let same = self.serial_of[i] == self.serial;
-            let also = if same { e.bytes() } else { 0 };
-            self.writer[i] = Entry::new(who, bytes | also);
-            self.serial_of[i] = self.serial;
-        }
-        self.words[i] = self.words[i] & !m | value & m;
-        self.init[i] |= bytes;
-        Ok(())
-    }
-
-    /// A copy to these words begins; they must not be touched until it lands. Whoever wrote or
-    /// read them before must be ordered before the copy.
-    pub fn begin_copy(&mut self, offset: u64, bytes: u32, who: &Who<'_>) -> Result<(), Clash> {
-        for i in words(offset, bytes) {
-            if self.checks.pending_copies && self.pending[i] != 0 {
-                return Err(Clash::Pending);
-            }
-            if !self.checks.shared_races {
-                continue;
-            }
-            let e = self.writer[i];
-            if e.bytes() != 0 && !Self::ordered(e, who) {
-                return Err(Clash::Race(e, kind(e, true)));
-            }
-            for w in 0..self.warps {
-                let e = self.readers[i * self.warps + w];
-                if self.reader_mask[i] >> w & 1 == 1 && !Self::ordered(e, who) {
-                    return Err(Clash::Race(e, kind(e, false)));
-                }
-            }
-        }
-        for i in words(offset, bytes) {
-            self.pending[i] = self.pending[i].saturating_add(1);
         }
         Ok(())
     }
 
-    /// A copy lands.
-    pub fn land(&mut self, offset: u64, data: &[u8], who: &Who<'_>) -> Result<(), Clash> {
-        let bytes = data.len() as u32;
-        for i in words(offset, bytes) {
-            self.pending[i] = self.pending[i].saturating_sub(1);
+    /// Checks and notes a write, a landed copy, an atomic or (with `ASYNC`) a copy's issue.
+    #[inline]
+    fn note_write_flags(
+        &mut self,
+        offset: u32,
+        len: u32,
+        who: Who,
+        flags: u64,
+    ) -> Result<(), (u32, Conflict)> {
+        if self.writes.is_empty() {
+            return Ok(());
         }
-        for (n, chunk) in data.chunks_exact(4).enumerate() {
-            let mut b = [0; 4];
-            b.copy_from_slice(chunk);
-            let i = offset as usize / 4 + n;
-            // Checked when it began; what came since was refused because it was pending.
-            if self.checks.shared_races {
-                self.writer[i] = Entry::new(who, 15);
-                self.reader_mask[i] = 0;
+        let entry = Entry::new(who, self.vc[who.warp][who.warp], flags);
+        if !self.races {
+            for g in self.grains(offset, len) {
+                self.writes[g] = entry;
             }
-            self.words[i] = u32::from_le_bytes(b);
-            self.init[i] = 15;
+            return Ok(());
+        }
+        for g in self.grains(offset, len) {
+            let e = self.writes[g];
+            let known = &self.vc[who.warp];
+            if e.0 != 0 {
+                if e.0 & ASYNC != 0 {
+                    return Err(((g << self.grain_shift) as u32, Conflict::Pending(e.who())));
+                }
+                let w = e.warp();
+                if w != who.warp && e.clock() > known[w] && flags & e.0 & ATOMIC == 0 {
+                    let other_access = if e.0 & ATOMIC != 0 {
+                        Access::Atomic
+                    } else {
+                        Access::Write
+                    };
+                    return Err((
+                        (g << self.grain_shift) as u32,
+                        Conflict::Race {
+                            other: e.who(),
+                            other_access,
+                        },
+                    ));
+                }
+            }
+            let reads = &self.reads[g * self.warps..(g + 1) * self.warps];
+            for (w, &r) in reads.iter().enumerate() {
+                if (r >> 32) as u32 > known[w] && w != who.warp {
+                    let other = Who {
+                        warp: w,
+                        lane: (r >> 20) as usize & 31,
+                        pc: r as usize & PC_MASK,
+                    };
+                    return Err((
+                        (g << self.grain_shift) as u32,
+                        Conflict::Race {
+                            other,
+                            other_access: Access::Read,
+                        },
+                    ));
+                }
+            }
+            self.writes[g] = entry;
         }
         Ok(())
     }
-}
 
-fn kind(e: Entry, write: bool) -> AccessKind {
-    match (e.copy(), e.strong(), write) {
-        (true, ..) => AccessKind::AsyncWrite,
-        (_, _, false) => AccessKind::Read,
-        (_, true, _) => AccessKind::Atomic,
-        _ => AccessKind::Write,
+    pub fn note_write(
+        &mut self,
+        offset: u32,
+        len: u32,
+        who: Who,
+        atomic: bool,
+    ) -> Result<(), (u32, Conflict)> {
+        self.note_write_flags(offset, len, who, if atomic { ATOMIC } else { 0 })
     }
-}
 
-fn words(offset: u64, bytes: u32) -> std::ops::Range<usize> {
-    let first = (offset / 4) as usize;
-    first..first + bytes.div_ceil(4) as usize
+    pub fn note_async(&mut self, offset: u32, len: u32, who: Who) -> Result<(), (u32, Conflict)> {
+        // Without the race check nothing is marked pending; the late landing alone shows the bug.
+        if self.races {
+            self.note_write_flags(offset, len, who, ASYNC)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// A copy lands: its bytes appear, written by the thread that issued it.
+    pub fn land(&mut self, offset: u32, data: &[u8], who: Who) {
+        self.bytes[offset as usize..offset as usize + data.len()].copy_from_slice(data);
+        if !self.writes.is_empty() {
+            let entry = Entry::new(who, self.vc[who.warp][who.warp], 0);
+            for g in self.grains(offset, data.len() as u32) {
+                self.writes[g] = entry;
+            }
+        }
+    }
+
+    /// The warp's clock as others may learn it; later accesses are not covered.
+    pub fn release(&mut self, warp: usize) -> &Clock {
+        self.vc[warp][warp] += 1;
+        &self.vc[warp]
+    }
+
+    /// A snapshot for release: what the warp did so far.
+    pub fn release_clock(&mut self, warp: usize) -> Clock {
+        let c = self.vc[warp].clone();
+        self.release(warp);
+        c
+    }
+
+    pub fn acquire(&mut self, warp: usize, clock: &[u32]) {
+        join(&mut self.vc[warp], clock);
+    }
+
+    pub fn fence(&mut self, warp: usize) {
+        if self.clocks {
+            let c = self.release_clock(warp);
+            self.fenced[warp] = Some(c);
+        }
+    }
+
+    /// An atomic on an address of shared or global memory: releases what a fence (or `.release`) covered, acquires what others did.
+    pub fn synchronise(&mut self, address: u64, warp: usize, release: bool) {
+        if !self.clocks {
+            return;
+        }
+        let mine = if release {
+            Some(self.release_clock(warp))
+        } else {
+            self.fenced[warp].clone()
+        };
+        if let Some(c) = mine {
+            match self.published.get_mut(&address) {
+                Some(p) => join(p, &c),
+                None => {
+                    self.published.insert(address, c);
+                }
+            }
+        }
+        self.observe(address, warp);
+    }
+
+    /// A relaxed or acquiring load.
+    pub fn observe(&mut self, address: u64, warp: usize) {
+        if let Some(p) = self.published.get(&address) {
+            join(&mut self.vc[warp], p);
+        }
+    }
+
+    /// Bounds and alignment of `len` bytes.
+    #[inline(always)]
+    pub fn check(&self, offset: u64, len: u32, access: Access, lane: usize) -> Exec<u32> {
+        if offset
+            .checked_add(u64::from(len))
+            .is_none_or(|end| end > self.bytes.len() as u64)
+        {
+            return raise(
+                FaultKind::OutOfBounds {
+                    space: Space::Shared,
+                    access,
+                    address: offset,
+                    len,
+                    detail: format!("the block has {} bytes of shared memory", self.bytes.len()),
+                },
+                Some(lane),
+            );
+        }
+        if !offset.is_multiple_of(u64::from(len)) {
+            return raise(
+                FaultKind::Misaligned {
+                    space: Space::Shared,
+                    address: offset,
+                    align: len,
+                },
+                Some(lane),
+            );
+        }
+        Ok(offset as u32)
+    }
 }

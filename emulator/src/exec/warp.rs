@@ -1,468 +1,647 @@
-//! A warp: registers by lane, and the groups of lanes that run together.
+//! One warp: lanes that run together, part at branches and meet again.
 //!
-//! Lanes are scheduled independently. A *split* is a set of lanes at one place of the program.
-//! A branch that diverges makes two, which meet again at the branch's immediate post-dominator.
-//! That meeting is a preference, not a promise: if the others do not come, because they wait for
-//! something that the lanes already there must do, those go on alone.
+//! A warp is a set of splits, each a program counter with the lanes there. A divergent branch makes two
+//! splits and a meeting point at its immediate post-dominator; splits that arrive there wait and merge.
+//! Splits take turns, so lanes that wait for other lanes of their warp do not hang it.
 
-use super::{LOCAL_WINDOW, Launch};
-use crate::decode::{Func, LANES, MaskKind, PSrc, Program, Row, Special, Src};
+use super::block::Block;
+use super::copy::PendingCopy;
+use super::regs::{FULL, LANES, Regs, lanes};
+use super::window::Window;
+use super::{Exec, raise};
+use crate::error::FaultKind;
+use crate::op::{Const, LaneMask, MemSpace, NONE, Op, Row};
 
-/// How long lanes wait at a reconvergence point at first.
-const PATIENCE: u64 = 1 << 14;
-
-/// What a split waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+/// What a split is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
     Ready,
-    /// The other lanes of a reconvergence point.
-    Reconverge,
-    /// The other lanes of a member mask, at this very instruction or (`bar.warp.sync`) another.
-    Members(u32),
-    /// The other lanes of the warp, which were left behind at a reconvergence point.
-    Aligned,
-    /// A barrier of the block.
-    Barrier(u32),
-    /// The phase of an mbarrier at this shared-memory offset.
-    Mbarrier(u32),
+    /// At the meeting point of its branch.
+    Arrived,
+    /// At a warp-wide instruction whose members are not all here.
+    Member {
+        need: u32,
+    },
+    /// At an aligned barrier that not all lanes of the warp have reached.
+    PartialBarrier,
+    /// Waits for a generation of a barrier to complete.
+    Barrier {
+        id: u32,
+        generation: u64,
+    },
 }
 
-/// A return address.
-#[derive(Clone, Debug)]
-pub struct Call {
-    pub pc: u32,
-    pub base: u32,
-    pub pbase: u32,
-    pub frame: u64,
-    pub function: u32,
-    /// Where the caller wants the results.
-    pub results: Vec<u64>,
-}
-
-/// Lanes that run together.
-#[derive(Clone, Debug)]
-pub struct Split {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Split {
     pub pc: u32,
     pub mask: u32,
+    /// Meeting point it belongs to, or `NONE`.
+    meeting: u32,
     pub state: State,
-    /// First register of the current function's window.
-    pub base: u32,
-    pub pbase: u32,
-    pub frame: u64,
-    pub function: u32,
-    pub calls: Vec<Call>,
-    /// Reconvergence points to come, innermost last, by number.
-    pub points: Vec<u32>,
-    /// The innermost one's place, or `u32::MAX`.
-    pub meet: u32,
-    /// The warp's clock when these lanes last parted from others.
-    pub parted: u32,
-    /// Instruction count of the warp when the wait began.
-    pub since: u64,
 }
 
-/// Where lanes that diverged meet.
-#[derive(Clone, Debug)]
-pub struct Point {
-    pub pc: u32,
-    pub depth: u32,
-    pub mask: u32,
+#[derive(Debug, Clone, Copy)]
+struct Meeting {
+    pc: u32,
+    mask: u32,
+    parent: u32,
 }
 
-/// An asynchronous copy that has not landed.
-#[derive(Clone, Debug)]
-pub struct Pending {
-    pub lane: u32,
-    pub pc: u32,
-    pub offset: u32,
-    pub bytes: u32,
-    pub data: [u8; 16],
-    /// The thread's commit group, or `u32::MAX` before it is committed.
-    pub group: u32,
-    /// The warp's instruction count when it was issued.
-    pub when: u64,
-    /// The warp's clock at the first mbarrier arrival that covers it: who sees that arrival sees
-    /// the copy.
-    pub arrived: Option<u32>,
-}
+/// After so many instructions without anybody arriving, lanes at a meeting point go on alone: the
+/// others may be waiting for them.
+const PATIENCE: u64 = 1_000_000;
 
-pub struct Warp<'a> {
-    pub index: u32,
-    pub program: &'a Program,
-    pub variables: &'a [u64],
-    pub regs: Vec<Row>,
-    pub preds: Vec<u32>,
-    pub carry: u32,
-    /// Lanes that exist and have not exited.
+pub(crate) struct Warp {
+    pub id: usize,
+    pub regs: Regs,
     pub live: u32,
     pub splits: Vec<Split>,
-    pub current: usize,
-    pub points: Vec<Point>,
-    pub executed: u64,
-    /// Instructions after which lanes no longer wait at a reconvergence point.
-    pub patience: u64,
-    /// Lanes went on alone past a reconvergence point.
-    pub broken: bool,
+    meetings: Vec<Meeting>,
+    free: Vec<u32>,
+    /// Local memory, lane after lane.
     pub local: Vec<u8>,
-    pub local_init: Vec<bool>,
-    pub local_stride: usize,
-    pub copies: Vec<Pending>,
+    pub local_bytes: u32,
+    pub copies: Vec<PendingCopy>,
+    /// Groups each lane has committed.
     pub groups: [u32; LANES],
-    pub scratch: [Row; 4],
-    tid: [Row; 3],
-    dims: Dims,
+    /// Program counter of the instruction in execution, for faults.
+    pub pc: usize,
+    patience: u64,
+    pub failed_waits: u32,
+    /// The block's progress when a wait last failed.
+    pub seen: u64,
+    /// The mbarrier of the last failed wait.
+    pub waits_on: Option<u32>,
 }
 
-/// What special registers read.
-#[derive(Clone, Copy)]
-pub struct Dims {
-    pub ntid: [u32; 3],
-    pub ctaid: [u32; 3],
-    pub nctaid: [u32; 3],
-    pub warps: u32,
-    pub block: u32,
-    pub dynamic: u32,
-    pub total: u32,
+/// How the warp goes on after an instruction.
+pub(crate) enum Flow {
+    Next,
+    /// Next instruction, but let others run first.
+    Yield,
 }
 
-impl<'a> Warp<'a> {
-    pub fn new(launch: &'a Launch<'_>, index: u32, threads: u32, dims: Dims) -> Self {
-        let program = launch.program;
-        let first = index * 32;
-        let lanes = (threads - first).min(32);
-        let full = u32::MAX >> (32 - lanes);
-        let [x, y, _] = dims.ntid;
-        let of = |f: &dyn Fn(u32) -> u32| std::array::from_fn(|l| u64::from(f(first + l as u32)));
-        let tid = [of(&|t| t % x), of(&|t| t / x % y), of(&|t| t / x / y)];
-        let mut w = Warp {
-            index,
-            program,
-            variables: &launch.variables,
-            regs: Vec::new(),
-            preds: Vec::new(),
-            carry: 0,
-            live: full,
-            splits: Vec::new(),
-            current: 0,
-            points: Vec::new(),
-            executed: 0,
-            patience: PATIENCE,
-            broken: false,
-            local: Vec::new(),
-            local_init: Vec::new(),
-            local_stride: 0,
+impl Warp {
+    pub fn new(block: &Block<'_>, id: usize) -> Self {
+        let launch = block.launch;
+        let k = launch.kernel;
+        let left = launch.threads - id as u32 * 32;
+        let live = if left >= 32 { FULL } else { (1 << left) - 1 };
+        let mut regs = Regs {
+            w: vec![[0; LANES]; k.w_rows as usize],
+            d: vec![[0; LANES]; k.d_rows as usize],
+            p: vec![0; k.p_rows as usize],
+        };
+        for &(w, c) in &k.w_consts {
+            regs.w[w.0 as usize] = std::array::from_fn(|lane| constant(block, id, lane, c) as u32);
+        }
+        for &(d, c) in &k.d_consts {
+            regs.d[d.0 as usize] = std::array::from_fn(|lane| constant(block, id, lane, c));
+        }
+        Self {
+            id,
+            regs,
+            live,
+            splits: vec![Split {
+                pc: 0,
+                mask: live,
+                meeting: NONE,
+                state: State::Ready,
+            }],
+            meetings: Vec::new(),
+            free: Vec::new(),
+            local: vec![0; k.local_bytes as usize * LANES],
+            local_bytes: k.local_bytes,
             copies: Vec::new(),
             groups: [0; LANES],
-            scratch: [[0; LANES]; 4],
-            tid,
-            dims,
-        };
-        if let Some(f) = program.functions.first() {
-            w.reserve(0, 0, 0, f);
-            w.splits.push(Split {
-                pc: f.entry,
-                mask: full,
-                state: State::Ready,
-                base: 0,
-                pbase: 0,
-                frame: 0,
-                function: 0,
-                calls: Vec::new(),
-                points: Vec::new(),
-                meet: u32::MAX,
-                parted: 0,
-                since: 0,
-            });
-        }
-        w
-    }
-
-    /// Makes room for a function's registers and frame.
-    pub fn reserve(&mut self, base: u32, pbase: u32, frame: u64, f: &Func) {
-        let rows = (base + f.rows) as usize;
-        if self.regs.len() < rows {
-            self.regs.resize(rows, [0; LANES]);
-        }
-        let preds = (pbase + f.preds) as usize;
-        if self.preds.len() < preds {
-            self.preds.resize(preds, 0);
-        }
-        let stride = (frame + f.frame) as usize;
-        if self.local_stride < stride {
-            let mut local = vec![0; stride * LANES];
-            let mut init = vec![false; stride * LANES];
-            let old = self.local_stride;
-            for l in 0..LANES {
-                local[l * stride..l * stride + old]
-                    .copy_from_slice(&self.local[l * old..(l + 1) * old]);
-                init[l * stride..l * stride + old]
-                    .copy_from_slice(&self.local_init[l * old..(l + 1) * old]);
-            }
-            (self.local, self.local_init, self.local_stride) = (local, init, stride);
+            pc: 0,
+            patience: PATIENCE,
+            failed_waits: 0,
+            seen: 0,
+            waits_on: None,
         }
     }
 
-    /// Computes a source that is neither register nor constant into a scratch row.
-    #[inline]
-    pub fn prepare(&mut self, slot: usize, src: Src, frame: u64) {
-        match src {
-            Src::Reg(_) | Src::Const(_) => {}
-            Src::Special(s) => self.scratch[slot] = self.special(s),
-            Src::Frame(at) => self.scratch[slot] = [LOCAL_WINDOW + frame + at; LANES],
-            Src::Variable(i, offset) => {
-                let base = self.variables.get(i as usize).copied().unwrap_or(0);
-                self.scratch[slot] = [base.wrapping_add(offset as u64); LANES];
-            }
-        }
+    pub fn has_ready(&self) -> bool {
+        self.splits.iter().any(|s| s.state == State::Ready)
     }
 
-    /// A source's row, after `prepare`.
-    #[inline]
-    pub fn get(&self, slot: usize, src: Src, base: u32) -> &Row {
-        match src {
-            Src::Reg(r) => &self.regs[(base + r) as usize],
-            Src::Const(c) => &self.program.consts[c as usize],
-            _ => &self.scratch[slot],
-        }
-    }
-
-    /// A source's row.
-    pub fn row_ref(&mut self, src: Src, s: usize) -> &Row {
-        let (base, frame) = (self.splits[s].base, self.splits[s].frame);
-        self.prepare(0, src, frame);
-        self.get(0, src, base)
-    }
-
-    /// A copy of a source's row.
-    pub fn row(&mut self, src: Src, s: usize) -> Row {
-        let (base, frame) = (self.splits[s].base, self.splits[s].frame);
-        self.prepare(0, src, frame);
-        *self.get(0, src, base)
-    }
-
-    /// A predicate's lanes.
-    #[inline]
-    pub fn pred(&self, p: PSrc, pbase: u32) -> u32 {
-        let v = if p.index == u32::MAX {
-            u32::MAX
-        } else {
-            self.preds[(pbase + p.index) as usize]
-        };
-        if p.not { !v } else { v }
-    }
-
-    /// Writes the active lanes of a register.
-    #[inline]
-    pub fn set(&mut self, dst: u32, base: u32, mask: u32, value: &Row) {
-        let d = &mut self.regs[(base + dst) as usize];
-        if mask == u32::MAX {
-            *d = *value;
-        } else {
-            for i in 0..LANES {
-                d[i] = if mask >> i & 1 == 1 { value[i] } else { d[i] };
-            }
-        }
-    }
-
-    #[inline]
-    pub fn set_pred(&mut self, dst: u32, pbase: u32, mask: u32, value: u32) {
-        let d = &mut self.preds[(pbase + dst) as usize];
-        *d = *d & !mask | value & mask;
-    }
-
-    fn special(&self, s: Special) -> Row {
-        let all = |x: u32| [u64::from(x); LANES];
-        let dim = |a: [u32; 3], i: u8| all(a.get(i as usize).copied().unwrap_or(0));
-        let d = &self.dims;
-        match s {
-            Special::Tid(i) => self.tid.get(i as usize).copied().unwrap_or([0; LANES]),
-            Special::Ntid(i) => dim(d.ntid, i),
-            Special::Ctaid(i) => dim(d.ctaid, i),
-            Special::Nctaid(i) => dim(d.nctaid, i),
-            // Without clusters every block is a cluster of its own.
-            Special::ClusterId(i) => dim(d.ctaid, i),
-            Special::NClusterId(i) => dim(d.nctaid, i),
-            Special::ClusterCtaId(_) | Special::ClusterCtaRank => all(0),
-            Special::ClusterNCtaId(_) | Special::ClusterNCtaRank => all(1),
-            Special::LaneId => std::array::from_fn(|l| l as u64),
-            Special::WarpId => all(self.index),
-            Special::NWarpId => all(d.warps),
-            Special::SmId => all(d.block % 2),
-            Special::NSmId => all(2),
-            Special::GridId => all(1),
-            Special::LaneMask(k) => std::array::from_fn(|l| {
-                let eq = 1u32 << l;
-                let lt = eq - 1;
-                u64::from(match k {
-                    MaskKind::Eq => eq,
-                    MaskKind::Lt => lt,
-                    MaskKind::Le => lt | eq,
-                    MaskKind::Gt => !(lt | eq),
-                    MaskKind::Ge => !lt,
-                })
-            }),
-            Special::Clock => all(self.executed as u32),
-            Special::Clock64 | Special::GlobalTimer => [self.executed; LANES],
-            Special::DynamicShared => all(d.dynamic),
-            Special::TotalShared => all(d.total),
-        }
-    }
-
-    /// Sets where the split meets others from its innermost reconvergence point.
-    pub fn refresh(&mut self, s: usize) {
-        let split = &mut self.splits[s];
-        split.meet = match split.points.last() {
-            Some(&p) => self.points[p as usize].pc,
-            None => u32::MAX,
-        };
-    }
-
-    /// Parts `mask` off as a new split that continues at `pc`.
-    pub fn part(&mut self, s: usize, mask: u32, pc: u32, clock: u32) -> usize {
-        self.splits[s].mask &= !mask;
-        self.splits[s].parted = clock;
-        let mut new = self.splits[s].clone();
-        new.mask = mask;
-        new.pc = pc;
-        new.state = State::Ready;
-        self.splits.push(new);
-        self.splits.len() - 1
-    }
-
-    /// Merges other splits, all at the same place, into `s`.
-    pub fn merge(&mut self, s: usize, mut others: Vec<usize>) {
-        others.sort_unstable();
-        for &o in others.iter().rev() {
-            let other = self.splits[o].clone();
-            let common = self.splits[s]
-                .points
-                .iter()
-                .zip(&other.points)
-                .take_while(|(a, b)| a == b)
-                .count();
-            // Points that only one of them had yet to meet are given up for its lanes.
-            for (lanes, points) in [
-                (self.splits[s].mask, self.splits[s].points.clone()),
-                (other.mask, other.points.clone()),
-            ] {
-                for &p in &points[common..] {
-                    self.points[p as usize].mask &= !lanes;
-                }
-            }
-            let split = &mut self.splits[s];
-            split.points.truncate(common);
-            split.mask |= other.mask;
-            split.parted = split.parted.max(other.parted);
-        }
-        let keep = self.splits[s].mask;
-        let mut i = 0;
-        self.splits.retain(|_| {
-            i += 1;
-            !others.contains(&(i - 1))
-        });
-        self.current = self.splits.iter().position(|x| x.mask == keep).unwrap_or(0);
-        self.refresh(self.current);
-        self.settle();
-        self.sweep();
-    }
-
-    /// Lets go those whose reconvergence points have nobody left to wait for.
-    pub fn settle(&mut self) {
+    /// Lets go splits whose barrier completed; whether anything can run.
+    pub fn wake(&mut self, b: &mut Block<'_>) -> bool {
         for i in 0..self.splits.len() {
-            if self.splits[i].state == State::Reconverge {
-                self.try_meet(i);
-            }
-        }
-    }
-
-    /// Merges the lanes waiting at the split's innermost point if all are there. Only marks
-    /// splits that vanish, so indices stay valid: they get an empty mask.
-    fn try_meet(&mut self, s: usize) {
-        let Some(&p) = self.splits[s].points.last() else {
-            self.splits[s].state = State::Ready;
-            return;
-        };
-        let want = self.points[p as usize].mask & self.live;
-        let here: Vec<usize> = (0..self.splits.len())
-            .filter(|&i| {
-                let x = &self.splits[i];
-                x.state == State::Reconverge && x.points.last() == Some(&p)
-            })
-            .collect();
-        let have = here.iter().fold(0, |m, &i| m | self.splits[i].mask);
-        if want & !have != 0 {
-            return;
-        }
-        let parted = here
-            .iter()
-            .map(|&i| self.splits[i].parted)
-            .max()
-            .unwrap_or(0);
-        for &i in &here {
-            if i != s {
-                self.splits[i].mask = 0;
+            if let State::Barrier { id, generation } = self.splits[i].state
+                && b.bars[id as usize].generation > generation
+            {
+                let (pc, mask) = (self.splits[i].pc, self.splits[i].mask);
+                b.pass_barrier(self, pc as usize, id, mask);
+                self.splits[i].pc += 1;
                 self.splits[i].state = State::Ready;
             }
         }
-        let split = &mut self.splits[s];
-        split.mask = have;
-        split.parted = parted;
-        split.state = State::Ready;
-        split.points.pop();
-        self.refresh(s);
-    }
-
-    /// The split has reached its innermost point: it waits, unless all are there.
-    pub fn arrive(&mut self, s: usize) {
-        let p = self.splits[s].points.last().copied();
-        self.splits[s].state = State::Reconverge;
-        self.splits[s].since = self.executed;
-        if p.is_none() {
-            self.splits[s].state = State::Ready;
-            return;
+        if self.patience == 0 {
+            self.patience = PATIENCE;
+            self.release_arrived();
         }
-        self.try_meet(s);
-        self.sweep();
+        self.has_ready()
     }
 
-    /// Removes empty splits.
-    pub fn sweep(&mut self) {
-        if self.splits.iter().all(|x| x.mask != 0) {
-            return;
+    fn release_arrived(&mut self) {
+        for s in &mut self.splits {
+            if s.state == State::Arrived {
+                let m = &mut self.meetings[s.meeting as usize];
+                m.mask &= !s.mask;
+                s.meeting = m.parent;
+                s.state = State::Ready;
+            }
         }
-        let keep = self.splits.get(self.current).map_or(0, |x| x.mask);
-        self.splits.retain(|x| x.mask != 0);
-        self.current = self
-            .splits
-            .iter()
-            .position(|x| x.mask & keep != 0)
-            .unwrap_or(0);
     }
 
-    /// A new reconvergence point for `mask`.
-    pub fn add_point(&mut self, point: Point) -> u32 {
-        // Numbers are reused once no split refers to them.
-        if self.points.len() > 64 {
-            for i in 0..self.points.len() {
-                let used = self.splits.iter().any(|x| x.points.contains(&(i as u32)));
-                if !used {
-                    self.points[i] = point;
-                    return i as u32;
+    /// Runs up to `quantum` instructions.
+    pub fn run(&mut self, b: &mut Block<'_>, quantum: u32) -> Exec<()> {
+        let mut left = quantum;
+        while left > 0 {
+            let ready = self
+                .splits
+                .iter()
+                .filter(|s| s.state == State::Ready)
+                .count();
+            if ready == 0 {
+                break;
+            }
+            let pick = if ready == 1 { 0 } else { b.rng.below(ready) };
+            let Some(i) = self
+                .splits
+                .iter()
+                .enumerate()
+                .filter(|(_, s)| s.state == State::Ready)
+                .map(|(i, _)| i)
+                .nth(pick)
+            else {
+                break;
+            };
+            let before = left;
+            let result = self.run_split(b, i, &mut left);
+            let used = u64::from(before - left);
+            b.executed += used;
+            self.patience = self.patience.saturating_sub(used);
+            result?;
+        }
+        Ok(())
+    }
+
+    /// Runs one split until it waits, parts, or the quantum ends.
+    fn run_split(&mut self, b: &mut Block<'_>, i: usize, left: &mut u32) -> Exec<()> {
+        let launch = b.launch;
+        let code = &launch.kernel.code[..];
+        let Split {
+            mut pc,
+            mask,
+            meeting,
+            ..
+        } = self.splits[i];
+        let meet = if meeting == NONE {
+            NONE
+        } else {
+            self.meetings[meeting as usize].pc
+        };
+        loop {
+            if pc == meet {
+                self.splits[i].pc = pc;
+                self.splits[i].state = State::Arrived;
+                self.settle();
+                return Ok(());
+            }
+            if *left == 0 {
+                self.splits[i].pc = pc;
+                return Ok(());
+            }
+            *left -= 1;
+            let at = pc as usize;
+            let inst = &code[at];
+            let exec = match inst.guard {
+                None => mask,
+                Some((p, negated)) => mask & (self.regs.p(p) ^ if negated { FULL } else { 0 }),
+            };
+            self.pc = at;
+            let c = &mut b.counters[at];
+            c.warp_instructions += 1;
+            c.lane_instructions += u64::from(exec.count_ones());
+            if exec == 0 {
+                pc += 1;
+                continue;
+            }
+            let flow = match &inst.op {
+                Op::Alu(f) => {
+                    f(&mut self.regs, exec);
+                    pc += 1;
+                    continue;
+                }
+                Op::Branch { target } => {
+                    if exec == mask {
+                        pc = *target;
+                        continue;
+                    }
+                    self.part(
+                        i,
+                        &[(*target, exec), (pc + 1, mask & !exec)],
+                        inst.reconverge,
+                    );
+                    return Ok(());
+                }
+                Op::Load(l) => self.load(b, l, exec)?,
+                Op::LoadParam {
+                    offset,
+                    width,
+                    signed,
+                    dst,
+                } => {
+                    self.load_param(b, *offset, *width, *signed, dst, exec)?;
+                    Flow::Next
+                }
+                Op::Store(s) => self.store(b, s, exec)?,
+                Op::Collective { mask: members, op } => {
+                    let need = match members {
+                        None => self.live,
+                        Some(w) => {
+                            let row = *self.regs.w(*w);
+                            let need = row[exec.trailing_zeros() as usize];
+                            if let Some(lane) = lanes(exec).find(|&l| row[l] >> l & 1 == 0) {
+                                let text = format!(
+                                    "lane {lane} executes with member mask {:#010x}",
+                                    row[lane]
+                                );
+                                return raise(FaultKind::BadMask(text), Some(lane));
+                            }
+                            let same = lanes(exec)
+                                .filter(|&l| row[l] == need)
+                                .fold(0, |m, l| m | 1 << l);
+                            if same != exec {
+                                // Groups with masks of their own go on one after the other.
+                                let c = &mut b.counters[at];
+                                c.warp_instructions -= 1;
+                                c.lane_instructions -= u64::from(exec.count_ones());
+                                self.splits[i].pc = pc;
+                                self.part_here(i, same);
+                                return Ok(());
+                            }
+                            need & self.live
+                        }
+                    };
+                    if exec & need == need {
+                        self.collective(b, op, exec)?;
+                        Flow::Next
+                    } else {
+                        self.splits[i].pc = pc;
+                        if exec != mask {
+                            // Lanes whose predicate is off do not wait for the others.
+                            self.split_off(i, mask & !exec, pc + 1);
+                            self.splits[i].mask = exec;
+                        }
+                        return self.gather(b, i, op, need);
+                    }
+                }
+                Op::Bar(bar) => {
+                    self.splits[i].pc = pc;
+                    if exec != mask {
+                        self.split_off(i, mask & !exec, pc + 1);
+                        self.splits[i].mask = exec;
+                    }
+                    return self.at_barrier(b, i, bar);
+                }
+                Op::Atom(a) => self.atom(b, a, exec)?,
+                Op::CpAsync(c) => {
+                    self.copy(b, c, exec)?;
+                    Flow::Next
+                }
+                Op::CpCommit => {
+                    lanes(exec).for_each(|l| self.groups[l] += 1);
+                    Flow::Next
+                }
+                Op::CpWait(n) => {
+                    self.copy_wait(b, *n, exec);
+                    Flow::Next
+                }
+                Op::Fence => {
+                    b.shared.fence(self.id);
+                    b.party.fence();
+                    Flow::Next
+                }
+                Op::Mbar { op, addr } => self.mbar(b, op, addr, exec)?,
+                Op::Clock(row) => {
+                    let now = b.executed + u64::from(QUANTUM_MAX - *left);
+                    match *row {
+                        Row::W(w) => self.regs.put_w(w, &[now as u32; LANES], exec),
+                        Row::D(d) => self.regs.put_d(d, &[now; LANES], exec),
+                    }
+                    Flow::Next
+                }
+                Op::ActiveMask(w) => {
+                    self.regs.put_w(*w, &[exec; LANES], exec);
+                    Flow::Next
+                }
+                Op::IsSpace { d, a, space } => {
+                    let addrs = self.wide(*a);
+                    let mut out = 0;
+                    for lane in lanes(exec) {
+                        out |= u32::from(self.is_space(b, addrs[lane], *space)) << lane;
+                    }
+                    self.regs.put_p(*d, out, exec);
+                    Flow::Next
+                }
+                Op::BranchIndexed { index, targets } => {
+                    let row = *self.regs.w(*index);
+                    let mut parts: Vec<(u32, u32)> = Vec::new();
+                    for lane in lanes(exec) {
+                        let Some(&t) = targets.get(row[lane] as usize) else {
+                            return raise(
+                                FaultKind::Unsupported(format!(
+                                    "branch index {} of {}",
+                                    row[lane],
+                                    targets.len()
+                                )),
+                                Some(lane),
+                            );
+                        };
+                        match parts.iter_mut().find(|(pc, _)| *pc == t) {
+                            Some((_, m)) => *m |= 1 << lane,
+                            None => parts.push((t, 1 << lane)),
+                        }
+                    }
+                    if exec != mask {
+                        match parts.iter_mut().find(|(t, _)| *t == pc + 1) {
+                            Some((_, m)) => *m |= mask & !exec,
+                            None => parts.push((pc + 1, mask & !exec)),
+                        }
+                    }
+                    if let [(t, _)] = parts[..] {
+                        pc = t;
+                        continue;
+                    }
+                    self.part(i, &parts, inst.reconverge);
+                    return Ok(());
+                }
+                Op::Exit => {
+                    self.live &= !exec;
+                    b.exit(exec.count_ones());
+                    if exec == mask {
+                        self.splits.swap_remove(i);
+                    } else {
+                        self.splits[i].mask &= !exec;
+                        self.splits[i].pc = pc + 1;
+                    }
+                    // Whoever waited for these lanes looks again.
+                    for s in &mut self.splits {
+                        if matches!(s.state, State::Member { .. } | State::PartialBarrier) {
+                            s.state = State::Ready;
+                        }
+                    }
+                    self.settle();
+                    return Ok(());
+                }
+                Op::Trap => {
+                    return raise(
+                        FaultKind::Trap("the kernel executed trap".into()),
+                        lanes(exec).next(),
+                    );
+                }
+                Op::AssertFail { params } => return self.assert_fail(b, params, exec),
+                Op::Nop => Flow::Next,
+            };
+            match flow {
+                Flow::Next => pc += 1,
+                Flow::Yield => {
+                    self.splits[i].pc = pc + 1;
+                    *left = 0;
+                    return Ok(());
                 }
             }
         }
-        self.points.push(point);
-        (self.points.len() - 1) as u32
     }
 
-    /// Lets a split that waits at a reconvergence point go on alone.
-    pub fn abandon(&mut self, s: usize) {
-        let mask = self.splits[s].mask;
-        if let Some(p) = self.splits[s].points.pop() {
-            self.points[p as usize].mask &= !mask;
+    /// Replaces a split by one per target.
+    fn part(&mut self, i: usize, parts: &[(u32, u32)], reconverge: u32) {
+        let Split { mask, meeting, .. } = self.splits[i];
+        let same = meeting != NONE && self.meetings[meeting as usize].pc == reconverge;
+        let meeting = if reconverge == NONE || same {
+            meeting
+        } else {
+            let m = Meeting {
+                pc: reconverge,
+                mask,
+                parent: meeting,
+            };
+            match self.free.pop() {
+                Some(f) => {
+                    self.meetings[f as usize] = m;
+                    f
+                }
+                None => {
+                    self.meetings.push(m);
+                    (self.meetings.len() - 1) as u32
+                }
+            }
+        };
+        let mut splits = parts.iter().map(|&(pc, mask)| Split {
+            pc,
+            mask,
+            meeting,
+            state: State::Ready,
+        });
+        if let Some(first) = splits.next() {
+            self.splits[i] = first;
         }
-        self.splits[s].state = State::Ready;
-        self.broken = true;
-        self.refresh(s);
+        self.splits.extend(splits);
+    }
+
+    /// Parts a split without moving it. Its halves meet again right after the instruction: a warp-wide
+    /// instruction whose groups name different masks.
+    fn part_here(&mut self, i: usize, first: u32) {
+        let Split { pc, mask, .. } = self.splits[i];
+        self.part(i, &[(pc, first), (pc, mask & !first)], pc + 1);
+    }
+
+    /// Some lanes of a split go on elsewhere; they keep its meeting point.
+    fn split_off(&mut self, i: usize, mask: u32, pc: u32) {
+        let meeting = self.splits[i].meeting;
+        self.splits.push(Split {
+            pc,
+            mask,
+            meeting,
+            state: State::Ready,
+        });
+    }
+
+    /// Merges splits whose meeting is complete.
+    fn settle(&mut self) {
+        'again: loop {
+            for i in 0..self.splits.len() {
+                let Split {
+                    pc,
+                    meeting,
+                    state: State::Arrived,
+                    ..
+                } = self.splits[i]
+                else {
+                    continue;
+                };
+                let here = |s: &Split| s.state == State::Arrived && s.meeting == meeting;
+                let arrived = self
+                    .splits
+                    .iter()
+                    .filter(|s| here(s))
+                    .fold(0, |m, s| m | s.mask);
+                let m = self.meetings[meeting as usize];
+                if m.mask & self.live & !arrived != 0 {
+                    continue;
+                }
+                self.splits.retain(|s| !here(s));
+                let parent_here = m.parent != NONE && self.meetings[m.parent as usize].pc == pc;
+                self.splits.push(Split {
+                    pc,
+                    mask: arrived,
+                    meeting: m.parent,
+                    state: if parent_here {
+                        State::Arrived
+                    } else {
+                        State::Ready
+                    },
+                });
+                self.free.push(meeting);
+                self.patience = PATIENCE;
+                continue 'again;
+            }
+            return;
+        }
+    }
+
+    /// Executes a warp-wide instruction once all its members wait at it.
+    fn gather(
+        &mut self,
+        b: &mut Block<'_>,
+        i: usize,
+        op: &crate::op::Collective,
+        need: u32,
+    ) -> Exec<()> {
+        let pc = self.splits[i].pc;
+        // A warp barrier may be a different instruction for each member.
+        let anywhere = matches!(op, crate::op::Collective::Sync);
+        let waits = |s: &Split| s.state == State::Member { need } && (s.pc == pc || anywhere);
+        let here = self
+            .splits
+            .iter()
+            .filter(|s| waits(s))
+            .fold(self.splits[i].mask, |m, s| m | s.mask);
+        let c = &mut b.counters[pc as usize];
+        if here & need & self.live != need & self.live {
+            // It counts when it executes.
+            c.warp_instructions -= 1;
+            c.lane_instructions -= u64::from(self.splits[i].mask.count_ones());
+            self.splits[i].state = State::Member { need };
+            return Ok(());
+        }
+        c.lane_instructions += u64::from((here & !self.splits[i].mask).count_ones());
+        self.collective(b, op, here)?;
+        for (j, s) in self.splits.iter_mut().enumerate() {
+            if waits(s) || j == i {
+                s.pc += 1;
+                s.state = State::Ready;
+            }
+        }
+        Ok(())
+    }
+
+    fn at_barrier(&mut self, b: &mut Block<'_>, i: usize, bar: &crate::op::Bar) -> Exec<()> {
+        let Split { pc, mut mask, .. } = self.splits[i];
+        if bar.aligned {
+            let waits = |s: &Split| s.state == State::PartialBarrier && s.pc == pc;
+            let here = self
+                .splits
+                .iter()
+                .filter(|s| waits(s))
+                .fold(mask, |m, s| m | s.mask);
+            if here != self.live {
+                let c = &mut b.counters[pc as usize];
+                c.warp_instructions -= 1;
+                c.lane_instructions -= u64::from(mask.count_ones());
+                self.splits[i].state = State::PartialBarrier;
+                return Ok(());
+            }
+            b.counters[pc as usize].lane_instructions += u64::from((here & !mask).count_ones());
+            mask = here;
+        }
+        let wait = b.arrive_barrier(self, bar, mask)?;
+        let aligned = bar.aligned;
+        for (j, s) in self.splits.iter_mut().enumerate() {
+            if j == i || (aligned && s.state == State::PartialBarrier && s.pc == pc) {
+                match wait {
+                    Some((id, generation)) => s.state = State::Barrier { id, generation },
+                    None => {
+                        s.pc += 1;
+                        s.state = State::Ready;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A row as 64-bit values.
+    pub fn wide(&self, r: Row) -> [u64; LANES] {
+        match r {
+            Row::W(w) => self.regs.w(w).map(u64::from),
+            Row::D(d) => *self.regs.d(d),
+        }
+    }
+
+    fn is_space(&self, b: &Block<'_>, a: u64, space: MemSpace) -> bool {
+        let within = |base: u64| a >= base && a - base < Window::SIZE;
+        let constant = || {
+            let i = b.launch.memory.partition_point(|x| x.base <= a);
+            i > 0
+                && b.launch.memory[i - 1].constant
+                && a - b.launch.memory[i - 1].base < b.launch.memory[i - 1].size
+        };
+        match space {
+            MemSpace::Shared => within(Window::SHARED),
+            MemSpace::Local => within(Window::LOCAL),
+            MemSpace::Param => within(Window::PARAM),
+            MemSpace::Const => constant(),
+            _ => a < Window::SHARED && !constant(),
+        }
+    }
+}
+
+/// An instruction's place in a slice of time, for `%clock`.
+const QUANTUM_MAX: u32 = 1 << 10;
+
+fn constant(block: &Block<'_>, warp: usize, lane: usize, c: Const) -> u64 {
+    let launch = block.launch;
+    let thread = (warp * 32 + lane) as u32;
+    let axis = |(x, y, z): (u32, u32, u32), a: u8| u64::from([x, y, z][usize::from(a.min(2))]);
+    let bit = 1u64 << lane;
+    match c {
+        Const::Imm(v) => v,
+        Const::Variable(i, offset) => launch
+            .variables
+            .get(i as usize)
+            .copied()
+            .unwrap_or(0)
+            .wrapping_add(offset as u64),
+        Const::Tid(a) => axis(launch.thread_index(thread), a),
+        Const::Ntid(a) => axis(launch.config.block, a),
+        Const::Ctaid(a) => axis(block.index, a),
+        Const::Nctaid(a) => axis(launch.config.grid, a),
+        Const::LaneId => lane as u64,
+        Const::WarpId => warp as u64,
+        Const::WarpCount => u64::from(launch.warps),
+        Const::LaneMask(m) => match m {
+            LaneMask::Eq => bit,
+            LaneMask::Lt => bit - 1,
+            LaneMask::Le => bit | (bit - 1),
+            LaneMask::Gt => !(bit | (bit - 1)) & 0xffff_ffff,
+            LaneMask::Ge => !(bit - 1) & 0xffff_ffff,
+        },
+        Const::DynamicShared => u64::from(launch.config.shared_bytes),
+        Const::TotalShared => u64::from(launch.shared_bytes),
     }
 }

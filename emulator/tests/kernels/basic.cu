@@ -1,116 +1,137 @@
-// Whole kernels for the tests: everyday CUDA C++.
+// Whole kernels for tests/kernels.rs.
+#include <cassert>
 #include <cuda_fp16.h>
 
-extern "C" __global__ void reduce(const float* in, float* out, int n) {
-    __shared__ float partial[32];
-    float sum = 0.f;
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
-        sum += in[i];
-    }
-    for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
-    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
+extern "C" __global__ void saxpy(const float *x, float *y, float a, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = a * x[i] + y[i];
+}
+
+// Sum by shuffles in the warp, then by the first warp through shared memory.
+extern "C" __global__ void reduce(const float *x, float *out, int n) {
+    __shared__ float part[32];
+    float v = 0;
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) v += x[i];
+    for (int o = 16; o > 0; o >>= 1) v += __shfl_down_sync(~0u, v, o);
+    if ((threadIdx.x & 31) == 0) part[threadIdx.x >> 5] = v;
     __syncthreads();
     if (threadIdx.x < 32) {
-        sum = threadIdx.x < blockDim.x / 32 ? partial[threadIdx.x] : 0.f;
-        for (int d = 16; d > 0; d /= 2) sum += __shfl_down_sync(0xffffffffu, sum, d);
-        if (threadIdx.x == 0) atomicAdd(out, sum);
+        v = threadIdx.x < blockDim.x / 32 ? part[threadIdx.x] : 0;
+        for (int o = 16; o > 0; o >>= 1) v += __shfl_down_sync(~0u, v, o);
+        if (threadIdx.x == 0) atomicAdd(out, v);
     }
 }
 
-// Every thread loops as often as its number says, with a branch inside.
-extern "C" __global__ void collatz(const unsigned* in, unsigned* steps, int n) {
+// Each lane leaves the loop after a number of steps of its own.
+extern "C" __global__ void collatz(const unsigned *x, unsigned *steps, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    unsigned long long x = in[i];
-    unsigned s = 0;
-    while (x != 1) {
-        if (x % 2 == 0) x /= 2;
-        else x = 3 * x + 1;
-        s++;
+    unsigned v = x[i], s = 0;
+    while (v != 1) {
+        if (v & 1) v = 3 * v + 1;
+        else v >>= 1;
+        ++s;
     }
-    steps[i] = s;
+    steps[i] = s + 1000 * __popc(__ballot_sync(__activemask(), v == 1));
 }
 
-extern "C" __global__ void histogram(const unsigned char* in, unsigned* bins, int n) {
+extern "C" __global__ void histogram(const unsigned char *x, unsigned *bins, int n) {
     __shared__ unsigned local[256];
     for (int i = threadIdx.x; i < 256; i += blockDim.x) local[i] = 0;
     __syncthreads();
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
-        atomicAdd(&local[in[i]], 1u);
-    }
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) atomicAdd(&local[x[i]], 1);
     __syncthreads();
-    for (int i = threadIdx.x; i < 256; i += blockDim.x) {
-        if (local[i]) atomicAdd(&bins[i], local[i]);
-    }
+    for (int i = threadIdx.x; i < 256; i += blockDim.x) if (local[i]) atomicAdd(&bins[i], local[i]);
 }
 
-// The last block to finish adds the partial sums: fences order them.
-__device__ unsigned ticket = 0;
-extern "C" __global__ void last_block(const int* in, int* partial, int* out) {
+// The last block to finish sums what all blocks wrote: ordered by fence and atomic.
+__device__ unsigned finished;
+extern "C" __global__ void last_block(const float *x, float *partial, float *out) {
     __shared__ bool last;
-    int v = in[blockIdx.x * blockDim.x + threadIdx.x];
-    v = __reduce_add_sync(0xffffffffu, v);
     if (threadIdx.x == 0) {
-        partial[blockIdx.x] = v;
+        float s = 0;
+        for (int i = 0; i < 64; ++i) s += x[blockIdx.x * 64 + i];
+        partial[blockIdx.x] = s;
         __threadfence();
-        last = atomicAdd(&ticket, 1u) == gridDim.x - 1;
+        last = atomicInc(&finished, gridDim.x - 1) == gridDim.x - 1;
     }
     __syncthreads();
     if (last && threadIdx.x == 0) {
-        int sum = 0;
-        for (int b = 0; b < gridDim.x; b++) sum += ((volatile int*)partial)[b];
-        *out = sum;
+        float s = 0;
+        for (int i = 0; i < gridDim.x; ++i) s += partial[i];
+        *out = s;
     }
 }
 
-__constant__ float table[4] = {1.f, 2.f, 4.f, 8.f};
-
-__device__ __noinline__ double polynomial(double x, int n) {
-    double r = 0;
-    for (int i = 0; i < n; i++) r = r * x + table[i & 3];
+struct Poly { float c[5]; int n; };
+__device__ __noinline__ float eval(Poly p, float x) {
+    float r = 0;
+    for (int i = p.n - 1; i >= 0; --i) r = r * x + p.c[i];
     return r;
 }
-
-__device__ __noinline__ int factorial(int n) { return n < 2 ? 1 : n * factorial(n - 1); }
-
-extern "C" __global__ void calls(const double* in, double* out, int* fact) {
+__constant__ float table[4] = {1.f, 2.f, 3.f, 4.f};
+extern "C" __global__ void calls(float *y, Poly p, int n) {
     int i = threadIdx.x;
-    out[i] = polynomial(in[i], i % 7);
-    fact[i] = factorial(i % 11);
+    float v = eval(p, i * 0.5f);
+    switch (i & 7) {
+        case 0: v += 1; break;
+        case 1: v *= 3; break;
+        case 2: v = -v; break;
+        case 3: v = eval(p, v * 0.01f); break;
+        case 4: v /= 3.1f; break;
+        case 5: v = v * v; break;
+        case 6: v = sqrtf(fabsf(v)); break;
+        default: v = 7;
+    }
+    assert(n < 100);
+    y[i] = v * table[i & 3];
 }
 
-struct Wide { int4 a; float b[3]; long long c; };
-extern "C" __global__ void by_value(Wide w, long long* out) {
-    int local[8];
-    for (int i = 0; i < 8; i++) local[i] = w.a.x * i;
-    int s = 0;
-    for (int i = 0; i < 8; i++) s += local[(i * threadIdx.x) & 7];
-    out[threadIdx.x] = s + w.a.y + w.a.z + w.a.w + (long long)w.b[threadIdx.x % 3] + w.c;
+// Threads of one warp hand a ticket around: needs every lane to make progress.
+extern "C" __global__ void lane_lock(int *lock, int *count) {
+    for (bool done = false; !done;) {
+        if (atomicCAS(lock, 0, 1) == 0) {
+            __threadfence();
+            *(volatile int *)count = *(volatile int *)count + 1;
+            __threadfence();
+            atomicExch(lock, 0);
+            done = true;
+        }
+    }
 }
 
-// A spin lock in shared memory taken lane by lane: lanes must run independently.
-extern "C" __global__ void spin_lock(int* out) {
-    __shared__ int lock, count;
-    if (threadIdx.x == 0) { lock = 0; count = 0; }
+extern "C" __global__ void far_store(float *x, long long at, float v) { x[at + threadIdx.x] = v; }
+
+extern "C" __global__ void half_math(const __half2 *x, __half2 *y, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = __hfma2(x[i], x[i], __hmax2(x[i], __float2half2_rn(0.25f)));
+}
+
+// Transpose through shared memory, without padding: every store conflicts.
+extern "C" __global__ void transpose(const float *x, float *y, int pad) {
+    extern __shared__ float tile[];
+    int stride = 32 + pad;
+    tile[threadIdx.x * stride + threadIdx.y] = x[threadIdx.y * 32 + threadIdx.x];
     __syncthreads();
-    while (atomicCAS(&lock, 0, 1) != 0) {}
-    __threadfence_block();
-    atomicAdd(&count, 1);
-    __threadfence_block();
-    atomicExch(&lock, 0);
-    __syncthreads();
-    if (threadIdx.x == 0) *out = count;
+    y[threadIdx.y * 32 + threadIdx.x] = tile[threadIdx.y * stride + threadIdx.x];
 }
 
-// Named barriers: two warps produce, two consume.
-extern "C" __global__ void named(const int* in, int* out) {
-    __shared__ int buffer[64];
-    int t = threadIdx.x;
-    if (t < 64) {
-        buffer[t] = in[t] * 2;
-        asm volatile("bar.arrive 3, 128;" ::: "memory");
+extern "C" __global__ void named(int *out) {
+    __shared__ int box[32];
+    int w = threadIdx.x / 32, l = threadIdx.x % 32;
+    if (w == 0) {
+        for (int i = 0; i < 8; ++i) {
+            box[l] = i * 100 + l;
+            asm volatile("bar.arrive 1, 64;" ::: "memory");
+            asm volatile("bar.sync 2, 64;" ::: "memory");
+        }
     } else {
-        asm volatile("bar.sync 3, 128;" ::: "memory");
-        out[t - 64] = buffer[127 - t];
+        int s = 0;
+        for (int i = 0; i < 8; ++i) {
+            asm volatile("bar.sync 1, 64;" ::: "memory");
+            s += box[31 - l];
+            asm volatile("bar.arrive 2, 64;" ::: "memory");
+        }
+        out[l] = s;
     }
 }

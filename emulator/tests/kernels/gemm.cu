@@ -1,73 +1,78 @@
-// C = A * B^T by tensor cores: 64x64 tiles, double-buffered cp.async, ldmatrix, swizzled.
+// C = A * B^T with A [m][k], B [n][k] row-major: double-buffered by cp.async, swizzled shared memory,
+// ldmatrix, mma.sync m16n8k16 with f32 accumulation. 64x64 tiles, 4 warps of 16 rows, k in steps of 32.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cstdint>
 
-__device__ unsigned smem(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
+constexpr int BM = 64, BN = 64, BK = 32;
 
-template <typename T>
-__device__ void mma(float* c, const unsigned* a, const unsigned* b);
-template <>
-__device__ void mma<__half>(float* c, const unsigned* a, const unsigned* b) {
+__device__ __forceinline__ uint32_t smem(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+
+// Rows of 64 bytes, two to a 128-byte line: the 16-byte chunk is exchanged by the line number.
+__device__ __forceinline__ int chunk(int row, int c) { return row * 4 + (c ^ ((row >> 1) & 3)); }
+
+template <typename T> __device__ __forceinline__ void copy_tile(uint4 *dst, const T *src, int ld) {
+    for (int i = threadIdx.x; i < 64 * 4; i += 128) {
+        int row = i / 4, c = i % 4;
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(smem(dst + chunk(row, c))),
+                     "l"(src + (size_t)row * ld + c * 8));
+    }
+}
+
+__device__ __forceinline__ void ldsm4(uint32_t (&r)[4], const void *p) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(smem(p)));
+}
+
+template <typename T> __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+template <> __device__ __forceinline__ void mma<__half>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-template <>
-__device__ void mma<__nv_bfloat16>(float* c, const unsigned* a, const unsigned* b) {
+template <> __device__ __forceinline__ void mma<__nv_bfloat16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-__device__ int swizzle(int row, int chunk) { return row * 32 + ((chunk ^ ((row >> 1) & 3)) * 8); }
-
-template <typename T>
-__device__ void gemm(const T* a, const T* b, float* c, int n, int k) {
-    __shared__ alignas(128) T sa[2][64 * 32], sb[2][64 * 32];
-    int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
-    int row0 = blockIdx.y * 64, col0 = blockIdx.x * 64;
-    auto copy = [&](int stage, int k0) {
-        for (int i = tid; i < 64 * 4; i += 128) {
-            int r = i / 4, ch = i % 4;
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(smem(&sa[stage][swizzle(r, ch)])),
-                         "l"(a + (size_t)(row0 + r) * k + k0 + ch * 8) : "memory");
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(smem(&sb[stage][swizzle(r, ch)])),
-                         "l"(b + (size_t)(col0 + r) * k + k0 + ch * 8) : "memory");
-        }
-        asm volatile("cp.async.commit_group;" ::: "memory");
-    };
+template <typename T> __device__ __forceinline__ void gemm(const T *a, const T *b, float *c, int n, int k) {
+    __shared__ __align__(128) uint4 sa[2][BM * 4], sb[2][BN * 4];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const T *ga = a + (size_t)blockIdx.y * BM * k, *gb = b + (size_t)blockIdx.x * BN * k;
     float acc[8][4] = {};
-    copy(0, 0);
-    for (int k0 = 0, stage = 0; k0 < k; k0 += 32, stage ^= 1) {
-        if (k0 + 32 < k) {
-            copy(stage ^ 1, k0 + 32);
-            asm volatile("cp.async.wait_group 1;" ::: "memory");
-        } else {
-            asm volatile("cp.async.wait_group 0;" ::: "memory");
+    int steps = k / BK;
+    copy_tile(sa[0], ga, k);
+    copy_tile(sb[0], gb, k);
+    asm volatile("cp.async.commit_group;");
+    for (int s = 0; s < steps; ++s) {
+        int cur = s & 1;
+        if (s + 1 < steps) {
+            copy_tile(sa[cur ^ 1], ga + (s + 1) * BK, k);
+            copy_tile(sb[cur ^ 1], gb + (s + 1) * BK, k);
         }
+        asm volatile("cp.async.commit_group;");
+        asm volatile("cp.async.wait_group 1;" ::: "memory");
         __syncthreads();
-        for (int kk = 0; kk < 2; kk++) {
-            unsigned fa[4];
-            int r = warp * 16 + lane % 16, ch = kk * 2 + lane / 16;
-            asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                         : "=r"(fa[0]), "=r"(fa[1]), "=r"(fa[2]), "=r"(fa[3])
-                         : "r"(smem(&sa[stage][swizzle(r, ch)])) : "memory");
-            for (int j = 0; j < 8; j++) {
-                unsigned fb[2];
-                int rb = j * 8 + lane % 8, cb = kk * 2 + (lane / 8) % 2;
-                asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-                             : "=r"(fb[0]), "=r"(fb[1]) : "r"(smem(&sb[stage][swizzle(rb, cb)])) : "memory");
-                mma<T>(acc[j], fa, fb);
+        for (int kk = 0; kk < 2; ++kk) {
+            uint32_t fa[4];
+            ldsm4(fa, &sa[cur][chunk(warp * 16 + lane % 16, kk * 2 + lane / 16)]);
+            for (int j = 0; j < 4; ++j) {
+                uint32_t fb[4];
+                ldsm4(fb, &sb[cur][chunk(j * 16 + lane % 8 + lane / 16 * 8, kk * 2 + lane / 8 % 2)]);
+                mma<T>(acc[2 * j], fa, fb[0], fb[1]);
+                mma<T>(acc[2 * j + 1], fa, fb[2], fb[3]);
             }
         }
         __syncthreads();
     }
-    for (int j = 0; j < 8; j++) {
-        int r = row0 + warp * 16 + lane / 4, col = col0 + j * 8 + lane % 4 * 2;
-        *(float2*)&c[(size_t)r * n + col] = make_float2(acc[j][0], acc[j][1]);
-        *(float2*)&c[(size_t)(r + 8) * n + col] = make_float2(acc[j][2], acc[j][3]);
-    }
+    for (int j = 0; j < 8; ++j)
+        for (int i = 0; i < 4; ++i) {
+            int row = blockIdx.y * BM + warp * 16 + lane / 4 + i / 2 * 8, col = blockIdx.x * BN + j * 8 + lane % 4 * 2 + i % 2;
+            c[(size_t)row * n + col] = acc[j][i];
+        }
 }
 
-extern "C" __global__ void gemm_f16(const __half* a, const __half* b, float* c, int n, int k) { gemm(a, b, c, n, k); }
-extern "C" __global__ void gemm_bf16(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c, int n, int k) { gemm(a, b, c, n, k); }
+extern "C" __global__ void __launch_bounds__(128) gemm_f16(const __half *a, const __half *b, float *c, int n, int k) { gemm(a, b, c, n, k); }
+extern "C" __global__ void __launch_bounds__(128) gemm_bf16(const __nv_bfloat16 *a, const __nv_bfloat16 *b, float *c, int n, int k) { gemm(a, b, c, n, k); }
