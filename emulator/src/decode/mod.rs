@@ -458,9 +458,12 @@ impl<'a> Decoder<'a> {
         if name == "setp" || name == "set" {
             return self.compare(name, &m, o);
         }
+        // The type comes last, but for `prmt`, whose mode does.
         let ty = m
-            .last()
-            .and_then(|s| Ty::parse(s))
+            .iter()
+            .rev()
+            .take(if name == "prmt" { 2 } else { 1 })
+            .find_map(|s| Ty::parse(s))
             .ok_or_else(String::new)?;
         if ty.half() {
             return self.half(name, ty, &m, o);
