@@ -2,6 +2,9 @@
 //! (NVIDIA, "Parallel Thread Execution ISA"). "ISA: ..." in a comment names the section that a
 //! value comes from by its title, since the numbers change between versions.
 
+// Bits and constants as the ISA writes them.
+#![allow(clippy::excessive_precision, clippy::manual_rotate, clippy::precedence)]
+
 mod harness;
 
 mod atomics;
