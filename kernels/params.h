@@ -34,9 +34,12 @@ typedef struct AttentionParams {
     int64_t lse_batch_stride;
     int64_t lse_head_stride;
     int64_t slopes_batch_stride;
-    /// The number of rows of the tensors, or of the longest packed sequence.
+    /// Rows of a sequence; of the longest, where sequences are packed.
     int32_t seqlen_q;
     int32_t seqlen_k;
+    /// Rows of a batch entry of the tensors: the total, where sequences are packed.
+    int32_t rows_q;
+    int32_t rows_k;
     int32_t batch;
     int32_t heads_q;
     /// Query heads for each key head.
@@ -51,5 +54,5 @@ typedef struct AttentionParams {
 } AttentionParams;
 
 #ifdef __cplusplus
-static_assert(sizeof(AttentionParams) == 240, "the layout that Rust has");
+static_assert(sizeof(AttentionParams) == 248, "the layout that Rust has");
 #endif

@@ -4,7 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "params.h"
+#include "sequence.cuh"
 
 namespace {
 
@@ -23,32 +23,6 @@ __device__ float sum_over_warp(float x) {
     return x;
 }
 
-// Where a sequence lies, and the keys it has.
-struct Sequence {
-    int64_t first_q, first_k;
-    int seqlen_q, seqlen_k, leftpad_k;
-};
-
-__device__ int clamp(int x, int low, int high) { return min(max(x, low), high); }
-
-// Lengths lie in device memory, where nobody has checked them: they are clamped to the tensors.
-__device__ Sequence sequence(const AttentionParams &p, int batch) {
-    Sequence s = {0, 0, p.seqlen_q, p.seqlen_k, 0};
-    if (p.cu_seqlens_q) {
-        const int32_t *cu_q = (const int32_t *)p.cu_seqlens_q + batch;
-        const int32_t *cu_k = (const int32_t *)p.cu_seqlens_k + batch;
-        s = {cu_q[0], cu_k[0], clamp(cu_q[1] - cu_q[0], 0, p.seqlen_q), clamp(cu_k[1] - cu_k[0], 0, p.seqlen_k), 0};
-    }
-    if (p.seqused_k) s.seqlen_k = clamp(((const int32_t *)p.seqused_k)[batch], 0, s.seqlen_k);
-    if (p.leftpad_k) s.leftpad_k = clamp(((const int32_t *)p.leftpad_k)[batch], 0, s.seqlen_k);
-    return s;
-}
-
-template <typename T>
-__device__ const T *row(uint64_t tensor, const TensorStrides &strides, int64_t batch, int64_t row, int64_t head) {
-    return (const T *)tensor + batch * strides.batch + row * strides.row + head * strides.head;
-}
-
 // Grid: rows / warps of a block, query heads, sequences.
 template <typename T>
 __device__ void attention(const AttentionParams &p) {
@@ -58,16 +32,14 @@ __device__ void attention(const AttentionParams &p) {
     const Sequence s = sequence(p, batch);
     if (i >= s.seqlen_q) return;
 
-    const int64_t position = (int64_t)i + s.seqlen_k - s.seqlen_q;
-    int64_t first = s.leftpad_k, end = s.seqlen_k;
-    if (p.window_left >= 0) first = max(first, position - p.window_left);
-    if (p.window_right >= 0) end = min(end, position + p.window_right + 1);
+    const int at = position(s, i);
+    const Visible keys = visible(p, s, at);
     const float slope = ((const float *)p.slopes)[batch * p.slopes_batch_stride + head];
 
     // Lane l owns the elements l, l + 32, ... of a row.
     constexpr int OWNED = MAX_HEAD_DIM / WARP;
     float q[OWNED], out[OWNED];
-    const T *q_row = row<T>(p.q, p.q_strides, batch, s.first_q + i, head);
+    const T *q_row = row<const T>(p.q, p.q_strides, batch, s.first_q + i, head);
 #pragma unroll
     for (int e = 0; e < OWNED; ++e) {
         const int c = lane + e * WARP;
@@ -77,9 +49,9 @@ __device__ void attention(const AttentionParams &p) {
 
     // The online softmax: the largest score so far, and sums relative to it.
     float largest = -INFINITY, sum = 0.0f;
-    for (int64_t j = first; j < end; ++j) {
-        const T *k_row = row<T>(p.k, p.k_strides, batch, s.first_k + j, head_k);
-        const T *v_row = row<T>(p.v, p.v_strides, batch, s.first_k + j, head_k);
+    for (int j = keys.first; j <= keys.last; ++j) {
+        const T *k_row = row<const T>(p.k, p.k_strides, batch, s.first_k + j, head_k);
+        const T *v_row = row<const T>(p.v, p.v_strides, batch, s.first_k + j, head_k);
         float dot = 0.0f;
 #pragma unroll
         for (int e = 0; e < OWNED; ++e) {
@@ -88,7 +60,7 @@ __device__ void attention(const AttentionParams &p) {
         }
         float score = p.scale * sum_over_warp(dot);
         if (p.softcap > 0.0f) score = p.softcap * tanhf(score / p.softcap);
-        score -= slope * (float)llabs(position - j);
+        score -= slope * (float)abs(at - j);
 
         const float next = fmaxf(largest, score);
         const float reference = next == -INFINITY ? 0.0f : next;
@@ -103,7 +75,7 @@ __device__ void attention(const AttentionParams &p) {
     }
 
     const bool seen = sum != 0.0f;
-    T *out_row = const_cast<T *>(row<T>(p.out, p.out_strides, batch, s.first_q + i, head));
+    T *out_row = row<T>(p.out, p.out_strides, batch, s.first_q + i, head);
 #pragma unroll
     for (int e = 0; e < OWNED; ++e) {
         const int c = lane + e * WARP;

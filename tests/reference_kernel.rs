@@ -140,6 +140,8 @@ fn run<T: Element + Scalar>(name: &str, case: &Case, tolerance: f64) {
         slopes_batch_stride: attention.slopes().batch().map_or(0, |_| heads_q as i64),
         seqlen_q: max_q as i32,
         seqlen_k: max_k as i32,
+        rows_q: if case.packed { rows_q } else { max_q } as i32,
+        rows_k: if case.packed { rows_k } else { max_k } as i32,
         batch: batch as i32,
         heads_q: heads_q as i32,
         group: attention.group() as i32,

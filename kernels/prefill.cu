@@ -1,0 +1,260 @@
+// Fused attention for many queries of a sequence, on the tensor cores of sm_80 and later. A block has ROWS query rows of one
+// head; tiles of KEYS keys pass through shared memory, from the diagonal outwards:
+//
+//     S = Q K^T;  weights = softmax(scale S - slope distance);  O += weights V
+//
+// Each warp has whole rows, so that nothing but keys and values is shared. V arrives while S is computed, the next K while O is.
+
+#include "softmax.cuh"
+#include "tile.cuh"
+
+#include <new>
+
+namespace {
+
+constexpr int WARPS = 4, THREADS = 32 * WARPS;
+
+// D: the head dimension, rounded up to one that there is.
+template <typename T, int D>
+struct Prefill {
+    // What registers hold: 32 rows a warp and 64 keys, or more keys for small heads, or fewer rows for large ones.
+    static constexpr int ROWS = D <= 128 ? 128 : 64;
+    static constexpr int KEYS = D <= 64 ? 128 : 64;
+    // Blocks of 16 rows of a warp.
+    static constexpr int M = ROWS / 16 / WARPS;
+
+    using Tile = SharedTile<D>;
+    using Copy = ::Copy<T, D, THREADS>;
+    using Output = float[M][D / 8][4];
+
+    // S = Q K^T.
+    __device__ static void multiply(Scores<M, KEYS> &scores, Fragment<D> q, Fragment<D> k) {
+        scores.clear();
+#pragma unroll
+        for (int c = 0; c < D / 16; ++c) {
+            uint32_t a[M][4];
+#pragma unroll
+            for (int m = 0; m < M; ++m) ldmatrix(a[m], q.block(m, c));
+#pragma unroll
+            for (int n = 0; n < KEYS / 16; ++n) {
+                uint32_t b[4];
+                ldmatrix(b, k.block(n, c));
+#pragma unroll
+                for (int m = 0; m < M; ++m) {
+                    mma(scores.s[m][2 * n], a[m], b[0], b[1], T());
+                    mma(scores.s[m][2 * n + 1], a[m], b[2], b[3], T());
+                }
+            }
+        }
+    }
+
+    // O += weights V.
+    __device__ static void multiply(Output &out, const Scores<M, KEYS> &weights, Fragment<D> v) {
+#pragma unroll
+        for (int n = 0; n < KEYS / 16; ++n) {
+            // What one product leaves is what the next one takes.
+            uint32_t a[M][4];
+#pragma unroll
+            for (int m = 0; m < M; ++m) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const float *two = &weights.s[m][2 * n + i / 2][i % 2 * 2];
+                    a[m][i] = pack(two[0], two[1], T());
+                }
+            }
+#pragma unroll
+            for (int c = 0; c < D / 16; ++c) {
+                uint32_t b[4];
+                ldmatrix_transposed(b, v.block(n, c));
+#pragma unroll
+                for (int m = 0; m < M; ++m) {
+                    mma(out[m][2 * c], a[m], b[0], b[1], T());
+                    mma(out[m][2 * c + 1], a[m], b[2], b[3], T());
+                }
+            }
+        }
+    }
+
+    // Multiplies the rows by 0 or -1, in place.
+    __device__ static void multiply(Tile tile, float factor) {
+        for (int i = threadIdx.x; i < ROWS * Tile::CHUNKS; i += THREADS) {
+            const uint32_t place = tile.base + i * 16;
+            uint4 chunk = ld_shared(place);
+            T *x = (T *)&chunk;
+#pragma unroll
+            for (int e = 0; e < 8; ++e) x[e] = (float)x[e] * factor;
+            st_shared(place, chunk);
+        }
+    }
+
+    // What all threads of a block know. It lies in shared memory: registers are for the products.
+    struct Block {
+        Sequence s;
+        int batch, head, first_row, last_row;
+        // Positions of the first and the last row, and the keys they see: all rows see what both see.
+        int first_position, last_position;
+        Visible of_first, of_last;
+        // Tiles of keys: how many any row sees, the first of them, and that of the last row's own position.
+        int tiles, first_tile, nearest_tile;
+        Alibi alibi;
+        GlobalRows q, k, v, out;
+
+        __device__ Block(const AttentionParams &p) {
+            // The last rows come first: under a causal mask they have the most keys.
+            const int blocks = (p.seqlen_q + ROWS - 1) / ROWS;
+            first_row = (blocks - 1 - blockIdx.x % blocks) * ROWS;
+            head = blockIdx.x / blocks % p.heads_q;
+            batch = blockIdx.x / blocks / p.heads_q;
+            s = sequence(p, batch);
+            alibi = Alibi(p, batch, head);
+            last_row = min(first_row + ROWS, s.seqlen_q) - 1;
+            first_position = position(s, first_row);
+            last_position = position(s, last_row);
+            of_first = visible(p, s, first_position);
+            of_last = visible(p, s, last_position);
+            q = rows(p.q, p.q_strides, s.first_q, head);
+            k = rows(p.k, p.k_strides, s.first_k, head / p.group);
+            v = rows(p.v, p.v_strides, s.first_k, head / p.group);
+            out = rows(p.out, p.out_strides, s.first_q, head);
+            first_tile = begin() / KEYS;
+            tiles = begin() < end() ? (end() - 1) / KEYS - first_tile + 1 : 0;
+            nearest_tile = clamp(last_position, begin(), end() - 1) / KEYS;
+        }
+
+        __device__ GlobalRows rows(uint64_t tensor, const TensorStrides &strides, int64_t first, int head) const {
+            return {(uint64_t)row<T>(tensor, strides, batch, first, head), strides.row};
+        }
+
+        // The keys that any row sees.
+        __device__ int begin() const { return of_first.first; }
+        __device__ int end() const { return of_last.last + 1; }
+
+        // The first key of the tile that comes in this step: from the nearest back to the first, then on to the last.
+        __device__ int first_key(int step) const {
+            const int back = nearest_tile - first_tile;
+            return (step <= back ? nearest_tile - step : first_tile + step) * KEYS;
+        }
+
+        __device__ bool all_rows_see(int key) const { return key >= of_last.first && key + KEYS - 1 <= of_first.last; }
+        __device__ bool before_all_rows(int key) const { return key + KEYS - 1 <= first_position; }
+        __device__ bool after_all_rows(int key) const { return key >= last_position; }
+    };
+
+    __device__ static void run(const AttentionParams &p) {
+        __shared__ __align__(alignof(Block)) unsigned char block_bytes[sizeof(Block)];
+        const Block &block = *(const Block *)block_bytes;
+        if (threadIdx.x == 0) new (block_bytes) Block(p);
+        __syncthreads();
+        if (block.first_row > block.last_row) return;
+
+        extern __shared__ __align__(128) unsigned char shared[];
+        const Tile q_tile = {shared_address(shared)};
+        const Tile k_tile = {q_tile.base + ROWS * Tile::ROW_BYTES}, v_tile = {k_tile.base + KEYS * Tile::ROW_BYTES};
+        if (block.tiles > 0) {
+            Copy::template rows<ROWS>(q_tile, block.q, p.head_dim, block.first_row, block.first_row, block.last_row + 1);
+            Copy::template rows<KEYS>(k_tile, block.k, p.head_dim, block.first_key(0), block.begin(), block.end());
+            cp_async_commit();
+            if (block.alibi.sign != 1) {
+                cp_async_wait_all();
+                __syncthreads();
+                multiply(q_tile, block.alibi.sign);
+            }
+        }
+
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const LaneRows rows = {block.first_position + warp * 16 * M + lane / 4};
+
+        const Fragment<D> q = Fragment<D>::rows_first({q_tile.base + warp * 16 * M * Tile::ROW_BYTES});
+        const Fragment<D> k = Fragment<D>::chunks_first(k_tile), v = Fragment<D>::rows_first(v_tile);
+        Softmax<M> softmax;
+        Output out = {};
+        for (int step = 0; step < block.tiles; ++step) {
+            const int key = block.first_key(step);
+            cp_async_wait_all();
+            __syncthreads();
+            Copy::template rows<KEYS>(v_tile, block.v, p.head_dim, key, block.begin(), block.end());
+            cp_async_commit();
+
+            Scores<M, KEYS> scores;
+            multiply(scores, q, k);
+            cp_async_wait_all();
+            __syncthreads();
+            if (step + 1 < block.tiles) {
+                const int next = block.first_key(step + 1);
+                Copy::template rows<KEYS>(k_tile, block.k, p.head_dim, next, block.begin(), block.end());
+            }
+            cp_async_commit();
+
+            if (block.alibi.cap_scale != 0) scores.cap(block.alibi);
+            float constant[M][2] = {};
+            const bool before = block.before_all_rows(key);
+            if (block.all_rows_see(key) && (before || block.after_all_rows(key))) {
+                scores.bias(block.alibi, block.s, rows, key, before ? 1 : -1, constant);
+            } else {
+                scores.bias_and_mask(block.alibi, p, block.s, rows, key);
+            }
+            softmax.add(scores, block.alibi.scale, constant, out);
+            multiply(out, scores, v);
+        }
+
+        // Through the tile of Q, of which a warp reads only its own rows, so that the output is written in whole chunks.
+        const Tile out_tile = {q_tile.base + warp * 16 * M * Tile::ROW_BYTES};
+        const int warp_row = block.first_row + warp * 16 * M;
+        __syncwarp();
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const int r = m * 16 + h * 8 + lane / 4;
+                const float sum = sum_of_row(softmax.sum[m][h]);
+                const bool seen = sum != 0;
+                const float factor = reciprocal_approx(sum);
+#pragma unroll
+                for (int n = 0; n < D / 8; ++n) {
+                    const float *two = &out[m][n][2 * h];
+                    st_shared(out_tile.at(r, n) + lane % 4 * 4, seen ? pack(two[0] * factor, two[1] * factor, T()) : 0);
+                }
+                if (p.lse && lane % 4 == 0 && warp_row + r <= block.last_row) {
+                    const float parted = (float)(rows.nearest(block.s, m, h) - rows.position(m, h));
+                    const float lse = (softmax.max[m][h] + log2_approx(sum) - block.alibi.slope_log2 * parted) * LN_2;
+                    float *to = (float *)p.lse + block.batch * p.lse_batch_stride + block.head * p.lse_head_stride;
+                    to[block.s.first_q + warp_row + r] = seen ? lse : -INFINITY;
+                }
+            }
+        }
+        __syncwarp();
+        const bool aligned = (block.out.first | block.out.stride * sizeof(T)) % 16 == 0;
+        for (int i = lane; i < 16 * M * Tile::CHUNKS; i += 32) {
+            const int r = i / Tile::CHUNKS, chunk = i % Tile::CHUNKS;
+            if (warp_row + r > block.last_row || chunk * 8 >= p.head_dim) continue;
+            const uint4 x = ld_shared(out_tile.at(r, chunk));
+            T *to = (T *)block.out.first + (warp_row + r) * block.out.stride + chunk * 8;
+            if (aligned) {
+                *(uint4 *)to = x;
+            } else {
+#pragma unroll
+                for (int e = 0; e < 8; ++e) to[e] = ((const T *)&x)[e];
+            }
+        }
+    }
+};
+
+}  // namespace
+
+#define PREFILL(NAME, T, D)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS) prefill_##NAME##_d##D(                                   \
+        const __grid_constant__ AttentionParams p) {                                                               \
+        Prefill<T, D>::run(p);                                                                                     \
+    }
+#define PREFILLS(NAME, T) \
+    PREFILL(NAME, T, 32)  \
+    PREFILL(NAME, T, 64)  \
+    PREFILL(NAME, T, 80)  \
+    PREFILL(NAME, T, 96)  \
+    PREFILL(NAME, T, 112) \
+    PREFILL(NAME, T, 128) \
+    PREFILL(NAME, T, 192) \
+    PREFILL(NAME, T, 256)
+
+PREFILLS(f16, __half)
+PREFILLS(bf16, __nv_bfloat16)

@@ -1,0 +1,48 @@
+// Where the sequences of a batch lie, and which keys a query sees: the part of the contract that every kernel shares.
+
+#pragma once
+
+#include "params.h"
+
+struct Sequence {
+    int64_t first_q, first_k;
+    int seqlen_q, seqlen_k, leftpad_k;
+};
+
+__device__ inline int clamp(int x, int low, int high) { return min(max(x, low), high); }
+
+// Lengths lie in device memory, where nobody has checked them: they are clamped to the tensors.
+__device__ inline Sequence sequence(const AttentionParams &p, int batch) {
+    Sequence s = {0, 0, p.seqlen_q, p.seqlen_k, 0};
+    if (p.cu_seqlens_q) {
+        const int32_t *cu_q = (const int32_t *)p.cu_seqlens_q + batch;
+        const int32_t *cu_k = (const int32_t *)p.cu_seqlens_k + batch;
+        const int first_q = clamp(cu_q[0], 0, p.rows_q), end_q = clamp(cu_q[1], first_q, p.rows_q);
+        const int first_k = clamp(cu_k[0], 0, p.rows_k), end_k = clamp(cu_k[1], first_k, p.rows_k);
+        s = {first_q, first_k, min(end_q - first_q, p.seqlen_q), min(end_k - first_k, p.seqlen_k), 0};
+    }
+    if (p.seqused_k) s.seqlen_k = clamp(((const int32_t *)p.seqused_k)[batch], 0, s.seqlen_k);
+    if (p.leftpad_k) s.leftpad_k = clamp(((const int32_t *)p.leftpad_k)[batch], 0, s.seqlen_k);
+    return s;
+}
+
+// The key position at which query row i stands: rows are aligned at the end.
+__device__ inline int position(const Sequence &s, int i) { return i + (s.seqlen_k - s.seqlen_q); }
+
+// The first and the last key that a query at this position sees; it sees none where first > last. Both grow with the
+// position.
+struct Visible {
+    int first, last;
+};
+
+__device__ inline Visible visible(const AttentionParams &p, const Sequence &s, int position) {
+    Visible v = {s.leftpad_k, s.seqlen_k - 1};
+    if (p.window_left >= 0) v.first = max(v.first, position - p.window_left);
+    if (p.window_right >= 0) v.last = min(v.last, position + p.window_right);
+    return v;
+}
+
+template <typename T>
+__device__ inline T *row(uint64_t tensor, const TensorStrides &strides, int64_t batch, int64_t row, int64_t head) {
+    return (T *)tensor + batch * strides.batch + row * strides.row + head * strides.head;
+}

@@ -1,0 +1,91 @@
+// Tiles of 16-bit elements in shared memory: swizzled rows that ldmatrix reads without bank conflicts.
+
+#pragma once
+
+#include "ptx.cuh"
+
+// Rows of COLUMNS elements without gaps. A row is divided in chunks of 16 bytes; chunk c of a row lies at c ^ swizzle(row),
+// so that one chunk of eight consecutive rows falls into eight different groups of banks, whatever the width.
+template <int COLUMNS>
+struct SharedTile {
+    static_assert(COLUMNS % 16 == 0, "the swizzle exchanges chunks within a row");
+    static constexpr int CHUNKS = COLUMNS / 8;
+    static constexpr int ROW_BYTES = COLUMNS * 2;
+    // The largest power of two, up to 8, that divides a row's chunks: the rows already differ by what is left of 8.
+    static constexpr int SWIZZLED = CHUNKS % 8 == 0 ? 8 : CHUNKS % 4 == 0 ? 4 : 2;
+
+    uint32_t base;
+
+    __device__ uint32_t at(int row, int chunk) const {
+        const int swizzle = row / (8 / SWIZZLED) % SWIZZLED;
+        return base + row * ROW_BYTES + (chunk ^ swizzle) * 16;
+    }
+};
+
+// What a lane adds to the origin of a 16x16 block to take its part in ldmatrix. Block (i, c) begins at row 16 i and chunk 2 c.
+template <int COLUMNS>
+struct Fragment {
+    using Tile = SharedTile<COLUMNS>;
+
+    uint32_t lane;
+
+    __device__ Fragment(Tile tile, int row, int chunk) : lane(tile.at(row, chunk)) {}
+
+    // Rows 0-7 and 8-15 of the first chunk, then of the second: the operand A, and B transposed.
+    __device__ static Fragment rows_first(Tile tile) { return {tile, (int)threadIdx.x % 16, (int)threadIdx.x / 16 % 2}; }
+
+    // Both chunks of rows 0-7, then of rows 8-15: the operand B.
+    __device__ static Fragment chunks_first(Tile tile) {
+        return {tile, (int)(threadIdx.x / 16 % 2 * 8 + threadIdx.x % 8), (int)threadIdx.x / 8 % 2};
+    }
+
+    __device__ uint32_t block(int i, int c) const {
+        // Tiles begin at multiples of 128 bytes and rows at multiples of the swizzled bytes, so the bits can be exchanged in
+        // the address.
+        constexpr int SWIZZLED = Tile::SWIZZLED;
+        return (lane ^ (2 * c % SWIZZLED * 16)) + 2 * c / SWIZZLED * SWIZZLED * 16 + i * 16 * Tile::ROW_BYTES;
+    }
+};
+
+// Rows of a tensor in global memory: the first of them, and the distance between them.
+struct GlobalRows {
+    uint64_t first;
+    int64_t stride;
+};
+
+// Copies rows of a tensor into a tile. Each thread copies the same chunk of every AT_ONCE-th row.
+template <typename T, int COLUMNS, int THREADS>
+struct Copy {
+    using Tile = SharedTile<COLUMNS>;
+    static constexpr int FITTING = THREADS / Tile::CHUNKS;
+    // A multiple of 8 where it can be: then a thread's chunks are a constant apart in the tile too.
+    static constexpr int AT_ONCE = FITTING < 8 ? FITTING : FITTING / 8 * 8;
+
+    // Begins to copy rows first..first + ROWS; those outside begin..end, and columns from `columns` on, are zeros in the
+    // tile and are not read.
+    template <int ROWS>
+    __device__ static void rows(Tile to, GlobalRows rows, int columns, int first, int begin, int end) {
+        const int row = threadIdx.x / Tile::CHUNKS, chunk = threadIdx.x % Tile::CHUNKS;
+        if (row >= AT_ONCE) return;
+        const T *from = (const T *)rows.first + (first + row) * rows.stride + chunk * 8;
+        const int64_t step = rows.stride * AT_ONCE;
+        // Unsigned, so that one comparison has both ends.
+        const uint32_t inside = chunk * 8 < columns ? end - begin : 0, offset = first + row - begin;
+        if ((rows.first | rows.stride * sizeof(T)) % 16 == 0) {
+#pragma unroll
+            for (int i = 0; i < ROWS; i += AT_ONCE, from += step) {
+                if (i + AT_ONCE <= ROWS || row + i < ROWS) cp_async(to.at(row + i, chunk), from, offset + i < inside);
+            }
+        } else {
+#pragma unroll 1
+            for (int i = 0; row + i < ROWS; i += AT_ONCE, from += step) {
+                st_shared(to.at(row + i, chunk), offset + i < inside ? gather(from) : make_uint4(0, 0, 0, 0));
+            }
+        }
+    }
+
+    __device__ static uint4 gather(const T *from) {
+        const uint16_t *x = (const uint16_t *)from;
+        return make_uint4(x[0] | x[1] << 16, x[2] | x[3] << 16, x[4] | x[5] << 16, x[6] | x[7] << 16);
+    }
+};
