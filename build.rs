@@ -15,7 +15,7 @@ use std::thread;
 /// What PTX is made for: the oldest architecture that the kernels run on.
 const PTX_ARCH: &str = "80";
 
-const FLAGS: &[&str] = &["-O3", "-std=c++17", "-lineinfo", "-Werror", "all-warnings"];
+const FLAGS: &[&str] = &["-O3", "-std=c++17", "-Werror", "all-warnings"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -137,7 +137,9 @@ impl Kernel {
                 false => Err(format!("nvcc failed on {}:\n{text}", self.source.display())),
             }
         };
-        let mut fatbin = vec!["-fatbin".to_owned(), "-Xptxas".into(), "-v".into()];
+        let mut fatbin = ["-fatbin", "-Xptxas", "-v", "--threads", "0"]
+            .map(String::from)
+            .to_vec();
         for arch in archs {
             fatbin.push(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
         }
@@ -153,7 +155,12 @@ impl Kernel {
         let log = run(&fatbin, &self.fatbin)?;
         write(&self.log, &log)?;
         run(
-            &["-ptx".into(), format!("-arch=compute_{PTX_ARCH}")],
+            // Line numbers are for the emulator; in the fatbin they would be most of its size.
+            &[
+                "-ptx".into(),
+                "-lineinfo".into(),
+                format!("-arch=compute_{PTX_ARCH}"),
+            ],
             &self.ptx,
         )?;
 

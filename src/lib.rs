@@ -8,6 +8,8 @@ pub mod cpu;
 mod error;
 #[cfg(feature = "cuda")]
 pub mod kernels;
+#[cfg(feature = "cuda")]
+pub mod plan;
 mod problem;
 mod slopes;
 mod tensor;

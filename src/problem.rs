@@ -104,39 +104,7 @@ impl<'a> Problem<'a> {
             leftpad_k,
         } = inputs.lengths;
 
-        let packed = cu_seqlens.is_some();
-        let expect = |argument, found: Layout, rows: &str, heads: usize, fits: bool| {
-            if fits
-                && found.batch.is_none() == packed
-                && found.heads == heads
-                && found.head_dim == attention.head_dim()
-            {
-                return Ok(());
-            }
-            Err(Error::Shape {
-                argument,
-                found: found.shape(),
-                expected: format!("[{rows}, {heads}, {}]", attention.head_dim()),
-            })
-        };
-        let (q_rows, k_rows) = match packed {
-            true => ("total_q", "total_k"),
-            false => ("batch, seqlen_q", "batch, seqlen_k"),
-        };
-        expect("q", q, q_rows, attention.heads_q(), true)?;
-        let k_rows = match q.batch {
-            Some(batch) => k_rows.replace("batch", &batch.to_string()),
-            None => k_rows.into(),
-        };
-        expect("k", k, &k_rows, attention.heads_k(), k.batch == q.batch)?;
-        let rows = |l: Layout| match l.batch {
-            Some(batch) => format!("{batch}, {}", l.rows),
-            None => l.rows.to_string(),
-        };
-        let same_as_k = v.batch == k.batch && v.rows == k.rows;
-        expect("v", v, &rows(k), attention.heads_k(), same_as_k)?;
-        let same_as_q = out.batch == q.batch && out.rows == q.rows;
-        expect("out", out, &rows(q), attention.heads_q(), same_as_q)?;
+        check_shapes(attention, cu_seqlens.is_some(), [q, k, v, out])?;
 
         // Rows of each sequence in q and in k.
         let ranges: Vec<(Range<usize>, Range<usize>)> = match cu_seqlens {
@@ -155,12 +123,7 @@ impl<'a> Problem<'a> {
             None => Vec::new(),
         };
         let batch = q.batch.unwrap_or(ranges.len());
-        if let Some(slopes_batch) = attention.slopes().batch()
-            && slopes_batch != batch
-        {
-            let found = format!("{slopes_batch} sequences");
-            return Err(value("slopes", found, format!("batch = {batch}")));
-        }
+        check_slopes(attention, batch)?;
         for (argument, lengths) in [("seqused_k", seqused_k), ("leftpad_k", leftpad_k)] {
             if let Some(lengths) = lengths
                 && lengths.len() != batch
@@ -173,6 +136,7 @@ impl<'a> Problem<'a> {
             }
         }
 
+        let packed = cu_seqlens.is_some();
         let sequence = |b: usize| {
             let (rows_q, rows_k) = match packed {
                 true => ranges[b].clone(),
@@ -269,6 +233,57 @@ impl<'a> Problem<'a> {
             });
         }
         Ok(())
+    }
+}
+
+/// Checks that q, k, v and out fit the layer and each other; `packed` says which of the two forms is expected.
+pub(crate) fn check_shapes(
+    attention: &Attention,
+    packed: bool,
+    [q, k, v, out]: [Layout; 4],
+) -> Result<()> {
+    let expect = |argument, found: Layout, rows: &str, heads: usize, fits: bool| {
+        if fits
+            && found.batch.is_none() == packed
+            && found.heads == heads
+            && found.head_dim == attention.head_dim()
+        {
+            return Ok(());
+        }
+        Err(Error::Shape {
+            argument,
+            found: found.shape(),
+            expected: format!("[{rows}, {heads}, {}]", attention.head_dim()),
+        })
+    };
+    let (q_rows, k_rows) = match packed {
+        true => ("total_q", "total_k"),
+        false => ("batch, seqlen_q", "batch, seqlen_k"),
+    };
+    expect("q", q, q_rows, attention.heads_q(), true)?;
+    let k_rows = match q.batch {
+        Some(batch) => k_rows.replace("batch", &batch.to_string()),
+        None => k_rows.into(),
+    };
+    expect("k", k, &k_rows, attention.heads_k(), k.batch == q.batch)?;
+    let rows = |l: Layout| match l.batch {
+        Some(batch) => format!("{batch}, {}", l.rows),
+        None => l.rows.to_string(),
+    };
+    let same_as_k = v.batch == k.batch && v.rows == k.rows;
+    expect("v", v, &rows(k), attention.heads_k(), same_as_k)?;
+    let same_as_q = out.batch == q.batch && out.rows == q.rows;
+    expect("out", out, &rows(q), attention.heads_q(), same_as_q)
+}
+
+/// Checks that slopes that differ between sequences are for as many as there are.
+pub(crate) fn check_slopes(attention: &Attention, batch: usize) -> Result<()> {
+    match attention.slopes().batch() {
+        Some(found) if found != batch => {
+            let found = format!("{found} sequences");
+            Err(value("slopes", found, format!("batch = {batch}")))
+        }
+        _ => Ok(()),
     }
 }
 

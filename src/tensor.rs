@@ -184,6 +184,11 @@ impl<'a, T> View<'a, T> {
         Ok(Self { data, layout })
     }
 
+    /// The elements, from the first on.
+    pub fn data(&self) -> &'a [T] {
+        self.data
+    }
+
     /// The shape and strides.
     pub fn layout(&self) -> Layout {
         self.layout

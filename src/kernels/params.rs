@@ -49,9 +49,12 @@ pub struct AttentionParams {
     pub lse_batch_stride: i64,
     pub lse_head_stride: i64,
     pub slopes_batch_stride: i64,
-    /// The number of rows of the tensors, or of the longest packed sequence.
+    /// Rows of a sequence; of the longest, where sequences are packed.
     pub seqlen_q: i32,
     pub seqlen_k: i32,
+    /// Rows of a batch entry of the tensors: the total, where sequences are packed.
+    pub rows_q: i32,
+    pub rows_k: i32,
     pub batch: i32,
     pub heads_q: i32,
     /// Query heads for each key head.
@@ -66,7 +69,7 @@ pub struct AttentionParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 240usize];
+    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 248usize];
     ["Alignment of AttentionParams"][::std::mem::align_of::<AttentionParams>() - 8usize];
     [
         "Offset of field: AttentionParams::q",
@@ -126,27 +129,33 @@ const _: () = {
         "Offset of field: AttentionParams::seqlen_k",
     ][::std::mem::offset_of!(AttentionParams, seqlen_k) - 204usize];
     [
+        "Offset of field: AttentionParams::rows_q",
+    ][::std::mem::offset_of!(AttentionParams, rows_q) - 208usize];
+    [
+        "Offset of field: AttentionParams::rows_k",
+    ][::std::mem::offset_of!(AttentionParams, rows_k) - 212usize];
+    [
         "Offset of field: AttentionParams::batch",
-    ][::std::mem::offset_of!(AttentionParams, batch) - 208usize];
+    ][::std::mem::offset_of!(AttentionParams, batch) - 216usize];
     [
         "Offset of field: AttentionParams::heads_q",
-    ][::std::mem::offset_of!(AttentionParams, heads_q) - 212usize];
+    ][::std::mem::offset_of!(AttentionParams, heads_q) - 220usize];
     [
         "Offset of field: AttentionParams::group",
-    ][::std::mem::offset_of!(AttentionParams, group) - 216usize];
+    ][::std::mem::offset_of!(AttentionParams, group) - 224usize];
     [
         "Offset of field: AttentionParams::head_dim",
-    ][::std::mem::offset_of!(AttentionParams, head_dim) - 220usize];
+    ][::std::mem::offset_of!(AttentionParams, head_dim) - 228usize];
     [
         "Offset of field: AttentionParams::window_left",
-    ][::std::mem::offset_of!(AttentionParams, window_left) - 224usize];
+    ][::std::mem::offset_of!(AttentionParams, window_left) - 232usize];
     [
         "Offset of field: AttentionParams::window_right",
-    ][::std::mem::offset_of!(AttentionParams, window_right) - 228usize];
+    ][::std::mem::offset_of!(AttentionParams, window_right) - 236usize];
     [
         "Offset of field: AttentionParams::scale",
-    ][::std::mem::offset_of!(AttentionParams, scale) - 232usize];
+    ][::std::mem::offset_of!(AttentionParams, scale) - 240usize];
     [
         "Offset of field: AttentionParams::softcap",
-    ][::std::mem::offset_of!(AttentionParams, softcap) - 236usize];
+    ][::std::mem::offset_of!(AttentionParams, softcap) - 244usize];
 };

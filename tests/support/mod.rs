@@ -9,12 +9,16 @@
 use std::fmt::Debug;
 
 use flash_alibi::cpu::{self, Element, oracle};
-use flash_alibi::{Attention, Inputs, Mask, Slopes, View, ViewMut};
+use flash_alibi::{Attention, Inputs, Layout, Mask, Slopes, View, ViewMut};
 
 #[path = "../../examples/check_golden/accuracy.rs"]
 pub mod accuracy;
+#[path = "../../examples/check_golden/emulator.rs"]
+pub mod emulator;
 
 use accuracy::{Accuracy, LSE_LIMIT, Sequence, low_precision, sees};
+use emulator::{OnDevice, Placed, Problem};
+use ptx_emulator::Report;
 
 /// Random numbers by position: the value of an element does not depend on how the tensor is laid out.
 pub fn random(seed: u64, tag: u64, index: [usize; 4]) -> f32 {
@@ -403,6 +407,40 @@ impl<T: Element> LaidOut<T> {
         self.gather(&out, &output.lse, 0.0)
     }
 
+    /// Runs the prefill kernel under the emulator, twice in different orders, on buffers full of a mark, and checks that it
+    /// stays wherever no sequence's row is.
+    pub fn attend_on_emulator(&self) -> Result<(Vec<Rows>, Option<Report>), String>
+    where
+        T: OnDevice,
+    {
+        let out = self.out.like(T::from_f32(UNTOUCHED));
+        let lse = vec![UNTOUCHED; self.lse_len()];
+        let problem = |lse| Problem {
+            attention: &self.attention,
+            q: self.q.placed(),
+            k: self.k.placed(),
+            v: self.v.placed(),
+            out: out.placed(),
+            lse,
+            cu_seqlens: self.cu.as_ref().map(|(q, k)| (&q[..], &k[..])),
+            seqused_k: self.seqused_k.as_deref(),
+            leftpad_k: self.leftpad_k.as_deref(),
+        };
+        let attended = problem(Some(&lse)).attend(1).map_err(|e| e.to_string())?;
+        let again = problem(None).attend(2).map_err(|e| e.to_string())?;
+        if bits(&attended.out) != bits(&again.out) {
+            return Err("out depends on the order, or on whether lse is wanted".into());
+        }
+        let out = Tensor {
+            data: attended.out,
+            ..out
+        };
+        Ok((
+            self.gather(&out, &attended.lse, UNTOUCHED)?,
+            attended.report,
+        ))
+    }
+
     fn lse_len(&self) -> usize {
         self.out.shape[..3].iter().product()
     }
@@ -627,6 +665,15 @@ impl<T: Element> Tensor<T> {
         strides.push(1);
         let skip = usize::from(self.packed);
         (self.shape[skip..].to_vec(), strides[skip..].to_vec())
+    }
+
+    fn placed(&self) -> Placed<'_, T> {
+        let (shape, strides) = self.shape_and_strides();
+        Placed {
+            data: &self.data,
+            offset: self.offset,
+            layout: Layout::new("tensor", &shape, &strides).expect("the strides fit"),
+        }
     }
 
     pub fn view(&self) -> View<'_, T> {

@@ -1,0 +1,183 @@
+//! Runs plans on an emulator: the PTX that the build made, instruction by instruction on the CPU, with all of its checks on.
+
+use std::collections::HashMap;
+use std::fmt::{self, Debug};
+use std::sync::{Arc, LazyLock, Mutex};
+
+use flash_alibi::cpu::Element;
+use flash_alibi::plan::{Addresses, Call, Device, Dtype, Executor, Launch, Packed, Plan};
+use flash_alibi::{Attention, Layout};
+use half::{bf16, f16};
+use ptx_emulator::{DevicePtr, Fault, LaunchConfig, Memory, Module, Report, Scalar};
+
+/// An element type that kernels take.
+pub trait OnDevice: Element + Scalar {
+    const DTYPE: Dtype;
+}
+
+impl OnDevice for f16 {
+    const DTYPE: Dtype = Dtype::F16;
+}
+
+impl OnDevice for bf16 {
+    const DTYPE: Dtype = Dtype::Bf16;
+}
+
+/// As small as devices are that run the kernels: compute capability 8.6.
+pub const SMALLEST: Device = Device {
+    compute_capability: (8, 6),
+    shared_bytes_per_block: 99 << 10,
+};
+
+/// A tensor in a buffer: its first element is `data[offset]`.
+#[derive(Clone, Copy)]
+pub struct Placed<'a, T> {
+    pub data: &'a [T],
+    pub offset: usize,
+    pub layout: Layout,
+}
+
+/// A call, with all that it reads and with what its outputs hold before.
+#[derive(Clone, Copy)]
+pub struct Problem<'a, T> {
+    pub attention: &'a Attention,
+    pub q: Placed<'a, T>,
+    pub k: Placed<'a, T>,
+    pub v: Placed<'a, T>,
+    pub out: Placed<'a, T>,
+    pub lse: Option<&'a [f32]>,
+    pub cu_seqlens: Option<(&'a [i32], &'a [i32])>,
+    pub seqused_k: Option<&'a [i32]>,
+    pub leftpad_k: Option<&'a [i32]>,
+}
+
+/// What outputs hold afterwards, and what was executed.
+#[derive(Debug)]
+pub struct Attended<T> {
+    pub out: Vec<T>,
+    pub lse: Vec<f32>,
+    pub report: Option<Report>,
+}
+
+/// What went wrong, in words.
+#[derive(Debug)]
+pub struct Failure(pub String);
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+fn failure(error: impl fmt::Display) -> Failure {
+    Failure(error.to_string())
+}
+
+/// Carries out launches in its memory.
+pub struct Emulator {
+    pub memory: Memory,
+    /// Of the order of warps and blocks.
+    pub seed: u64,
+    pub report: Mutex<Option<Report>>,
+}
+
+impl Emulator {
+    pub fn new(seed: u64) -> Self {
+        Self {
+            memory: Memory::new(),
+            seed,
+            report: Mutex::default(),
+        }
+    }
+}
+
+impl Executor for Emulator {
+    type Error = Box<Fault>;
+
+    unsafe fn launch(&self, launch: &Launch, params: &[u8]) -> Result<(), Box<Fault>> {
+        static MODULES: LazyLock<Mutex<HashMap<&'static str, Arc<Module>>>> =
+            LazyLock::new(Mutex::default);
+        let module = MODULES
+            .lock()
+            .expect("parsing does not panic")
+            .entry(launch.file.name)
+            .or_insert_with(|| {
+                Arc::new(Module::parse(launch.file.ptx).expect("nvcc writes well-formed PTX"))
+            })
+            .clone();
+        let config = LaunchConfig::new(launch.grid, launch.block)
+            .shared_bytes(launch.shared_bytes)
+            .shared_limit(SMALLEST.shared_bytes_per_block)
+            .seed(self.seed);
+        let report = module.launch(&self.memory, launch.kernel, &config, params)?;
+        *self.report.lock().expect("nothing panics with it") = Some(report);
+        Ok(())
+    }
+}
+
+impl<T: OnDevice> Problem<'_, T> {
+    /// Plans and runs it.
+    pub fn attend(&self, seed: u64) -> Result<Attended<T>, Failure> {
+        let call = Call {
+            dtype: T::DTYPE,
+            q: self.q.layout,
+            k: self.k.layout,
+            v: self.v.layout,
+            out: self.out.layout,
+            packed: self.cu_seqlens.map(|(cu_q, cu_k)| {
+                let longest = |cu: &[i32]| cu.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
+                Packed {
+                    batch: cu_q.len() - 1,
+                    max_seqlen_q: longest(cu_q) as usize,
+                    max_seqlen_k: longest(cu_k) as usize,
+                }
+            }),
+        };
+        let plan = Plan::prefill(self.attention, &call, &SMALLEST).map_err(failure)?;
+
+        let emulator = Emulator::new(seed);
+        fn put<P: Scalar>(memory: &Memory, data: &[P]) -> Result<DevicePtr, Failure> {
+            memory.upload(data).map_err(failure)
+        }
+        let memory = &emulator.memory;
+        let buffer = |placed: &Placed<T>| put(memory, placed.data);
+        let first = |buffer: DevicePtr, placed: &Placed<T>| {
+            buffer.0 + (placed.offset * size_of::<T>()) as u64
+        };
+        let integers = |data: Option<&[i32]>| data.map_or(Ok(0), |data| Ok(put(memory, data)?.0));
+        let out = buffer(&self.out)?;
+        let lse = match self.lse {
+            Some(lse) => Some(put(memory, lse)?),
+            None => None,
+        };
+        let addresses = Addresses {
+            q: first(buffer(&self.q)?, &self.q),
+            k: first(buffer(&self.k)?, &self.k),
+            v: first(buffer(&self.v)?, &self.v),
+            out: first(out, &self.out),
+            lse: lse.map_or(0, |lse| lse.0),
+            slopes: put(memory, self.attention.slopes().as_slice())?.0,
+            cu_seqlens_q: integers(self.cu_seqlens.map(|(cu_q, _)| cu_q))?,
+            cu_seqlens_k: integers(self.cu_seqlens.map(|(_, cu_k)| cu_k))?,
+            seqused_k: integers(self.seqused_k)?,
+            leftpad_k: integers(self.leftpad_k)?,
+        };
+        // SAFETY: an emulator checks every access itself.
+        unsafe { plan.run(&emulator, &addresses) }.map_err(failure)?;
+        Ok(Attended {
+            out: memory.download(out, self.out.data.len()).map_err(failure)?,
+            lse: match lse {
+                Some(at) => memory
+                    .download(at, self.lse.map_or(0, <[f32]>::len))
+                    .map_err(failure)?,
+                None => Vec::new(),
+            },
+            report: emulator
+                .report
+                .into_inner()
+                .expect("nothing panics with it"),
+        })
+    }
+}
