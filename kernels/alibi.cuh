@@ -29,16 +29,17 @@ struct Alibi {
     Alibi() = default;
     __device__ Alibi(const AttentionParams &p, int batch, int head) {
         const float bias = ((const float *)p.slopes)[batch * p.slopes_batch_stride + head];
-        cap_scale = 0;
+        // A cap so far above the scores that this is 0 does nothing.
+        cap_scale = p.softcap > 0 ? p.scale / p.softcap : 0;
         sign = 1;
         scale = p.scale;
-        if (p.softcap > 0) {
-            cap_scale = p.scale / p.softcap;
-            scale = p.softcap;
-        } else if (fabsf(p.scale) < 1e-30f) {
-            // No score counts; slope / scale could overflow.
+        if (fabsf(p.scale) < 1e-30f) {
+            // No score counts, and slope / scale could overflow.
+            cap_scale = 0;
             sign = 0;
             scale = 1;
+        } else if (cap_scale != 0) {
+            scale = p.softcap;
         } else if (p.scale < 0) {
             sign = -1;
             scale = -p.scale;

@@ -5,6 +5,7 @@
 //
 // Each warp has whole rows, so that nothing but keys and values is shared. V arrives while S is computed, the next K while O is.
 
+#include "row.cuh"
 #include "softmax.cuh"
 #include "tile.cuh"
 
@@ -200,6 +201,7 @@ struct Prefill {
         // Through the tile of Q, of which a warp reads only its own rows, so that the output is written in whole chunks.
         const Tile out_tile = {q_tile.base + warp * 16 * M * Tile::ROW_BYTES};
         const int warp_row = block.first_row + warp * 16 * M;
+        uint32_t not_finite = 0;
         __syncwarp();
 #pragma unroll
         for (int m = 0; m < M; ++m) {
@@ -209,11 +211,14 @@ struct Prefill {
                 const float sum = sum_of_row(softmax.sum[m][h]);
                 const bool seen = sum != 0;
                 const float factor = reciprocal_approx(sum);
+                float zero = 0;
 #pragma unroll
                 for (int n = 0; n < D / 8; ++n) {
                     const float *two = &out[m][n][2 * h];
+                    zero = fmaf(two[0], 0, fmaf(two[1], 0, zero));
                     st_shared(out_tile.at(r, n) + lane % 4 * 4, seen ? pack(two[0] * factor, two[1] * factor, T()) : 0);
                 }
+                if (seen && zero != 0) not_finite |= 1u << r;
                 if (p.lse && lane % 4 == 0 && warp_row + r <= block.last_row) {
                     const float parted = (float)(rows.nearest(block.s, m, h) - rows.position(m, h));
                     const float lse = (softmax.max[m][h] + log2_approx(sum) - block.alibi.slope_log2 * parted) * LN_2;
@@ -235,6 +240,16 @@ struct Prefill {
 #pragma unroll
                 for (int e = 0; e < 8; ++e) to[e] = ((const T *)&x)[e];
             }
+        }
+
+        // A value that is not finite times a weight of 0 is NaN, in rows that do not see the key too. Such rows are computed
+        // again, from the keys they see alone.
+        not_finite = __reduce_or_sync(0xffffffff, not_finite);
+        __syncwarp();
+#pragma unroll 1
+        for (; not_finite != 0; not_finite &= not_finite - 1) {
+            const int i = warp_row + __ffs(not_finite) - 1;
+            if (i <= block.last_row) attend_row<T>(p, block.s, block.batch, block.head, i);
         }
     }
 };

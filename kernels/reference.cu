@@ -1,90 +1,16 @@
-// Attention as it is defined, one warp a query row, in f32: slow, and plain enough to be believed. The fast kernels are
-// compared with it on a device, and it shows that a device, its driver and this build fit together.
+// Attention without tiles or tensor cores, one warp a row. The fast kernels are compared with it on a device, and it shows
+// that a device, its driver and this build fit together.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include "sequence.cuh"
+#include "row.cuh"
 
 namespace {
-
-constexpr int WARP = 32;
-constexpr int MAX_HEAD_DIM = 256;
-
-__device__ float widen(float x) { return x; }
-__device__ float widen(__half x) { return __half2float(x); }
-__device__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ void narrow(float x, float *to) { *to = x; }
-__device__ void narrow(float x, __half *to) { *to = __float2half_rn(x); }
-__device__ void narrow(float x, __nv_bfloat16 *to) { *to = __float2bfloat16_rn(x); }
-
-__device__ float sum_over_warp(float x) {
-    for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffff, x, step);
-    return x;
-}
 
 // Grid: rows / warps of a block, query heads, sequences.
 template <typename T>
 __device__ void attention(const AttentionParams &p) {
-    const int lane = threadIdx.x % WARP;
     const int i = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-    const int head = blockIdx.y, head_k = head / p.group, batch = blockIdx.z;
-    const Sequence s = sequence(p, batch);
-    if (i >= s.seqlen_q) return;
-
-    const int at = position(s, i);
-    const Visible keys = visible(p, s, at);
-    const float slope = ((const float *)p.slopes)[batch * p.slopes_batch_stride + head];
-
-    // Lane l owns the elements l, l + 32, ... of a row.
-    constexpr int OWNED = MAX_HEAD_DIM / WARP;
-    float q[OWNED], out[OWNED];
-    const T *q_row = row<const T>(p.q, p.q_strides, batch, s.first_q + i, head);
-#pragma unroll
-    for (int e = 0; e < OWNED; ++e) {
-        const int c = lane + e * WARP;
-        q[e] = c < p.head_dim ? widen(q_row[c]) : 0.0f;
-        out[e] = 0.0f;
-    }
-
-    // The online softmax: the largest score so far, and sums relative to it.
-    float largest = -INFINITY, sum = 0.0f;
-    for (int j = keys.first; j <= keys.last; ++j) {
-        const T *k_row = row<const T>(p.k, p.k_strides, batch, s.first_k + j, head_k);
-        const T *v_row = row<const T>(p.v, p.v_strides, batch, s.first_k + j, head_k);
-        float dot = 0.0f;
-#pragma unroll
-        for (int e = 0; e < OWNED; ++e) {
-            const int c = lane + e * WARP;
-            if (c < p.head_dim) dot += q[e] * widen(k_row[c]);
-        }
-        float score = p.scale * sum_over_warp(dot);
-        if (p.softcap > 0.0f) score = p.softcap * tanhf(score / p.softcap);
-        score -= slope * (float)abs(at - j);
-
-        const float next = fmaxf(largest, score);
-        const float reference = next == -INFINITY ? 0.0f : next;
-        const float shrink = expf(largest - reference), weight = expf(score - reference);
-        largest = next;
-        sum = sum * shrink + weight;
-#pragma unroll
-        for (int e = 0; e < OWNED; ++e) {
-            const int c = lane + e * WARP;
-            if (c < p.head_dim) out[e] = out[e] * shrink + weight * widen(v_row[c]);
-        }
-    }
-
-    const bool seen = sum != 0.0f;
-    T *out_row = row<T>(p.out, p.out_strides, batch, s.first_q + i, head);
-#pragma unroll
-    for (int e = 0; e < OWNED; ++e) {
-        const int c = lane + e * WARP;
-        if (c < p.head_dim) narrow(seen ? out[e] / sum : 0.0f, out_row + c);
-    }
-    if (p.lse && lane == 0) {
-        float *lse = (float *)p.lse + batch * p.lse_batch_stride + head * p.lse_head_stride + s.first_q + i;
-        *lse = seen ? largest + logf(sum) : -INFINITY;
-    }
+    const Sequence s = sequence(p, blockIdx.z);
+    if (i < s.seqlen_q) attend_row<T>(p, s, blockIdx.z, blockIdx.y, i);
 }
 
 }  // namespace

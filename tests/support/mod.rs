@@ -15,6 +15,7 @@ use flash_alibi::{Attention, Inputs, Layout, Mask, Slopes, View, ViewMut};
 pub mod accuracy;
 #[path = "../../examples/check_golden/emulator.rs"]
 pub mod emulator;
+pub mod strategy;
 
 use accuracy::{Accuracy, LSE_LIMIT, Sequence, low_precision, sees};
 use emulator::{OnDevice, Placed, Problem};
