@@ -1,0 +1,73 @@
+"""What a figure depends on: the GPU, its driver, versions and the commit."""
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shapes import TOKENS, WIDTH
+
+
+def output_of(*command: str | Path) -> str:
+    """What a command prints, or in brackets why there is nothing."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"[{error}]"
+    return done.stdout.strip()
+
+
+def nvidia_smi(*fields: str) -> dict[str, str]:
+    uuid = torch.cuda.get_device_properties(0).uuid
+    line = output_of("nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader")
+    values = [value.strip() for value in line.split(",")]
+    return dict(zip(fields, values)) if len(values) == len(fields) else dict.fromkeys(fields, line)
+
+
+def clocks() -> dict[str, str]:
+    return nvidia_smi("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
+
+
+def git_commit() -> str:
+    folder = Path(__file__).parent
+    commit = output_of("git", "-C", folder, "rev-parse", "HEAD")
+    changes = output_of("git", "-C", folder, "status", "--porcelain")
+    return f"{commit} with changes" if changes and not commit.startswith("[") else commit
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def l2_state(l2_bytes: int) -> str:
+    tensors = 4 * TOKENS * WIDTH * 2
+    return (
+        f"not flushed between calls: q, k, v and out take {tensors / 2**20:.0f} MiB at every shape, "
+        f"the GPU's L2 holds {l2_bytes / 2**20:.0f} MiB"
+    )
+
+
+def environment(packages: Iterable[str]) -> dict[str, Any]:
+    """Of a machine with a GPU."""
+    gpu = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": gpu.name,
+        "multiprocessors": gpu.multi_processor_count,
+        "memory_bytes": gpu.total_memory,
+        "driver": nvidia_smi("driver_version")["driver_version"],
+        "limits": nvidia_smi("clocks.max.sm", "clocks.max.mem", "power.limit"),
+        "l2": l2_state(gpu.L2_cache_size),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "pytorch": torch.__version__,
+        "python": platform.python_version(),
+        "packages": {package: version(package) for package in packages},
+        "commit": git_commit(),
+    }
