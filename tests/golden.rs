@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use flash_alibi::cpu;
 use golden::{Case, Computed, Golden, Stored};
-use support::accuracy;
+use support::{accuracy, emulator};
 
 fn cases() -> Vec<Golden> {
     let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden"));
@@ -41,6 +41,27 @@ fn the_fast_path_keeps_the_contract() {
             Golden::F16(case) => check(&case),
             Golden::Bf16(case) => check(&case),
             Golden::F32(case) => check(&case),
+        }
+    }
+}
+
+#[test]
+fn the_prefill_kernel_keeps_the_contract_under_the_emulator() {
+    fn check<T: Stored>(case: &Case<T>) {
+        let accuracy = case.judge(&case.on_emulator().unwrap());
+        assert!(
+            accuracy.passes(),
+            "{}: {accuracy:?}, limit {:e}",
+            case.name,
+            accuracy.out_limit()
+        );
+    }
+    for golden in cases() {
+        match golden {
+            Golden::F16(case) => check(&case),
+            Golden::Bf16(case) => check(&case),
+            // The kernels take f16 and bf16, and so do all files.
+            Golden::F32(case) => panic!("{} is f32", case.name),
         }
     }
 }

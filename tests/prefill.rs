@@ -2,12 +2,15 @@
 
 mod support;
 
-use flash_alibi::Mask;
+use flash_alibi::cpu::oracle;
+use flash_alibi::plan::{Addresses, Call, Dtype, Plan};
+use flash_alibi::{Attention, Inputs, Layout, Mask, Slopes, View};
 use half::{bf16, f16};
 use proptest::prelude::*;
-use support::emulator::OnDevice;
+use ptx_emulator::{Class, DevicePtr, Line, Report};
+use support::emulator::{Emulator, OnDevice, SMALLEST};
 use support::strategy::{case, config, fail, pick};
-use support::{Case, Lengths, Memory, Rows, SlopeKind, expect};
+use support::{Case, Lengths, Memory, Rows, SlopeKind, expect, random};
 
 /// How much work the emulator may have in one random case.
 const WORK: usize = 1_000_000;
@@ -282,5 +285,187 @@ fn softcaps_from_tight_to_loose() {
             amplitude: 3.0,
             ..Case::dense(1, 70, 140, (2, 2), 64)
         });
+    }
+}
+
+/// Keys at position 1,000,000 and beyond, in a cache of 16 GB of which only the window's rows exist: a read elsewhere is a
+/// fault, and offsets in q, k, v and out exceed 2^31 elements.
+#[test]
+fn probabilities_are_exact_at_position_1_000_000_and_offsets_exceed_32_bits() {
+    const ROWS: usize = 3;
+    const EXISTING: usize = 800;
+    const HEAD_DIM: usize = 64;
+    let (seqlen_k, stride_k, stride_q) = (1_000_100, 8192, 1 << 31);
+    let slopes = [0.5, 2f32.powi(-8), 0.5f32.sqrt()];
+    let heads = slopes.len();
+    let values = |tag, rows: usize, heads: usize| -> Vec<f16> {
+        let value = |i| f16::from_f32(random(5, tag, [i, 0, 0, 0]));
+        (0..rows * heads * HEAD_DIM).map(value).collect()
+    };
+    let (q, k, v) = (
+        values(0, ROWS, heads),
+        values(1, EXISTING, 1),
+        values(2, EXISTING, 1),
+    );
+
+    let emulator = Emulator::new(3);
+    let memory = &emulator.memory;
+    let layout = |rows: usize, heads: usize, stride: usize| {
+        Layout::new(
+            "tensor",
+            &[1, rows, heads, HEAD_DIM],
+            &[0, stride, HEAD_DIM, 1],
+        )
+        .unwrap()
+    };
+    let place = |layout: &Layout, data: &[f16]| {
+        let buffer = memory.alloc(2 * layout.span() as u64).unwrap();
+        let [_, rows, heads, _] = layout.shape()[..] else {
+            unreachable!()
+        };
+        let first = rows - data.len() / (heads * HEAD_DIM);
+        for (row, data) in data.chunks(heads * HEAD_DIM).enumerate() {
+            let at = (first + row) * layout.strides()[1] * 2;
+            memory
+                .write_slice(DevicePtr(buffer.0 + at as u64), data)
+                .unwrap();
+        }
+        buffer.0
+    };
+    let (layout_q, layout_k) = (layout(ROWS, heads, stride_q), layout(seqlen_k, 1, stride_k));
+    let call = Call {
+        dtype: Dtype::F16,
+        q: layout_q,
+        k: layout_k,
+        v: layout_k,
+        out: layout_q,
+        packed: None,
+    };
+    let lse = memory.alloc((heads * ROWS * 4) as u64).unwrap();
+    let addresses = Addresses {
+        q: place(&layout_q, &q),
+        k: place(&layout_k, &k),
+        v: place(&layout_k, &v),
+        out: place(&layout_q, &[]),
+        lse: lse.0,
+        slopes: memory.upload(&slopes).unwrap().0,
+        ..Addresses::default()
+    };
+
+    // exp(lse) of a window is the sum of its weights, so two windows that differ by a key give the key's: in f32, where out
+    // is rounded to f16.
+    let lse_of = |window: usize| -> Vec<(f64, f64)> {
+        let attention = Attention::new(heads, 1, HEAD_DIM)
+            .slopes(Slopes::per_head(&slopes))
+            .window(Some(window), None)
+            .build()
+            .unwrap();
+        let plan = Plan::prefill(&attention, &call, &SMALLEST).unwrap();
+        // SAFETY: the emulator checks every access itself.
+        unsafe { plan.run(&emulator, &addresses) }.unwrap();
+        let found: Vec<f32> = memory.download(lse, heads * ROWS).unwrap();
+
+        let view =
+            |data, rows: usize, heads: usize| View::new(data, &[1, rows, heads, HEAD_DIM]).unwrap();
+        let inputs = Inputs::new(
+            view(&q, ROWS, heads),
+            view(&k, EXISTING, 1),
+            view(&v, EXISTING, 1),
+        );
+        let exact = oracle::attend(&attention, &inputs).unwrap();
+        for (row, exact) in exact.out.chunks(heads * HEAD_DIM).enumerate() {
+            let at = DevicePtr(addresses.out + (row * stride_q * 2) as u64);
+            let out: Vec<f16> = memory.download(at, exact.len()).unwrap();
+            for (x, exact) in out.iter().zip(exact) {
+                assert!(
+                    (x.to_f64() - exact).abs() <= 4e-3,
+                    "row {row}: {x}, exact {exact}"
+                );
+            }
+        }
+        found
+            .iter()
+            .zip(exact.lse)
+            .map(|(&x, exact)| (x.into(), exact))
+            .collect()
+    };
+    let all = lse_of(700);
+    for distance in [1, 2, 7, 31, 63, 64, 65, 127, 128, 300] {
+        let (with, without) = (lse_of(distance), lse_of(distance - 1));
+        for (row, ((with, without), all)) in with.iter().zip(&without).zip(&all).enumerate() {
+            let p = (with.0 - all.0).exp() - (without.0 - all.0).exp();
+            let exact = (with.1 - all.1).exp() - (without.1 - all.1).exp();
+            let error = (p - exact).abs();
+            assert!(
+                error <= 1e-5,
+                "row {row}, distance {distance}: P = {p:e}, exact {exact:e}"
+            );
+        }
+    }
+}
+
+/// What a warp executes for each tile that all of its rows see, where the maximum does not move.
+#[test]
+fn the_bias_costs_one_multiply_add_a_score() {
+    const TILES: usize = 4;
+    for (head_dim, keys) in [(64, 128), (128, 64)] {
+        let report = |k| {
+            let case = Case {
+                slopes: SlopeKind::All(1.0),
+                ..Case::dense(1, 128, k, (1, 1), head_dim)
+            };
+            let attended = case.lay_out::<bf16>().attend_on_emulator();
+            attended.unwrap().1.unwrap()
+        };
+        let (few, many) = (report(1024), report(1024 + TILES * keys));
+        // Of a warp in a tile. Moves are where paths of the program meet; ptxas leaves none of them.
+        let each = |of: &dyn Fn(&Line) -> bool| -> u64 {
+            let sum = |report: &Report| -> u64 {
+                let lines = report.lines.iter();
+                let lines = lines.filter(|line| line.class != Class::Move && of(line));
+                lines.map(|line| line.counters.warp_instructions).sum()
+            };
+            (sum(&many) - sum(&few)) / (4 * TILES as u64)
+        };
+        let of_class = |class| each(&|line| line.class == class);
+        let all = each(&|_| true);
+        let bias = each(&|line| {
+            let source = line.source.as_deref().unwrap_or_default();
+            source.contains("alibi.cuh")
+        });
+        let scores = keys as u64; // Of a lane: 32 rows in 32 lanes.
+        println!(
+            "d{head_dim}, {keys} keys: {all} PTX instructions a tile with ALiBi, {} without",
+            all - bias
+        );
+        for class in Class::ALL {
+            println!("    {class:?}: {}", of_class(class));
+        }
+        assert!(bias <= scores + 32, "{bias} for {scores} scores");
+        // S = Q K^T and O += P V for 32 rows, in products of 16 x 8 x 16.
+        let products = 2 * (32 * keys * head_dim) / (16 * 8 * 16);
+        assert_eq!(of_class(Class::Tensor), products as u64);
+        // The powers of two, and one that shrinks each row.
+        assert_eq!(of_class(Class::Special), scores + 4);
+        // Bias, maximum, exponent and sum; and what each row takes.
+        assert!(of_class(Class::F32) <= 4 * scores + 60);
+    }
+}
+
+#[test]
+fn no_head_dim_has_bank_conflicts() {
+    for head_dim in (8..=256).step_by(8) {
+        let case = Case::dense(1, 128, 128, (1, 1), head_dim);
+        let report = case
+            .lay_out::<f16>()
+            .attend_on_emulator()
+            .unwrap()
+            .1
+            .unwrap();
+        assert_eq!(
+            report.total().bank_conflicts,
+            0,
+            "head_dim {head_dim}: {report}"
+        );
     }
 }

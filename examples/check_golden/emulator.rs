@@ -56,6 +56,7 @@ pub struct Problem<'a, T> {
 pub struct Attended<T> {
     pub out: Vec<T>,
     pub lse: Vec<f32>,
+    #[allow(dead_code)] // Tests look at it.
     pub report: Option<Report>,
 }
 

@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flash_alibi::cpu::Element;
-use flash_alibi::{Attention, Inputs, Mask, Slopes, View};
+use flash_alibi::{Attention, Inputs, Layout, Mask, Slopes, View};
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use crate::accuracy::{Accuracy, Sequence, low_precision};
+use crate::emulator::{Attended, Placed, Problem};
 
 /// One golden file.
 #[derive(Debug)]
@@ -145,22 +146,31 @@ pub trait Stored: Element {
     const DTYPE: Dtype;
     const NAME: &'static str;
     fn from_le_bytes(bytes: &[u8]) -> Self;
+    /// Runs a problem under the emulator.
+    fn emulate(problem: &Problem<Self>) -> Result<Attended<Self>>;
 }
 
 macro_rules! stored {
-    ($type:ty, $dtype:ident, $name:literal) => {
+    ($type:ty, $dtype:ident, $name:literal, $emulate:expr) => {
         impl Stored for $type {
             const DTYPE: Dtype = Dtype::$dtype;
             const NAME: &'static str = $name;
             fn from_le_bytes(bytes: &[u8]) -> Self {
                 Self::from_le_bytes(bytes.try_into().expect("chunks of the type's size"))
             }
+            fn emulate(problem: &Problem<Self>) -> Result<Attended<Self>> {
+                $emulate(problem)
+            }
         }
     };
 }
-stored!(f16, F16, "f16");
-stored!(bf16, BF16, "bf16");
-stored!(f32, F32, "f32");
+stored!(f16, F16, "f16", |problem: &Problem<Self>| Ok(
+    problem.attend(1)?
+));
+stored!(bf16, BF16, "bf16", |problem: &Problem<Self>| Ok(
+    problem.attend(1)?
+));
+stored!(f32, F32, "f32", |_| bail!("the kernels take f16 and bf16"));
 
 impl<T: Stored> Case<T> {
     fn new(name: String, description: &Description, tensors: &SafeTensors) -> Result<Self> {
@@ -259,6 +269,36 @@ impl<T: Stored> Case<T> {
             inputs = inputs.leftpad_k(lengths);
         }
         Ok(inputs)
+    }
+
+    /// Runs the CUDA kernel's PTX.
+    pub fn on_emulator(&self) -> Result<Computed> {
+        let (out, lse) = (
+            vec![T::from_f32(0.0); self.out.len()],
+            vec![0.0; self.lse.len()],
+        );
+        fn placed<'a, T>(data: &'a [T], shape: &[usize]) -> Result<Placed<'a, T>> {
+            Ok(Placed {
+                data,
+                offset: 0,
+                layout: Layout::contiguous("tensor", shape)?,
+            })
+        }
+        let attended = T::emulate(&Problem {
+            attention: &self.attention,
+            q: placed(&self.q.data, &self.q.shape)?,
+            k: placed(&self.k.data, &self.k.shape)?,
+            v: placed(&self.v.data, &self.v.shape)?,
+            out: placed(&out, &self.q.shape)?,
+            lse: Some(&lse),
+            cu_seqlens: None,
+            seqused_k: self.seqused_k.as_deref(),
+            leftpad_k: self.leftpad_k.as_deref(),
+        })?;
+        Ok(Computed {
+            out: attended.out.iter().map(|x| x.to_f32().into()).collect(),
+            lse: attended.lse.iter().map(|&x| x.into()).collect(),
+        })
     }
 
     /// Measures a result. The inputs must be ones that the crate accepts: this relies on their shapes and lengths.

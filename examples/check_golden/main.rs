@@ -1,13 +1,14 @@
 //! Checks a backend against golden files: does this machine compute ALiBi attention to the crate's accuracy contract?
 //!
 //! ```text
-//! cargo run --release --example check_golden -- [--backend cpu|oracle] [DIR_OR_FILE]...
+//! cargo run --release --example check_golden -- [--backend cpu|oracle|emulator] [DIR_OR_FILE]...
 //! ```
 //!
 //! Without paths it checks the files that come with the crate, `tests/golden`. The exit status is 0 when all cases pass,
 //! 1 otherwise. See `golden.rs` for the format of the files.
 
 mod accuracy;
+mod emulator;
 mod golden;
 
 use std::path::PathBuf;
@@ -36,6 +37,8 @@ enum Backend {
     Cpu,
     /// The f64 oracle.
     Oracle,
+    /// The CUDA kernel, its PTX executed on this machine's processor with a sanitizer's checks: f16 and bf16.
+    Emulator,
 }
 
 impl Backend {
@@ -57,6 +60,7 @@ impl Backend {
                     lse: result.lse,
                 }
             }
+            Self::Emulator => case.on_emulator()?,
         })
     }
 }

@@ -67,11 +67,12 @@ pub(super) fn reconvergence(code: &mut [Inst]) {
 }
 
 /// A lane that ends early (exit, trap) does not keep the others from meeting, as exited lanes are
-/// waited for by nobody: drops edges to blocks that only end, where there is another successor.
+/// waited for by nobody: drops edges to blocks that only end, where there is another successor. Not
+/// those that lead out of a last loop: without them nothing would reach the exit.
 fn without_early_exits(
     code: &[Inst],
     starts: &[usize],
-    mut succs: Vec<Vec<usize>>,
+    all: Vec<Vec<usize>>,
     exit: usize,
 ) -> Vec<Vec<usize>> {
     let mut ends: Vec<bool> = (0..starts.len())
@@ -87,12 +88,34 @@ fn without_early_exits(
         .collect();
     ends.push(true);
     debug_assert_eq!(ends.len(), exit + 1);
+    let mut succs = all.clone();
     for ss in &mut succs {
         if ss.iter().any(|&s| !ends[s]) {
             ss.retain(|&s| !ends[s]);
         }
     }
+    let reach = reaching(&succs, exit);
+    for (b, ss) in all.into_iter().enumerate() {
+        if !reach[b] {
+            succs[b] = ss;
+        }
+    }
     succs
+}
+
+/// Which blocks have a way to the exit.
+fn reaching(succs: &[Vec<usize>], exit: usize) -> Vec<bool> {
+    let mut reach = vec![false; succs.len() + 1];
+    reach[exit] = true;
+    loop {
+        let before = reach.iter().filter(|&&r| r).count();
+        for (b, ss) in succs.iter().enumerate().rev() {
+            reach[b] |= ss.iter().any(|&s| reach[s]);
+        }
+        if reach.iter().filter(|&&r| r).count() == before {
+            return reach;
+        }
+    }
 }
 
 /// Immediate post-dominators by iteration to a fixed point (Cooper, Harvey and Kennedy). Blocks
