@@ -17,6 +17,8 @@ struct Usage {
     spill_bytes: u32,
     /// Loads and stores of local memory in the machine code.
     local_accesses: u32,
+    /// Multiply-adds with a column of a tile as the factor: the bias, unrolled.
+    column_multiply_adds: u32,
 }
 
 /// By kernel and architecture.
@@ -65,14 +67,20 @@ fn read_sass(sass: &str, table: &mut Table) {
             arch = found.into();
         } else if let Some(found) = line.strip_prefix("Function : ") {
             name = found.into();
-        } else if line
-            .split_whitespace()
-            .any(|word| ["LDL", "STL"].contains(&word.split('.').next().unwrap_or("")))
-        {
-            table
-                .entry((name.clone(), arch.clone()))
-                .or_default()
-                .local_accesses += 1;
+        } else {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let is = |word: &&str, what| word.split('.').next() == Some(what);
+            let usage = table.entry((name.clone(), arch.clone()));
+            if words.iter().any(|word| is(word, "LDL") || is(word, "STL")) {
+                usage.or_default().local_accesses += 1;
+            } else if let Some(at) = words.iter().position(|word| is(word, "FFMA"))
+                && words
+                    .get(at + 3)
+                    .and_then(|factor| factor.trim_end_matches(',').parse::<f32>().ok())
+                    .is_some_and(|column| column.fract() == 0.0 && column.abs() <= 64.0)
+            {
+                usage.or_default().column_multiply_adds += 1;
+            }
         }
     }
 }
@@ -181,6 +189,29 @@ fn no_kernel_spills_or_uses_local_memory() {
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
+/// What the emulator counts of the PTX, the machine code keeps: one multiply-add for each score that a lane has of a tile.
+#[test]
+fn the_bias_costs_one_multiply_add_a_score() {
+    let mut table = Table::new();
+    read_sass(&sass(kernels::named("prefill").unwrap()), &mut table);
+    for (head_dim, scores) in [(32, 128), (64, 128), (80, 64), (128, 64), (256, 32)] {
+        for dtype in ["f16", "bf16"] {
+            let name = format!("prefill_{dtype}_d{head_dim}");
+            let found: Vec<_> = table.iter().filter(|((of, _), _)| *of == name).collect();
+            assert!(!found.is_empty(), "{name} is not in {:?}", table.keys());
+            for ((_, arch), usage) in found {
+                let n = usage.column_multiply_adds;
+                // Four of them have the factor 0, and one may have the factor 1.
+                let expected = scores - 8..=scores;
+                assert!(
+                    expected.contains(&n),
+                    "{name} on {arch}: {n} for {scores} scores"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn a_kernel_that_spills_is_found() {
     let log = "ptxas info    : Compiling entry function 'attention' for 'sm_90a'\n\
@@ -191,7 +222,8 @@ fn a_kernel_that_spills_is_found() {
     let mut table = Table::new();
     read_ptxas(log, &mut table);
     read_sass(
-        "arch = sm_90a\n\tFunction : attention\n /*0010*/  STL.64 [R1], R2 ;",
+        "arch = sm_90a\n\tFunction : attention\n /*0010*/  STL.64 [R1], R2 ;\n\
+            /*0020*/  @P0 FFMA R1, R2.reuse, -16, R3 ;\n /*0030*/  FFMA R1, R2, R4, -16 ;",
         &mut table,
     );
     let expected = Usage {
@@ -200,6 +232,7 @@ fn a_kernel_that_spills_is_found() {
         stack_bytes: 16,
         spill_bytes: 12,
         local_accesses: 1,
+        column_multiply_adds: 1,
     };
     assert_eq!(table[&("attention".into(), "sm_90a".into())], expected);
     assert_eq!(
