@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::sample::select;
 use support::strategy::{case, config, fail, pick};
-use support::{Case, LaidOut, Lengths, Memory, Rows, SlopeKind, Tensor, expect, random};
+use support::{Case, LaidOut, Lengths, Rows, SlopeKind, Tensor, expect, random};
 
 /// How much work the reference may have in one random case.
 const WORK: usize = 2_000_000;
