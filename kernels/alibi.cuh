@@ -50,17 +50,12 @@ struct Alibi {
     }
 };
 
-// The query rows of a lane: row (m, h) stands `m * 16 + h * 8` after the first.
-struct LaneRows {
-    int first_position;
-
-    __device__ int position(int m, int h) const { return first_position + m * 16 + h * 8; }
-    // What the bias counts from: the visible key nearest to the position, so that numbers stay small where padding parts them.
-    __device__ int nearest(const Sequence &s, int m, int h) const { return max(position(m, h), s.leftpad_k); }
-};
-
 // The scores of a warp: M times 16 rows and KEYS keys, as mma leaves them. Element 2 h + e of block n is row
 // lane / 4 + 8 h and key 8 n + 2 (lane % 4) + e.
+//
+// A lane's rows are described by a class with, for row (m, h): its `position`; its `nearest` visible key, from which the bias
+// counts, so that numbers stay small where padding parts a row from its keys; the keys it sees (`visible`); and its slope in
+// units of a raw score (`slope`) and of an exponent (`slope_log2`).
 template <int M, int KEYS>
 struct Scores {
     static constexpr int BLOCKS = KEYS / 8;
@@ -96,14 +91,15 @@ struct Scores {
 
     // Tiles that all rows see, wholly before (`side` 1) or after (-1) all of them. The distance grows by one with each key,
     // so the bias is one fused multiply-add with a constant, relative to the tile's middle; the rest is a constant of the row.
-    __device__ void bias(const Alibi &alibi, const Sequence &q, LaneRows rows, int first_key, float side, float (&constant)[M][2]) {
-        const float slope = alibi.slope * side, slope_log2 = -alibi.slope_log2 * side;
+    template <typename Rows>
+    __device__ void bias(const Rows &rows, int first_key, float side, float (&constant)[M][2]) {
         const int middle = first_key + KEYS / 2 + first_key_of_lane();
 #pragma unroll
         for (int m = 0; m < M; ++m) {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                constant[m][h] = slope_log2 * (float)(rows.nearest(q, m, h) - middle);
+                const float slope = rows.slope(m, h) * side;
+                constant[m][h] = -rows.slope_log2(m, h) * side * (float)(rows.nearest(m, h) - middle);
 #pragma unroll
                 for (int n = 0; n < BLOCKS; ++n) {
 #pragma unroll
@@ -117,14 +113,15 @@ struct Scores {
     }
 
     // Any tile: each score has its distance, and is -inf unless its row sees the key.
-    __device__ void bias_and_mask(const Alibi &alibi, const AttentionParams &p, const Sequence &q, LaneRows rows, int first_key) {
+    template <typename Rows>
+    __device__ void bias_and_mask(const Rows &rows, int first_key) {
         const int first = first_key + first_key_of_lane();
 #pragma unroll
         for (int m = 0; m < M; ++m) {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                const float distance = (float)(rows.nearest(q, m, h) - first);
-                const Visible v = visible(p, q, rows.position(m, h));
+                const float distance = (float)(rows.nearest(m, h) - first), slope = rows.slope(m, h);
+                const Visible v = rows.visible(m, h);
                 // Unsigned, so that one comparison has both ends; a row that sees nothing sees no key of the tile.
                 const bool any = v.first <= v.last;
                 const uint32_t begin = any ? v.first - first : 0x40000000, length = any ? v.last - v.first : 0;
@@ -134,7 +131,7 @@ struct Scores {
                     for (int e = 0; e < 2; ++e) {
                         float &x = s[m][n][2 * h + e];
                         const int key = 8 * n + e;
-                        const float biased = fmaf(-alibi.slope, fabsf(distance - (float)key), x);
+                        const float biased = fmaf(-slope, fabsf(distance - (float)key), x);
                         x = key - begin <= length ? biased : -INFINITY;
                     }
                 }

@@ -27,6 +27,12 @@ typedef struct AttentionParams {
     /// i32 `[batch]`.
     uint64_t seqused_k;
     uint64_t leftpad_k;
+    /// i32 `[batch, table_columns]`: keys and values in pages. Their strides are then those of
+    /// `[pages, page_size, heads_k, head_dim]`.
+    uint64_t block_table;
+    /// f32 `[splits, batch, heads_k, seqlen_q * group, head_dim]` and without the last: where keys are split.
+    uint64_t partial_out;
+    uint64_t partial_lse;
     TensorStrides q_strides;
     TensorStrides k_strides;
     TensorStrides v_strides;
@@ -34,6 +40,7 @@ typedef struct AttentionParams {
     int64_t lse_batch_stride;
     int64_t lse_head_stride;
     int64_t slopes_batch_stride;
+    int64_t table_stride;
     /// Rows of a sequence; of the longest, where sequences are packed.
     int32_t seqlen_q;
     int32_t seqlen_k;
@@ -48,11 +55,16 @@ typedef struct AttentionParams {
     /// Keys before and after its own position that a query sees; -1: all. 0 after it is causal.
     int32_t window_left;
     int32_t window_right;
+    int32_t page_size;
+    int32_t pages;
+    int32_t table_columns;
+    /// Parts of the keys, each with blocks of its own.
+    int32_t splits;
     float scale;
     /// 0: none.
     float softcap;
 } AttentionParams;
 
 #ifdef __cplusplus
-static_assert(sizeof(AttentionParams) == 248, "the layout that Rust has");
+static_assert(sizeof(AttentionParams) == 296, "the layout that Rust has");
 #endif

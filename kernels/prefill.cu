@@ -5,9 +5,9 @@
 //
 // Each warp has whole rows, so that nothing but keys and values is shared. V arrives while S is computed, the next K while O is.
 
+#include "products.cuh"
 #include "row.cuh"
 #include "softmax.cuh"
-#include "tile.cuh"
 
 #include <new>
 
@@ -27,66 +27,6 @@ struct Prefill {
     using Tile = SharedTile<D>;
     using Copy = ::Copy<T, D, THREADS>;
     using Output = float[M][D / 8][4];
-
-    // S = Q K^T.
-    __device__ static void multiply(Scores<M, KEYS> &scores, Fragment<D> q, Fragment<D> k) {
-        scores.clear();
-#pragma unroll
-        for (int c = 0; c < D / 16; ++c) {
-            uint32_t a[M][4];
-#pragma unroll
-            for (int m = 0; m < M; ++m) ldmatrix(a[m], q.block(m, c));
-#pragma unroll
-            for (int n = 0; n < KEYS / 16; ++n) {
-                uint32_t b[4];
-                ldmatrix(b, k.block(n, c));
-#pragma unroll
-                for (int m = 0; m < M; ++m) {
-                    mma(scores.s[m][2 * n], a[m], b[0], b[1], T());
-                    mma(scores.s[m][2 * n + 1], a[m], b[2], b[3], T());
-                }
-            }
-        }
-    }
-
-    // O += weights V.
-    __device__ static void multiply(Output &out, const Scores<M, KEYS> &weights, Fragment<D> v) {
-#pragma unroll
-        for (int n = 0; n < KEYS / 16; ++n) {
-            // What one product leaves is what the next one takes.
-            uint32_t a[M][4];
-#pragma unroll
-            for (int m = 0; m < M; ++m) {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const float *two = &weights.s[m][2 * n + i / 2][i % 2 * 2];
-                    a[m][i] = pack(two[0], two[1], T());
-                }
-            }
-#pragma unroll
-            for (int c = 0; c < D / 16; ++c) {
-                uint32_t b[4];
-                ldmatrix_transposed(b, v.block(n, c));
-#pragma unroll
-                for (int m = 0; m < M; ++m) {
-                    mma(out[m][2 * c], a[m], b[0], b[1], T());
-                    mma(out[m][2 * c + 1], a[m], b[2], b[3], T());
-                }
-            }
-        }
-    }
-
-    // Multiplies the rows by 0 or -1, in place.
-    __device__ static void multiply(Tile tile, float factor) {
-        for (int i = threadIdx.x; i < ROWS * Tile::CHUNKS; i += THREADS) {
-            const uint32_t place = tile.base + i * 16;
-            uint4 chunk = ld_shared(place);
-            T *x = (T *)&chunk;
-#pragma unroll
-            for (int e = 0; e < 8; ++e) x[e] = (float)x[e] * factor;
-            st_shared(place, chunk);
-        }
-    }
 
     // What all threads of a block know. It lies in shared memory: registers are for the products.
     struct Block {
@@ -141,6 +81,19 @@ struct Prefill {
         __device__ bool after_all_rows(int key) const { return key >= last_position; }
     };
 
+    // The rows of a lane.
+    struct LaneRows {
+        const AttentionParams &p;
+        const Block &block;
+        int first_position;
+
+        __device__ int position(int m, int h) const { return first_position + m * 16 + h * 8; }
+        __device__ int nearest(int m, int h) const { return max(position(m, h), block.s.leftpad_k); }
+        __device__ Visible visible(int m, int h) const { return ::visible(p, block.s, position(m, h)); }
+        __device__ float slope(int, int) const { return block.alibi.slope; }
+        __device__ float slope_log2(int, int) const { return block.alibi.slope_log2; }
+    };
+
     __device__ static void run(const AttentionParams &p) {
         __shared__ __align__(alignof(Block)) unsigned char block_bytes[sizeof(Block)];
         const Block &block = *(const Block *)block_bytes;
@@ -158,12 +111,12 @@ struct Prefill {
             if (block.alibi.sign != 1) {
                 cp_async_wait_all();
                 __syncthreads();
-                multiply(q_tile, block.alibi.sign);
+                multiply_rows<T, ROWS, D, THREADS>(q_tile, block.alibi.sign);
             }
         }
 
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        const LaneRows rows = {block.first_position + warp * 16 * M + lane / 4};
+        const LaneRows rows = {p, block, block.first_position + warp * 16 * M + lane / 4};
 
         const Fragment<D> q = Fragment<D>::rows_first({q_tile.base + warp * 16 * M * Tile::ROW_BYTES});
         const Fragment<D> k = Fragment<D>::chunks_first(k_tile), v = Fragment<D>::rows_first(v_tile);
@@ -177,7 +130,7 @@ struct Prefill {
             cp_async_commit();
 
             Scores<M, KEYS> scores;
-            multiply(scores, q, k);
+            multiply_qk<T>(scores, q, k);
             cp_async_wait_all();
             __syncthreads();
             if (step + 1 < block.tiles) {
@@ -190,12 +143,12 @@ struct Prefill {
             float constant[M][2] = {};
             const bool before = block.before_all_rows(key);
             if (block.all_rows_see(key) && (before || block.after_all_rows(key))) {
-                scores.bias(block.alibi, block.s, rows, key, before ? 1 : -1, constant);
+                scores.bias(rows, key, before ? 1 : -1, constant);
             } else {
-                scores.bias_and_mask(block.alibi, p, block.s, rows, key);
+                scores.bias_and_mask(rows, key);
             }
             softmax.add(scores, block.alibi.scale, constant, out);
-            multiply(out, scores, v);
+            multiply_pv<T>(out, scores, v);
         }
 
         // Through the tile of Q, of which a warp reads only its own rows, so that the output is written in whole chunks.
@@ -220,7 +173,7 @@ struct Prefill {
                 }
                 if (seen && zero != 0) not_finite |= 1u << r;
                 if (p.lse && lane % 4 == 0 && warp_row + r <= block.last_row) {
-                    const float parted = (float)(rows.nearest(block.s, m, h) - rows.position(m, h));
+                    const float parted = (float)(rows.nearest(m, h) - rows.position(m, h));
                     const float lse = (softmax.max[m][h] + log2_approx(sum) - block.alibi.slope_log2 * parted) * LN_2;
                     float *to = (float *)p.lse + block.batch * p.lse_batch_stride + block.head * p.lse_head_stride;
                     to[block.s.first_q + warp_row + r] = seen ? lse : -INFINITY;
@@ -249,7 +202,10 @@ struct Prefill {
 #pragma unroll 1
         for (; not_finite != 0; not_finite &= not_finite - 1) {
             const int i = warp_row + __ffs(not_finite) - 1;
-            if (i <= block.last_row) attend_row<T>(p, block.s, block.batch, block.head, i);
+            if (i > block.last_row) continue;
+            const Visible keys = visible(p, block.s, position(block.s, i));
+            const RowResult result = attend_row<T>(p, block.s, block.batch, block.head, i, keys);
+            write_row<T>(p, block.s, block.batch, block.head, i, result);
         }
     }
 };

@@ -9,8 +9,11 @@ namespace {
 template <typename T>
 __device__ void attention(const AttentionParams &p) {
     const int i = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-    const Sequence s = sequence(p, blockIdx.z);
-    if (i < s.seqlen_q) attend_row<T>(p, s, blockIdx.z, blockIdx.y, i);
+    const int head = blockIdx.y, batch = blockIdx.z;
+    const Sequence s = sequence(p, batch);
+    if (i >= s.seqlen_q) return;
+    const RowResult result = attend_row<T>(p, s, batch, head, i, visible(p, s, position(s, i)));
+    write_row<T>(p, s, batch, head, i, result);
 }
 
 }  // namespace

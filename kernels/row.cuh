@@ -22,33 +22,36 @@ __device__ inline float sum_over_warp(float x) {
     return x;
 }
 
-// Row i of a sequence.
-template <typename T>
-__device__ void attend_row(const AttentionParams &p, const Sequence &s, int batch, int head, int i) {
-    const int lane = threadIdx.x % WARP, head_k = head / p.group;
-    const int at = position(s, i);
-    const Visible keys = visible(p, s, at);
-    const float slope = ((const float *)p.slopes)[batch * p.slopes_batch_stride + head];
+// What one row gives; lane l owns the elements l, l + 32, ...
+struct RowResult {
+    static constexpr int OWNED = MAX_HEAD_DIM / WARP;
+    float out[OWNED], lse;
+};
 
-    // Lane l owns the elements l, l + 32, ... of a row.
-    constexpr int OWNED = MAX_HEAD_DIM / WARP;
-    float q[OWNED], out[OWNED];
+// Row i of a sequence, over some of the keys it sees.
+template <typename T>
+__device__ RowResult attend_row(const AttentionParams &p, const Sequence &s, int batch, int head, int i, Visible keys) {
+    const int lane = threadIdx.x % WARP, head_k = head / p.group, at = position(s, i);
+    const float slope = ((const float *)p.slopes)[batch * p.slopes_batch_stride + head];
+    RowResult result;
+    float q[RowResult::OWNED];
     const T *q_row = row<const T>(p.q, p.q_strides, batch, s.first_q + i, head);
 #pragma unroll
-    for (int e = 0; e < OWNED; ++e) {
+    for (int e = 0; e < RowResult::OWNED; ++e) {
         const int c = lane + e * WARP;
         q[e] = c < p.head_dim ? widen(q_row[c]) : 0.0f;
-        out[e] = 0.0f;
+        result.out[e] = 0.0f;
     }
 
     // The online softmax: the largest score so far, and sums relative to it.
     float largest = -INFINITY, sum = 0.0f;
     for (int j = keys.first; j <= keys.last; ++j) {
-        const T *k_row = row<const T>(p.k, p.k_strides, batch, s.first_k + j, head_k);
-        const T *v_row = row<const T>(p.v, p.v_strides, batch, s.first_k + j, head_k);
+        const Place key = place(p, s, batch, j);
+        const T *k_row = row<const T>(p.k, p.k_strides, key.entry, key.row, head_k);
+        const T *v_row = row<const T>(p.v, p.v_strides, key.entry, key.row, head_k);
         float dot = 0.0f;
 #pragma unroll
-        for (int e = 0; e < OWNED; ++e) {
+        for (int e = 0; e < RowResult::OWNED; ++e) {
             const int c = lane + e * WARP;
             if (c < p.head_dim) dot += q[e] * widen(k_row[c]);
         }
@@ -62,21 +65,29 @@ __device__ void attend_row(const AttentionParams &p, const Sequence &s, int batc
         largest = next;
         sum = sum * shrink + weight;
 #pragma unroll
-        for (int e = 0; e < OWNED; ++e) {
+        for (int e = 0; e < RowResult::OWNED; ++e) {
             const int c = lane + e * WARP;
-            if (c < p.head_dim) out[e] = out[e] * shrink + weight * widen(v_row[c]);
+            if (c < p.head_dim) result.out[e] = result.out[e] * shrink + weight * widen(v_row[c]);
         }
     }
-
     const bool seen = sum != 0.0f;
-    T *out_row = row<T>(p.out, p.out_strides, batch, s.first_q + i, head);
 #pragma unroll
-    for (int e = 0; e < OWNED; ++e) {
+    for (int e = 0; e < RowResult::OWNED; ++e) result.out[e] = seen ? result.out[e] / sum : 0.0f;
+    result.lse = seen ? largest + logf(sum) : -INFINITY;
+    return result;
+}
+
+// Writes a row's result to out and lse.
+template <typename T>
+__device__ void write_row(const AttentionParams &p, const Sequence &s, int batch, int head, int i, const RowResult &result) {
+    const int lane = threadIdx.x % WARP;
+    T *out = row<T>(p.out, p.out_strides, batch, s.first_q + i, head);
+#pragma unroll
+    for (int e = 0; e < RowResult::OWNED; ++e) {
         const int c = lane + e * WARP;
-        if (c < p.head_dim) narrow(seen ? out[e] / sum : 0.0f, out_row + c);
+        if (c < p.head_dim) narrow(result.out[e], out + c);
     }
     if (p.lse && lane == 0) {
-        float *lse = (float *)p.lse + batch * p.lse_batch_stride + head * p.lse_head_stride + s.first_q + i;
-        *lse = seen ? largest + logf(sum) : -INFINITY;
+        ((float *)p.lse)[batch * p.lse_batch_stride + head * p.lse_head_stride + s.first_q + i] = result.lse;
     }
 }

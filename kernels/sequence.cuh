@@ -15,11 +15,16 @@ __device__ inline int clamp(int x, int low, int high) { return min(max(x, low), 
 __device__ inline Sequence sequence(const AttentionParams &p, int batch) {
     Sequence s = {0, 0, p.seqlen_q, p.seqlen_k, 0};
     if (p.cu_seqlens_q) {
-        const int32_t *cu_q = (const int32_t *)p.cu_seqlens_q + batch;
-        const int32_t *cu_k = (const int32_t *)p.cu_seqlens_k + batch;
-        const int first_q = clamp(cu_q[0], 0, p.rows_q), end_q = clamp(cu_q[1], first_q, p.rows_q);
-        const int first_k = clamp(cu_k[0], 0, p.rows_k), end_k = clamp(cu_k[1], first_k, p.rows_k);
-        s = {first_q, first_k, min(end_q - first_q, p.seqlen_q), min(end_k - first_k, p.seqlen_k), 0};
+        const int32_t *cu = (const int32_t *)p.cu_seqlens_q + batch;
+        const int first = clamp(cu[0], 0, p.rows_q), end = clamp(cu[1], first, p.rows_q);
+        s.first_q = first;
+        s.seqlen_q = min(end - first, p.seqlen_q);
+    }
+    if (p.cu_seqlens_k) {
+        const int32_t *cu = (const int32_t *)p.cu_seqlens_k + batch;
+        const int first = clamp(cu[0], 0, p.rows_k), end = clamp(cu[1], first, p.rows_k);
+        s.first_k = first;
+        s.seqlen_k = min(end - first, p.seqlen_k);
     }
     if (p.seqused_k) s.seqlen_k = clamp(((const int32_t *)p.seqused_k)[batch], 0, s.seqlen_k);
     if (p.leftpad_k) s.leftpad_k = clamp(((const int32_t *)p.leftpad_k)[batch], 0, s.seqlen_k);
@@ -45,4 +50,16 @@ __device__ inline Visible visible(const AttentionParams &p, const Sequence &s, i
 template <typename T>
 __device__ inline T *row(uint64_t tensor, const TensorStrides &strides, int64_t batch, int64_t row, int64_t head) {
     return (T *)tensor + batch * strides.batch + row * strides.row + head * strides.head;
+}
+
+// Where a key of a sequence lies in k and v: the batch entry or page, and the row within.
+struct Place {
+    int entry, row;
+};
+
+__device__ inline Place place(const AttentionParams &p, const Sequence &s, int batch, int key) {
+    if (!p.block_table) return {batch, (int)s.first_k + key};
+    const int column = key / p.page_size;
+    const int page = ((const int32_t *)p.block_table)[batch * p.table_stride + min(column, p.table_columns - 1)];
+    return {clamp(page, 0, p.pages - 1), key - column * p.page_size};
 }

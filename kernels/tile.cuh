@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ptx.cuh"
+#include "sequence.cuh"
 
 // Rows of COLUMNS elements without gaps. A row is divided in chunks of 16 bytes; chunk c of a row lies at c ^ swizzle(row),
 // so that one chunk of eight consecutive rows falls into eight different groups of banks, whatever the width.
@@ -53,6 +54,12 @@ struct GlobalRows {
     int64_t stride;
 };
 
+// Rows of a tensor that is in pages, or in one piece: the first row, and the distances between pages and between rows.
+struct PagedRows {
+    uint64_t first;
+    int64_t entry_stride, row_stride;
+};
+
 // Copies rows of a tensor into a tile. Each thread copies the same chunk of every AT_ONCE-th row.
 template <typename T, int COLUMNS, int THREADS>
 struct Copy {
@@ -80,6 +87,28 @@ struct Copy {
 #pragma unroll 1
             for (int i = 0; row + i < ROWS; i += AT_ONCE, from += step) {
                 st_shared(to.at(row + i, chunk), offset + i < inside ? gather(from) : make_uint4(0, 0, 0, 0));
+            }
+        }
+    }
+
+    // The same of rows in pages. Lane l knows where the tile's rows from 8 l on lie: pages hold a multiple of 8 rows.
+    template <int ROWS>
+    __device__ static void paged_rows(Tile to, PagedRows rows, Place eight, int columns, int first, int begin, int end) {
+        const int row = threadIdx.x / Tile::CHUNKS, chunk = threadIdx.x % Tile::CHUNKS;
+        const uint32_t inside = chunk * 8 < columns ? end - begin : 0, offset = first + row - begin;
+        const bool aligned = (rows.first | (rows.entry_stride | rows.row_stride) * sizeof(T)) % 16 == 0;
+#pragma unroll
+        for (int i = 0; i < ROWS; i += AT_ONCE) {
+            const int64_t entry = __shfl_sync(0xffffffff, eight.entry, (row + i) / 8);
+            const int64_t within = __shfl_sync(0xffffffff, eight.row, (row + i) / 8) + (row + i) % 8;
+            if (row >= AT_ONCE || row + i >= ROWS) continue;
+            const T *from = (const T *)rows.first + entry * rows.entry_stride + within * rows.row_stride + chunk * 8;
+            const bool read = offset + i < inside;
+            const uint32_t place = to.at(row + i, chunk);
+            if (aligned) {
+                cp_async(place, from, read);
+            } else {
+                st_shared(place, read ? gather(from) : make_uint4(0, 0, 0, 0));
             }
         }
     }

@@ -28,7 +28,7 @@ pub fn named(name: &str) -> Option<&'static Embedded> {
 }
 
 const _: () = assert!(
-    size_of::<AttentionParams>() == 10 * 8 + 4 * size_of::<TensorStrides>() + 3 * 8 + 12 * 4,
+    size_of::<AttentionParams>() == 13 * 8 + 4 * size_of::<TensorStrides>() + 4 * 8 + 16 * 4,
     "no padding, so every byte is initialised"
 );
 

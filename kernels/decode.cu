@@ -1,0 +1,401 @@
+// Fused attention for few queries of a sequence: bound by memory, so keys and values are read once for all heads that share
+// them, by as many blocks as fill the device, with as much on its way as shared memory holds.
+//
+// The rows of a block are (token, head) pairs of one key head. Its keys are a part of those that the rows see. With few rows
+// the warps divide the keys of a tile, and their results are merged at the end; with many they divide the rows. Where keys
+// are split over blocks, each writes its output and lse in f32, and `combine` merges them.
+
+#include "products.cuh"
+#include "row.cuh"
+#include "softmax.cuh"
+
+#include <new>
+
+namespace {
+
+constexpr int WARPS = 4, THREADS = 32 * WARPS;
+
+constexpr int clamp_constant(int x, int low, int high) { return x < low ? low : x > high ? high : x; }
+
+// Where a row of a key head's rows is: row r is head r % group of token r / group.
+__device__ int64_t partial_row(const AttentionParams &p, int split, int batch, int head_k, int r) {
+    const int heads_k = p.heads_q / p.group;
+    const int64_t of_split = ((int64_t)split * p.batch + batch) * heads_k + head_k;
+    return of_split * p.seqlen_q * p.group + r;
+}
+
+// D: the head dimension, rounded up. M: blocks of 16 rows of a warp.
+template <typename T, int D, int ROWS>
+struct Decode {
+    static constexpr int ROW_WARPS = ROWS < 64 ? 1 : WARPS, KEY_WARPS = WARPS / ROW_WARPS;
+    static constexpr int M = ROWS / 16 / ROW_WARPS;
+    static constexpr int KEYS = M == 1 ? 64 : 32, WARP_KEYS = KEYS / KEY_WARPS;
+    // A ring of tiles, of K and V in turn: up to 64 KiB.
+    static constexpr int BUFFERS = clamp_constant(65536 / (KEYS * D * 2), 2, 8);
+
+    using Tile = SharedTile<D>;
+    using Copy = ::Copy<T, D, THREADS>;
+
+    // What all threads of a block know.
+    struct Block {
+        Sequence s;
+        int split, batch, head_k, first_r, last_r;
+        // Positions of the first and the last row, and the keys they see.
+        int first_position, last_position;
+        Visible of_first, of_last;
+        // The tiles of this block, from `end_tile` - 1 down to `first_tile`.
+        int first_tile, end_tile;
+        Alibi scale;
+        PagedRows k, v;
+
+        __device__ Block(const AttentionParams &p) {
+            const int heads_k = p.heads_q / p.group;
+            const int blocks = (p.seqlen_q * p.group + ROWS - 1) / ROWS;
+            int index = blockIdx.x;
+            split = index % p.splits;
+            index /= p.splits;
+            first_r = index % blocks * ROWS;
+            index /= blocks;
+            head_k = index % heads_k;
+            batch = index / heads_k;
+            s = sequence(p, batch);
+            last_r = min(first_r + ROWS, s.seqlen_q * p.group) - 1;
+            scale = Alibi(p, batch, head_k * p.group);
+            first_position = position(s, first_r / p.group);
+            last_position = position(s, last_r / p.group);
+            of_first = ::visible(p, s, first_position);
+            of_last = ::visible(p, s, last_position);
+            const int first = begin() / KEYS, tiles = begin() < end() ? (end() - 1) / KEYS - first + 1 : 0;
+            first_tile = first + (int)((int64_t)tiles * split / p.splits);
+            end_tile = first + (int)((int64_t)tiles * (split + 1) / p.splits);
+            k = {(uint64_t)row<T>(p.k, p.k_strides, 0, 0, head_k), p.k_strides.batch, p.k_strides.row};
+            v = {(uint64_t)row<T>(p.v, p.v_strides, 0, 0, head_k), p.v_strides.batch, p.v_strides.row};
+        }
+
+        // The keys that any row sees.
+        __device__ int begin() const { return of_first.first; }
+        __device__ int end() const { return of_last.last + 1; }
+
+        // Of the `step`-th tile: first those nearest to the rows.
+        __device__ int first_key(int step) const { return (end_tile - 1 - step) * KEYS; }
+
+        __device__ bool all_rows_see(int key) const {
+            return key >= of_last.first && key + WARP_KEYS - 1 <= of_first.last;
+        }
+        __device__ bool before_all_rows(int key) const { return key + WARP_KEYS - 1 <= first_position; }
+        __device__ bool after_all_rows(int key) const { return key >= last_position; }
+    };
+
+    // The rows of a lane; past the last they repeat it.
+    struct LaneRows {
+        const AttentionParams &p;
+        const Block &block;
+        int positions[M][2];
+        float slopes[M][2], slopes_log2[M][2];
+
+        __device__ LaneRows(const AttentionParams &p, const Block &block, int first) : p(p), block(block) {
+#pragma unroll
+            for (int m = 0; m < M; ++m) {
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    const int r = min(block.first_r + first + m * 16 + h * 8, block.last_r);
+                    const Alibi alibi(p, block.batch, block.head_k * p.group + r % p.group);
+                    positions[m][h] = ::position(block.s, r / p.group);
+                    slopes[m][h] = alibi.slope;
+                    slopes_log2[m][h] = alibi.slope_log2;
+                }
+            }
+        }
+
+        __device__ int position(int m, int h) const { return positions[m][h]; }
+        __device__ int nearest(int m, int h) const { return max(positions[m][h], block.s.leftpad_k); }
+        __device__ Visible visible(int m, int h) const { return ::visible(p, block.s, positions[m][h]); }
+        __device__ float slope(int m, int h) const { return slopes[m][h]; }
+        __device__ float slope_log2(int m, int h) const { return slopes_log2[m][h]; }
+    };
+
+    // Copies the block's rows of Q.
+    __device__ static void copy_q(const AttentionParams &p, const Block &block, Tile to) {
+        const bool aligned = (p.q | (p.q_strides.batch | p.q_strides.row | p.q_strides.head) * sizeof(T)) % 16 == 0;
+        for (int i = threadIdx.x; i < ROWS * Tile::CHUNKS; i += THREADS) {
+            const int r = block.first_r + i / Tile::CHUNKS, chunk = i % Tile::CHUNKS;
+            const int head = block.head_k * p.group + r % p.group;
+            const T *from = row<const T>(p.q, p.q_strides, block.batch, block.s.first_q + r / p.group, head) + chunk * 8;
+            const bool read = r <= block.last_r && chunk * 8 < p.head_dim;
+            const uint32_t place = to.at(i / Tile::CHUNKS, chunk);
+            if (aligned) {
+                cp_async(place, from, read);
+            } else {
+                st_shared(place, read ? Copy::gather(from) : make_uint4(0, 0, 0, 0));
+            }
+        }
+    }
+
+    __device__ static void run(const AttentionParams &p) {
+        __shared__ __align__(alignof(Block)) unsigned char block_bytes[sizeof(Block)];
+        // The largest exponent and the sum of each row, by the warps that have a part of its keys.
+        __shared__ float maxima[KEY_WARPS][ROWS], sums[KEY_WARPS][ROWS];
+        const Block &block = *(const Block *)block_bytes;
+        if (threadIdx.x == 0) new (block_bytes) Block(p);
+        __syncthreads();
+        if (block.first_r > block.last_r) return;
+
+        extern __shared__ __align__(128) unsigned char shared[];
+        const Tile q_tile = {shared_address(shared)};
+        const uint32_t ring = q_tile.base + ROWS * Tile::ROW_BYTES;
+        auto buffer = [&](int i) { return Tile{ring + i % BUFFERS * KEYS * Tile::ROW_BYTES}; };
+
+        // K and V of each tile, in turn. Where their rows lie is looked up a tile ahead.
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const int steps = block.end_tile - block.first_tile;
+        auto look_up = [&](int step) {
+            const int key = step < steps ? block.first_key(step) + lane % (KEYS / 8) * 8 : 0;
+            return place(p, block.s, block.batch, clamp(key, 0, max(block.s.seqlen_k - 1, 0) / 8 * 8));
+        };
+        Place eight = look_up(0);
+        auto issue = [&](int i) {
+            if (i / 2 < steps) {
+                const PagedRows rows = i % 2 == 0 ? block.k : block.v;
+                Copy::template paged_rows<KEYS>(buffer(i), rows, eight, p.head_dim, block.first_key(i / 2), block.begin(),
+                                                block.end());
+                if (i % 2 == 1) eight = look_up(i / 2 + 1);
+            }
+            cp_async_commit();
+        };
+        copy_q(p, block, q_tile);
+        for (int i = 0; i < BUFFERS - 1; ++i) issue(i);
+        if (block.scale.sign != 1) {
+            cp_async_wait_all();
+            __syncthreads();
+            multiply_rows<T, ROWS, D, THREADS>(q_tile, block.scale.sign);
+        }
+
+        const int row_warp = warp % ROW_WARPS, key_warp = warp / ROW_WARPS;
+        const int first_row = row_warp * 16 * M;
+        const LaneRows rows(p, block, first_row + lane / 4);
+        const Fragment<D> q = Fragment<D>::rows_first({q_tile.base + first_row * Tile::ROW_BYTES});
+        Softmax<M> softmax;
+        float out[M][D / 8][4] = {};
+        for (int step = 0; step < steps; ++step) {
+            cp_async_wait<BUFFERS - 2>();
+            __syncthreads();
+            issue(2 * step + BUFFERS - 1);
+            const uint32_t first = key_warp * WARP_KEYS * Tile::ROW_BYTES;
+            Scores<M, WARP_KEYS> scores;
+            multiply_qk<T>(scores, q, Fragment<D>::chunks_first({buffer(2 * step).base + first}));
+
+            const int key = block.first_key(step) + key_warp * WARP_KEYS;
+            if (block.scale.cap_scale != 0) scores.cap(block.scale);
+            float constant[M][2] = {};
+            const bool before = block.before_all_rows(key);
+            if (block.all_rows_see(key) && (before || block.after_all_rows(key))) {
+                scores.bias(rows, key, before ? 1 : -1, constant);
+            } else {
+                scores.bias_and_mask(rows, key);
+            }
+            softmax.add(scores, block.scale.scale, constant, out);
+
+            cp_async_wait<BUFFERS - 2>();
+            __syncthreads();
+            issue(2 * step + BUFFERS);
+            multiply_pv<T>(out, scores, Fragment<D>::rows_first({buffer(2 * step + 1).base + first}));
+        }
+
+        // Everything goes through shared memory, in f32. Columns are turned by 8 a row, which spreads them over the banks.
+        cp_async_wait_all();
+        __syncthreads();
+        float *merged = (float *)(shared + ROWS * Tile::ROW_BYTES);
+        auto column = [](int r, int c) { return (c + 8 * r) % D; };
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const int r = first_row + m * 16 + h * 8 + lane / 4;
+                const float sum = sum_of_row(softmax.sum[m][h]);
+                if (lane % 4 == 0) {
+                    maxima[key_warp][r] = softmax.max[m][h];
+                    sums[key_warp][r] = sum;
+                }
+                float *to = merged + (key_warp * ROWS + r) * D;
+#pragma unroll
+                for (int n = 0; n < D / 8; ++n) {
+                    *(float2 *)(to + column(r, 8 * n + lane % 4 * 2)) = make_float2(out[m][n][2 * h], out[m][n][2 * h + 1]);
+                }
+            }
+        }
+        __syncthreads();
+        for (int r = warp; r < ROWS && block.first_r + r <= block.last_r; r += WARPS) {
+            write(p, block, r, [&](int w) { return maxima[w][r]; }, [&](int w) { return sums[w][r]; },
+                  [&](int w, int c) { return *(const float2 *)(merged + (w * ROWS + r) * D + column(r, c)); });
+        }
+    }
+
+    // Merges what the warps have of a row, and writes it: lane l has the columns 2 l, 2 l + 1, 2 l + 64, ...
+    template <typename Max, typename Sum, typename Columns>
+    __device__ static void write(const AttentionParams &p, const Block &block, int r, Max max_of, Sum sum_of, Columns columns) {
+        float largest = -INFINITY, sum = 0, weights[KEY_WARPS];
+#pragma unroll
+        for (int w = 0; w < KEY_WARPS; ++w) largest = fmaxf(largest, max_of(w));
+#pragma unroll
+        for (int w = 0; w < KEY_WARPS; ++w) {
+            weights[w] = max_of(w) == -INFINITY ? 0 : exp2_approx(max_of(w) - largest);
+            sum += weights[w] * sum_of(w);
+        }
+        const bool seen = sum != 0;
+        const int lane = threadIdx.x % 32, of_head = block.first_r + r;
+        const int i = of_head / p.group, head = block.head_k * p.group + of_head % p.group;
+        const Alibi alibi(p, block.batch, head);
+        const int at = position(block.s, i);
+        const float parted = (float)(max(at, block.s.leftpad_k) - at);
+        const float factor = 1 / sum;
+        float lse = seen ? (largest + log2_approx(sum) - alibi.slope_log2 * parted) * LN_2 : -INFINITY;
+        float2 values[(D + 63) / 64];
+        bool finite = true;
+#pragma unroll
+        for (int part = 0; part < (D + 63) / 64; ++part) {
+            const int c = part * 64 + lane * 2;
+            float2 x = make_float2(0, 0);
+            if (c < D) {
+#pragma unroll
+                for (int w = 0; w < KEY_WARPS; ++w) {
+                    const float2 y = columns(w, c);
+                    x.x += weights[w] * y.x;
+                    x.y += weights[w] * y.y;
+                }
+            }
+            values[part] = seen ? make_float2(x.x * factor, x.y * factor) : make_float2(0, 0);
+            finite &= isfinite(values[part].x) && isfinite(values[part].y);
+        }
+        RowResult again;
+        const bool exact = !__all_sync(0xffffffff, finite);
+        if (exact) {
+            // A value that is not finite, of a key that another row sees: again from this row's keys alone.
+            Visible keys = visible(p, block.s, at);
+            keys.first = max(keys.first, block.first_tile * KEYS);
+            keys.last = min(keys.last, block.end_tile * KEYS - 1);
+            again = attend_row<T>(p, block.s, block.batch, head, i, keys);
+            lse = again.lse;
+        }
+        const int64_t partial = partial_row(p, block.split, block.batch, block.head_k, of_head);
+        if (p.splits > 1) {
+            if (lane == 0) ((float *)p.partial_lse)[partial] = lse;
+            float *to = (float *)p.partial_out + partial * p.head_dim;
+            if (exact) {
+#pragma unroll
+                for (int e = 0; e < RowResult::OWNED; ++e) {
+                    if (lane + e * 32 < p.head_dim) to[lane + e * 32] = again.out[e];
+                }
+            } else {
+#pragma unroll
+                for (int part = 0; part < (D + 63) / 64; ++part) {
+                    const int c = part * 64 + lane * 2;
+                    if (c < p.head_dim) *(float2 *)(to + c) = values[part];
+                }
+            }
+        } else if (exact) {
+            write_row<T>(p, block.s, block.batch, head, i, again);
+        } else {
+            T *to = row<T>(p.out, p.out_strides, block.batch, block.s.first_q + i, head);
+            write_columns<T, D>(p, to, values);
+            if (p.lse && lane == 0) *lse_of(p, block.s, block.batch, head, i) = lse;
+        }
+    }
+
+    __device__ static float *lse_of(const AttentionParams &p, const Sequence &s, int batch, int head, int i) {
+        return (float *)p.lse + batch * p.lse_batch_stride + head * p.lse_head_stride + s.first_q + i;
+    }
+
+    template <typename U, int N>
+    __device__ static void write_columns(const AttentionParams &p, U *to, const float2 (&values)[(N + 63) / 64]) {
+        const bool aligned = (uint64_t)to % 4 == 0;
+#pragma unroll
+        for (int part = 0; part < (N + 63) / 64; ++part) {
+            const int c = part * 64 + threadIdx.x % 32 * 2;
+            if (c >= p.head_dim) continue;
+            const uint32_t two = pack(values[part].x, values[part].y, U());
+            if (aligned) {
+                *(uint32_t *)(to + c) = two;
+            } else {
+                to[c] = ((const U *)&two)[0];
+                to[c + 1] = ((const U *)&two)[1];
+            }
+        }
+    }
+};
+
+// Merges the parts of each row: a warp a row.
+template <typename T>
+__device__ void combine(const AttentionParams &p) {
+    const int lane = threadIdx.x % 32;
+    const int64_t index = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
+    const int rows = p.seqlen_q * p.group, heads_k = p.heads_q / p.group;
+    const int r = index % rows, head_k = index / rows % heads_k;
+    const int64_t batch = index / rows / heads_k;
+    if (batch >= p.batch) return;
+    const Sequence s = sequence(p, batch);
+    const int i = r / p.group, head = head_k * p.group + r % p.group;
+    if (i >= s.seqlen_q) return;
+
+    // lse = ln sum exp(lse of a part); out = sum exp(lse of a part - lse) out of a part.
+    auto lse_of = [&](int split) { return ((const float *)p.partial_lse)[partial_row(p, split, batch, head_k, r)]; };
+    float largest = -INFINITY, sum = 0;
+    for (int split = 0; split < p.splits; ++split) largest = fmaxf(largest, lse_of(split));
+    const float reference = largest == -INFINITY ? 0 : largest;
+    float2 out[MAX_HEAD_DIM / 64] = {};
+    for (int split = 0; split < p.splits; ++split) {
+        const float lse = lse_of(split);
+        // A part without keys counts nothing, and its output may be anything.
+        if (lse == -INFINITY) continue;
+        const float weight = expf(lse - reference);
+        sum += weight;
+        const float *from = (const float *)p.partial_out + partial_row(p, split, batch, head_k, r) * p.head_dim;
+#pragma unroll
+        for (int part = 0; part < MAX_HEAD_DIM / 64; ++part) {
+            const int c = part * 64 + lane * 2;
+            if (c >= p.head_dim) continue;
+            const float2 x = *(const float2 *)(from + c);
+            out[part].x += weight * x.x;
+            out[part].y += weight * x.y;
+        }
+    }
+    const bool seen = sum != 0;
+#pragma unroll
+    for (int part = 0; part < MAX_HEAD_DIM / 64; ++part) {
+        out[part] = seen ? make_float2(out[part].x / sum, out[part].y / sum) : make_float2(0, 0);
+    }
+    T *to = row<T>(p.out, p.out_strides, batch, s.first_q + i, head);
+    Decode<T, 64, 16>::template write_columns<T, MAX_HEAD_DIM>(p, to, out);
+    if (p.lse && lane == 0) *Decode<T, 64, 16>::lse_of(p, s, batch, head, i) = seen ? largest + logf(sum) : -INFINITY;
+}
+
+}  // namespace
+
+#define DECODE(NAME, T, D, ROWS)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(THREADS) decode_##NAME##_d##D##_r##ROWS(                            \
+        const __grid_constant__ AttentionParams p) {                                                                 \
+        Decode<T, D, ROWS>::run(p);                                                                                  \
+    }
+// Up to 16 rows, and as many as fit.
+#define DECODES(NAME, T)      \
+    DECODE(NAME, T, 32, 16)   \
+    DECODE(NAME, T, 64, 16)   \
+    DECODE(NAME, T, 80, 16)   \
+    DECODE(NAME, T, 96, 16)   \
+    DECODE(NAME, T, 112, 16)  \
+    DECODE(NAME, T, 128, 16)  \
+    DECODE(NAME, T, 192, 16)  \
+    DECODE(NAME, T, 256, 16)  \
+    DECODE(NAME, T, 32, 128)  \
+    DECODE(NAME, T, 64, 128)  \
+    DECODE(NAME, T, 80, 128)  \
+    DECODE(NAME, T, 96, 128)  \
+    DECODE(NAME, T, 112, 128) \
+    DECODE(NAME, T, 128, 128) \
+    DECODE(NAME, T, 192, 64)  \
+    DECODE(NAME, T, 256, 64)  \
+    extern "C" __global__ void __launch_bounds__(THREADS) combine_##NAME(const __grid_constant__ AttentionParams p) { \
+        combine<T>(p);                                                                                               \
+    }
+
+DECODES(f16, __half)
+DECODES(bf16, __nv_bfloat16)

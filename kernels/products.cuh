@@ -1,0 +1,69 @@
+// The two products of attention on a warp's part of a tile.
+
+#pragma once
+
+#include "alibi.cuh"
+#include "tile.cuh"
+
+// S = Q K^T.
+template <typename T, int D, int M, int KEYS>
+__device__ void multiply_qk(Scores<M, KEYS> &scores, Fragment<D> q, Fragment<D> k) {
+    scores.clear();
+#pragma unroll
+    for (int c = 0; c < D / 16; ++c) {
+        uint32_t a[M][4];
+#pragma unroll
+        for (int m = 0; m < M; ++m) ldmatrix(a[m], q.block(m, c));
+#pragma unroll
+        for (int n = 0; n < KEYS / 16; ++n) {
+            uint32_t b[4];
+            ldmatrix(b, k.block(n, c));
+#pragma unroll
+            for (int m = 0; m < M; ++m) {
+                mma(scores.s[m][2 * n], a[m], b[0], b[1], T());
+                mma(scores.s[m][2 * n + 1], a[m], b[2], b[3], T());
+            }
+        }
+    }
+}
+
+// O += weights V.
+template <typename T, int D, int M, int KEYS>
+__device__ void multiply_pv(float (&out)[M][D / 8][4], const Scores<M, KEYS> &weights, Fragment<D> v) {
+#pragma unroll
+    for (int n = 0; n < KEYS / 16; ++n) {
+        // What one product leaves is what the next one takes.
+        uint32_t a[M][4];
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const float *two = &weights.s[m][2 * n + i / 2][i % 2 * 2];
+                a[m][i] = pack(two[0], two[1], T());
+            }
+        }
+#pragma unroll
+        for (int c = 0; c < D / 16; ++c) {
+            uint32_t b[4];
+            ldmatrix_transposed(b, v.block(n, c));
+#pragma unroll
+            for (int m = 0; m < M; ++m) {
+                mma(out[m][2 * c], a[m], b[0], b[1], T());
+                mma(out[m][2 * c + 1], a[m], b[2], b[3], T());
+            }
+        }
+    }
+}
+
+// Multiplies ROWS rows by 0 or -1, in place.
+template <typename T, int ROWS, int D, int THREADS>
+__device__ void multiply_rows(SharedTile<D> tile, float factor) {
+    for (int i = threadIdx.x; i < ROWS * SharedTile<D>::CHUNKS; i += THREADS) {
+        const uint32_t place = tile.base + i * 16;
+        uint4 chunk = ld_shared(place);
+        T *x = (T *)&chunk;
+#pragma unroll
+        for (int e = 0; e < 8; ++e) x[e] = (float)x[e] * factor;
+        st_shared(place, chunk);
+    }
+}
