@@ -104,7 +104,7 @@ impl<'a> Problem<'a> {
             leftpad_k,
         } = inputs.lengths;
 
-        check_shapes(attention, cu_seqlens.is_some(), [q, k, v, out])?;
+        check_shapes(attention, cu_seqlens.is_some(), false, [q, k, v, out])?;
 
         // Rows of each sequence in q and in k.
         let ranges: Vec<(Range<usize>, Range<usize>)> = match cu_seqlens {
@@ -236,18 +236,15 @@ impl<'a> Problem<'a> {
     }
 }
 
-/// Checks that q, k, v and out fit the layer and each other; `packed` says which of the two forms is expected.
+/// Checks that q, k, v and out fit the layer and each other: whether q is packed, and whether k and v are in pages.
 pub(crate) fn check_shapes(
     attention: &Attention,
     packed: bool,
+    paged: bool,
     [q, k, v, out]: [Layout; 4],
 ) -> Result<()> {
     let expect = |argument, found: Layout, rows: &str, heads: usize, fits: bool| {
-        if fits
-            && found.batch.is_none() == packed
-            && found.heads == heads
-            && found.head_dim == attention.head_dim()
-        {
+        if fits && found.heads == heads && found.head_dim == attention.head_dim() {
             return Ok(());
         }
         Err(Error::Shape {
@@ -256,24 +253,22 @@ pub(crate) fn check_shapes(
             expected: format!("[{rows}, {heads}, {}]", attention.head_dim()),
         })
     };
-    let (q_rows, k_rows) = match packed {
-        true => ("total_q", "total_k"),
-        false => ("batch, seqlen_q", "batch, seqlen_k"),
-    };
-    expect("q", q, q_rows, attention.heads_q(), true)?;
-    let k_rows = match q.batch {
-        Some(batch) => k_rows.replace("batch", &batch.to_string()),
-        None => k_rows.into(),
-    };
-    expect("k", k, &k_rows, attention.heads_k(), k.batch == q.batch)?;
     let rows = |l: Layout| match l.batch {
         Some(batch) => format!("{batch}, {}", l.rows),
         None => l.rows.to_string(),
     };
-    let same_as_k = v.batch == k.batch && v.rows == k.rows;
-    expect("v", v, &rows(k), attention.heads_k(), same_as_k)?;
-    let same_as_q = out.batch == q.batch && out.rows == q.rows;
-    expect("out", out, &rows(q), attention.heads_q(), same_as_q)
+    let (heads_q, heads_k) = (attention.heads_q(), attention.heads_k());
+    let q_rows = if packed { "total_q" } else { "batch, seqlen_q" };
+    expect("q", q, q_rows, heads_q, q.batch.is_none() == packed)?;
+    let (k_rows, k_fits) = match (paged, q.batch) {
+        (true, _) => ("pages, page_size".into(), k.batch.is_some()),
+        (false, Some(batch)) => (format!("{batch}, seqlen_k"), k.batch == q.batch),
+        (false, None) => ("total_k".into(), k.batch.is_none()),
+    };
+    expect("k", k, &k_rows, heads_k, k_fits)?;
+    let same = |a: Layout, b: Layout| a.batch == b.batch && a.rows == b.rows;
+    expect("v", v, &rows(k), heads_k, same(v, k))?;
+    expect("out", out, &rows(q), heads_q, same(out, q))
 }
 
 /// Checks that slopes that differ between sequences are for as many as there are.

@@ -8,6 +8,7 @@ mod support;
 use std::path::PathBuf;
 
 use flash_alibi::cpu;
+use flash_alibi::plan::Plan;
 use golden::{Case, Computed, Golden, Stored};
 use support::{accuracy, emulator};
 
@@ -45,10 +46,9 @@ fn the_fast_path_keeps_the_contract() {
     }
 }
 
-#[test]
-fn the_prefill_kernel_keeps_the_contract_under_the_emulator() {
-    fn check<T: Stored>(case: &Case<T>) {
-        let accuracy = case.judge(&case.on_emulator().unwrap());
+fn kernels_keep_the_contract(planner: &emulator::Planner) {
+    fn check<T: Stored>(case: &Case<T>, planner: &emulator::Planner) {
+        let accuracy = case.judge(&case.on_emulator(planner).unwrap());
         assert!(
             accuracy.passes(),
             "{}: {accuracy:?}, limit {:e}",
@@ -58,12 +58,24 @@ fn the_prefill_kernel_keeps_the_contract_under_the_emulator() {
     }
     for golden in cases() {
         match golden {
-            Golden::F16(case) => check(&case),
-            Golden::Bf16(case) => check(&case),
+            Golden::F16(case) => check(&case, planner),
+            Golden::Bf16(case) => check(&case, planner),
             // The kernels take f16 and bf16, and so do all files.
             Golden::F32(case) => panic!("{} is f32", case.name),
         }
     }
+}
+
+#[test]
+fn the_prefill_kernel_keeps_the_contract_under_the_emulator() {
+    kernels_keep_the_contract(&Plan::prefill);
+}
+
+#[test]
+fn the_decode_kernels_keep_the_contract_under_the_emulator() {
+    kernels_keep_the_contract(&|attention, call, device| {
+        Plan::decode_with_splits(attention, call, device, 3)
+    });
 }
 
 #[test]

@@ -6,6 +6,7 @@ use flash_alibi::{Attention, Error, Layout, Mask, Slopes};
 const DEVICE: Device = Device {
     compute_capability: (8, 0),
     shared_bytes_per_block: 163 << 10,
+    multiprocessors: 108,
 };
 
 fn layer(heads: (usize, usize), head_dim: usize) -> Attention {
@@ -22,6 +23,7 @@ fn dense(batch: usize, q: usize, k: usize, heads: (usize, usize), head_dim: usiz
         v: k,
         out: q,
         packed: None,
+        paged: None,
     }
 }
 
@@ -35,6 +37,7 @@ fn packed(total_q: usize, total_k: usize, packed: Packed) -> Call {
         v: k,
         out: q,
         packed: Some(packed),
+        paged: None,
     }
 }
 

@@ -17,7 +17,7 @@ const WORK: usize = 1_000_000;
 
 fn check<T: OnDevice>(case: &Case) -> Result<(), String> {
     let laid_out = case.lay_out::<T>();
-    let (rows, _) = laid_out.attend_on_emulator()?;
+    let (rows, _) = laid_out.attend_on_emulator(&Plan::prefill)?;
     laid_out.check(&rows)
 }
 
@@ -72,11 +72,11 @@ fn not_finite(mut case: Case, place: [f64; 4], value: f32) -> Result<(), String>
     );
     let c = pick(place[3], case.head_dim);
     let mut laid_out = case.lay_out::<bf16>();
-    let (before, _) = laid_out.attend_on_emulator()?;
+    let (before, _) = laid_out.attend_on_emulator(&Plan::prefill)?;
     let [entry, row] = laid_out.row_k(b, j);
     let at = laid_out.v.at([entry, row, head_k]) + c;
     laid_out.v.data[at] = bf16::from_f32(value);
-    let (mut after, _) = laid_out.attend_on_emulator()?;
+    let (mut after, _) = laid_out.attend_on_emulator(&Plan::prefill)?;
 
     // What must not be finite is looked at here, and what is left compared as ever.
     let heads = case.heads_q();
@@ -270,7 +270,7 @@ fn scales_of_any_sign_and_size() {
     let mut laid_out = case.lay_out::<f16>();
     let at = laid_out.q.at([0, 0, 0]);
     laid_out.q.data[at] = f16::INFINITY;
-    let (rows, _) = laid_out.attend_on_emulator().unwrap();
+    let (rows, _) = laid_out.attend_on_emulator(&Plan::prefill).unwrap();
     assert!(
         rows.iter()
             .all(|Rows { out, .. }| out.iter().all(|&x| f32::from_bits(x).is_nan()))
@@ -340,6 +340,7 @@ fn probabilities_are_exact_at_position_1_000_000_and_offsets_exceed_32_bits() {
         v: layout_k,
         out: layout_q,
         packed: None,
+        paged: None,
     };
     let lse = memory.alloc((heads * ROWS * 4) as u64).unwrap();
     let addresses = Addresses {
@@ -414,8 +415,8 @@ fn the_bias_costs_one_multiply_add_a_score() {
                 slopes: SlopeKind::All(1.0),
                 ..Case::dense(1, 128, k, (1, 1), head_dim)
             };
-            let attended = case.lay_out::<bf16>().attend_on_emulator();
-            attended.unwrap().1.unwrap()
+            let attended = case.lay_out::<bf16>().attend_on_emulator(&Plan::prefill);
+            attended.unwrap().1.remove(0)
         };
         let (few, many) = (report(1024), report(1024 + TILES * keys));
         // Of a warp in a tile. Moves are where paths of the program meet; ptxas leaves none of them.
@@ -458,10 +459,10 @@ fn no_head_dim_has_bank_conflicts() {
         let case = Case::dense(1, 128, 128, (1, 1), head_dim);
         let report = case
             .lay_out::<f16>()
-            .attend_on_emulator()
+            .attend_on_emulator(&Plan::prefill)
             .unwrap()
             .1
-            .unwrap();
+            .remove(0);
         assert_eq!(
             report.total().bank_conflicts,
             0,

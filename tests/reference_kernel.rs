@@ -150,6 +150,8 @@ fn run<T: Element + Scalar>(name: &str, case: &Case, tolerance: f64) {
         window_right: window(attention.window_right()),
         scale: attention.scale(),
         softcap: attention.softcap().unwrap_or(0.0),
+        splits: 1,
+        ..AttentionParams::default()
     };
     let module = Module::parse(kernels::named("reference").unwrap().ptx).unwrap();
     let grid = (max_q.div_ceil(4) as u32, heads_q as u32, batch as u32);

@@ -5,7 +5,7 @@ use std::fmt::{self, Debug};
 use std::sync::{Arc, LazyLock, Mutex};
 
 use flash_alibi::cpu::Element;
-use flash_alibi::plan::{Addresses, Call, Device, Dtype, Executor, Launch, Packed, Plan};
+use flash_alibi::plan::{Addresses, Call, Device, Dtype, Executor, Launch, Packed, Paged, Plan};
 use flash_alibi::{Attention, Layout};
 use half::{bf16, f16};
 use ptx_emulator::{DevicePtr, Fault, LaunchConfig, Memory, Module, Report, Scalar};
@@ -27,6 +27,7 @@ impl OnDevice for bf16 {
 pub const SMALLEST: Device = Device {
     compute_capability: (8, 6),
     shared_bytes_per_block: 99 << 10,
+    multiprocessors: 2,
 };
 
 /// A tensor in a buffer: its first element is `data[offset]`.
@@ -49,15 +50,20 @@ pub struct Problem<'a, T> {
     pub cu_seqlens: Option<(&'a [i32], &'a [i32])>,
     pub seqused_k: Option<&'a [i32]>,
     pub leftpad_k: Option<&'a [i32]>,
+    pub block_table: Option<(&'a [i32], Paged)>,
 }
+
+/// [`Plan::prefill`], or another of its kind.
+pub type Planner = dyn Fn(&Attention, &Call, &Device) -> flash_alibi::Result<Plan>;
 
 /// What outputs hold afterwards, and what was executed.
 #[derive(Debug)]
 pub struct Attended<T> {
     pub out: Vec<T>,
     pub lse: Vec<f32>,
+    /// Of each launch.
     #[allow(dead_code)] // Tests look at it.
-    pub report: Option<Report>,
+    pub reports: Vec<Report>,
 }
 
 /// What went wrong, in words.
@@ -81,7 +87,7 @@ pub struct Emulator {
     pub memory: Memory,
     /// Of the order of warps and blocks.
     pub seed: u64,
-    pub report: Mutex<Option<Report>>,
+    pub reports: Mutex<Vec<Report>>,
 }
 
 impl Emulator {
@@ -89,7 +95,7 @@ impl Emulator {
         Self {
             memory: Memory::new(),
             seed,
-            report: Mutex::default(),
+            reports: Mutex::default(),
         }
     }
 }
@@ -113,14 +119,15 @@ impl Executor for Emulator {
             .shared_limit(SMALLEST.shared_bytes_per_block)
             .seed(self.seed);
         let report = module.launch(&self.memory, launch.kernel, &config, params)?;
-        *self.report.lock().expect("nothing panics with it") = Some(report);
+        let mut reports = self.reports.lock().expect("nothing panics with it");
+        reports.push(report);
         Ok(())
     }
 }
 
 impl<T: OnDevice> Problem<'_, T> {
     /// Plans and runs it.
-    pub fn attend(&self, seed: u64) -> Result<Attended<T>, Failure> {
+    pub fn attend(&self, planner: &Planner, seed: u64) -> Result<Attended<T>, Failure> {
         let call = Call {
             dtype: T::DTYPE,
             q: self.q.layout,
@@ -135,8 +142,9 @@ impl<T: OnDevice> Problem<'_, T> {
                     max_seqlen_k: longest(cu_k) as usize,
                 }
             }),
+            paged: self.block_table.map(|(_, paged)| paged),
         };
-        let plan = Plan::prefill(self.attention, &call, &SMALLEST).map_err(failure)?;
+        let plan = planner(self.attention, &call, &SMALLEST).map_err(failure)?;
 
         let emulator = Emulator::new(seed);
         fn put<P: Scalar>(memory: &Memory, data: &[P]) -> Result<DevicePtr, Failure> {
@@ -164,6 +172,8 @@ impl<T: OnDevice> Problem<'_, T> {
             cu_seqlens_k: integers(self.cu_seqlens.map(|(_, cu_k)| cu_k))?,
             seqused_k: integers(self.seqused_k)?,
             leftpad_k: integers(self.leftpad_k)?,
+            block_table: integers(self.block_table.map(|(table, _)| table))?,
+            workspace: memory.alloc(plan.workspace_bytes()).map_err(failure)?.0,
         };
         // SAFETY: an emulator checks every access itself.
         unsafe { plan.run(&emulator, &addresses) }.map_err(failure)?;
@@ -175,8 +185,8 @@ impl<T: OnDevice> Problem<'_, T> {
                     .map_err(failure)?,
                 None => Vec::new(),
             },
-            report: emulator
-                .report
+            reports: emulator
+                .reports
                 .into_inner()
                 .expect("nothing panics with it"),
         })

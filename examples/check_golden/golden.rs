@@ -18,7 +18,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use crate::accuracy::{Accuracy, Sequence, low_precision};
-use crate::emulator::{Attended, Placed, Problem};
+use crate::emulator::{Attended, Placed, Planner, Problem};
 
 /// One golden file.
 #[derive(Debug)]
@@ -147,7 +147,7 @@ pub trait Stored: Element {
     const NAME: &'static str;
     fn from_le_bytes(bytes: &[u8]) -> Self;
     /// Runs a problem under the emulator.
-    fn emulate(problem: &Problem<Self>) -> Result<Attended<Self>>;
+    fn emulate(problem: &Problem<Self>, planner: &Planner) -> Result<Attended<Self>>;
 }
 
 macro_rules! stored {
@@ -158,19 +158,21 @@ macro_rules! stored {
             fn from_le_bytes(bytes: &[u8]) -> Self {
                 Self::from_le_bytes(bytes.try_into().expect("chunks of the type's size"))
             }
-            fn emulate(problem: &Problem<Self>) -> Result<Attended<Self>> {
-                $emulate(problem)
+            fn emulate(problem: &Problem<Self>, planner: &Planner) -> Result<Attended<Self>> {
+                $emulate(problem, planner)
             }
         }
     };
 }
-stored!(f16, F16, "f16", |problem: &Problem<Self>| Ok(
-    problem.attend(1)?
+stored!(f16, F16, "f16", |problem: &Problem<Self>, planner| Ok(
+    problem.attend(planner, 1)?
 ));
-stored!(bf16, BF16, "bf16", |problem: &Problem<Self>| Ok(
-    problem.attend(1)?
+stored!(bf16, BF16, "bf16", |problem: &Problem<Self>, planner| Ok(
+    problem.attend(planner, 1)?
 ));
-stored!(f32, F32, "f32", |_| bail!("the kernels take f16 and bf16"));
+stored!(f32, F32, "f32", |_, _| bail!(
+    "the kernels take f16 and bf16"
+));
 
 impl<T: Stored> Case<T> {
     fn new(name: String, description: &Description, tensors: &SafeTensors) -> Result<Self> {
@@ -271,8 +273,8 @@ impl<T: Stored> Case<T> {
         Ok(inputs)
     }
 
-    /// Runs the CUDA kernel's PTX.
-    pub fn on_emulator(&self) -> Result<Computed> {
+    /// Runs the PTX of the kernels that a planner chooses.
+    pub fn on_emulator(&self, planner: &Planner) -> Result<Computed> {
         let (out, lse) = (
             vec![T::from_f32(0.0); self.out.len()],
             vec![0.0; self.lse.len()],
@@ -284,7 +286,7 @@ impl<T: Stored> Case<T> {
                 layout: Layout::contiguous("tensor", shape)?,
             })
         }
-        let attended = T::emulate(&Problem {
+        let problem = Problem {
             attention: &self.attention,
             q: placed(&self.q.data, &self.q.shape)?,
             k: placed(&self.k.data, &self.k.shape)?,
@@ -294,7 +296,9 @@ impl<T: Stored> Case<T> {
             cu_seqlens: None,
             seqused_k: self.seqused_k.as_deref(),
             leftpad_k: self.leftpad_k.as_deref(),
-        })?;
+            block_table: None,
+        };
+        let attended = T::emulate(&problem, planner)?;
         Ok(Computed {
             out: attended.out.iter().map(|x| x.to_f32().into()).collect(),
             lse: attended.lse.iter().map(|&x| x.into()).collect(),

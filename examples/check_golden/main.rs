@@ -1,7 +1,7 @@
 //! Checks a backend against golden files: does this machine compute ALiBi attention to the crate's accuracy contract?
 //!
 //! ```text
-//! cargo run --release --example check_golden -- [--backend cpu|oracle|emulator] [DIR_OR_FILE]...
+//! cargo run --release --example check_golden -- [--backend cpu|oracle|emulator|emulator-decode] [DIR_OR_FILE]...
 //! ```
 //!
 //! Without paths it checks the files that come with the crate, `tests/golden`. The exit status is 0 when all cases pass,
@@ -18,6 +18,7 @@ use accuracy::LSE_LIMIT;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use flash_alibi::cpu;
+use flash_alibi::plan::Plan;
 use golden::{Case, Computed, Golden, Stored};
 
 /// Checks a backend against golden files.
@@ -37,8 +38,10 @@ enum Backend {
     Cpu,
     /// The f64 oracle.
     Oracle,
-    /// The CUDA kernel, its PTX executed on this machine's processor with a sanitizer's checks: f16 and bf16.
+    /// The CUDA kernel for prefill, its PTX executed on this machine's processor with a sanitizer's checks: f16 and bf16.
     Emulator,
+    /// Likewise the kernels for decoding.
+    EmulatorDecode,
 }
 
 impl Backend {
@@ -60,7 +63,8 @@ impl Backend {
                     lse: result.lse,
                 }
             }
-            Self::Emulator => case.on_emulator()?,
+            Self::Emulator => case.on_emulator(&Plan::prefill)?,
+            Self::EmulatorDecode => case.on_emulator(&Plan::decode)?,
         })
     }
 }

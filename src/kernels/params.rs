@@ -42,6 +42,12 @@ pub struct AttentionParams {
     /// i32 `[batch]`.
     pub seqused_k: u64,
     pub leftpad_k: u64,
+    /** i32 `[batch, table_columns]`: keys and values in pages. Their strides are then those of
+ `[pages, page_size, heads_k, head_dim]`.*/
+    pub block_table: u64,
+    /// f32 `[splits, batch, heads_k, seqlen_q * group, head_dim]` and without the last: where keys are split.
+    pub partial_out: u64,
+    pub partial_lse: u64,
     pub q_strides: TensorStrides,
     pub k_strides: TensorStrides,
     pub v_strides: TensorStrides,
@@ -49,6 +55,7 @@ pub struct AttentionParams {
     pub lse_batch_stride: i64,
     pub lse_head_stride: i64,
     pub slopes_batch_stride: i64,
+    pub table_stride: i64,
     /// Rows of a sequence; of the longest, where sequences are packed.
     pub seqlen_q: i32,
     pub seqlen_k: i32,
@@ -63,13 +70,18 @@ pub struct AttentionParams {
     /// Keys before and after its own position that a query sees; -1: all. 0 after it is causal.
     pub window_left: i32,
     pub window_right: i32,
+    pub page_size: i32,
+    pub pages: i32,
+    pub table_columns: i32,
+    /// Parts of the keys, each with blocks of its own.
+    pub splits: i32,
     pub scale: f32,
     /// 0: none.
     pub softcap: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 248usize];
+    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 296usize];
     ["Alignment of AttentionParams"][::std::mem::align_of::<AttentionParams>() - 8usize];
     [
         "Offset of field: AttentionParams::q",
@@ -102,60 +114,84 @@ const _: () = {
         "Offset of field: AttentionParams::leftpad_k",
     ][::std::mem::offset_of!(AttentionParams, leftpad_k) - 72usize];
     [
+        "Offset of field: AttentionParams::block_table",
+    ][::std::mem::offset_of!(AttentionParams, block_table) - 80usize];
+    [
+        "Offset of field: AttentionParams::partial_out",
+    ][::std::mem::offset_of!(AttentionParams, partial_out) - 88usize];
+    [
+        "Offset of field: AttentionParams::partial_lse",
+    ][::std::mem::offset_of!(AttentionParams, partial_lse) - 96usize];
+    [
         "Offset of field: AttentionParams::q_strides",
-    ][::std::mem::offset_of!(AttentionParams, q_strides) - 80usize];
+    ][::std::mem::offset_of!(AttentionParams, q_strides) - 104usize];
     [
         "Offset of field: AttentionParams::k_strides",
-    ][::std::mem::offset_of!(AttentionParams, k_strides) - 104usize];
+    ][::std::mem::offset_of!(AttentionParams, k_strides) - 128usize];
     [
         "Offset of field: AttentionParams::v_strides",
-    ][::std::mem::offset_of!(AttentionParams, v_strides) - 128usize];
+    ][::std::mem::offset_of!(AttentionParams, v_strides) - 152usize];
     [
         "Offset of field: AttentionParams::out_strides",
-    ][::std::mem::offset_of!(AttentionParams, out_strides) - 152usize];
+    ][::std::mem::offset_of!(AttentionParams, out_strides) - 176usize];
     [
         "Offset of field: AttentionParams::lse_batch_stride",
-    ][::std::mem::offset_of!(AttentionParams, lse_batch_stride) - 176usize];
+    ][::std::mem::offset_of!(AttentionParams, lse_batch_stride) - 200usize];
     [
         "Offset of field: AttentionParams::lse_head_stride",
-    ][::std::mem::offset_of!(AttentionParams, lse_head_stride) - 184usize];
+    ][::std::mem::offset_of!(AttentionParams, lse_head_stride) - 208usize];
     [
         "Offset of field: AttentionParams::slopes_batch_stride",
-    ][::std::mem::offset_of!(AttentionParams, slopes_batch_stride) - 192usize];
+    ][::std::mem::offset_of!(AttentionParams, slopes_batch_stride) - 216usize];
+    [
+        "Offset of field: AttentionParams::table_stride",
+    ][::std::mem::offset_of!(AttentionParams, table_stride) - 224usize];
     [
         "Offset of field: AttentionParams::seqlen_q",
-    ][::std::mem::offset_of!(AttentionParams, seqlen_q) - 200usize];
+    ][::std::mem::offset_of!(AttentionParams, seqlen_q) - 232usize];
     [
         "Offset of field: AttentionParams::seqlen_k",
-    ][::std::mem::offset_of!(AttentionParams, seqlen_k) - 204usize];
+    ][::std::mem::offset_of!(AttentionParams, seqlen_k) - 236usize];
     [
         "Offset of field: AttentionParams::rows_q",
-    ][::std::mem::offset_of!(AttentionParams, rows_q) - 208usize];
+    ][::std::mem::offset_of!(AttentionParams, rows_q) - 240usize];
     [
         "Offset of field: AttentionParams::rows_k",
-    ][::std::mem::offset_of!(AttentionParams, rows_k) - 212usize];
+    ][::std::mem::offset_of!(AttentionParams, rows_k) - 244usize];
     [
         "Offset of field: AttentionParams::batch",
-    ][::std::mem::offset_of!(AttentionParams, batch) - 216usize];
+    ][::std::mem::offset_of!(AttentionParams, batch) - 248usize];
     [
         "Offset of field: AttentionParams::heads_q",
-    ][::std::mem::offset_of!(AttentionParams, heads_q) - 220usize];
+    ][::std::mem::offset_of!(AttentionParams, heads_q) - 252usize];
     [
         "Offset of field: AttentionParams::group",
-    ][::std::mem::offset_of!(AttentionParams, group) - 224usize];
+    ][::std::mem::offset_of!(AttentionParams, group) - 256usize];
     [
         "Offset of field: AttentionParams::head_dim",
-    ][::std::mem::offset_of!(AttentionParams, head_dim) - 228usize];
+    ][::std::mem::offset_of!(AttentionParams, head_dim) - 260usize];
     [
         "Offset of field: AttentionParams::window_left",
-    ][::std::mem::offset_of!(AttentionParams, window_left) - 232usize];
+    ][::std::mem::offset_of!(AttentionParams, window_left) - 264usize];
     [
         "Offset of field: AttentionParams::window_right",
-    ][::std::mem::offset_of!(AttentionParams, window_right) - 236usize];
+    ][::std::mem::offset_of!(AttentionParams, window_right) - 268usize];
+    [
+        "Offset of field: AttentionParams::page_size",
+    ][::std::mem::offset_of!(AttentionParams, page_size) - 272usize];
+    [
+        "Offset of field: AttentionParams::pages",
+    ][::std::mem::offset_of!(AttentionParams, pages) - 276usize];
+    [
+        "Offset of field: AttentionParams::table_columns",
+    ][::std::mem::offset_of!(AttentionParams, table_columns) - 280usize];
+    [
+        "Offset of field: AttentionParams::splits",
+    ][::std::mem::offset_of!(AttentionParams, splits) - 284usize];
     [
         "Offset of field: AttentionParams::scale",
-    ][::std::mem::offset_of!(AttentionParams, scale) - 240usize];
+    ][::std::mem::offset_of!(AttentionParams, scale) - 288usize];
     [
         "Offset of field: AttentionParams::softcap",
-    ][::std::mem::offset_of!(AttentionParams, softcap) - 244usize];
+    ][::std::mem::offset_of!(AttentionParams, softcap) - 292usize];
 };

@@ -18,7 +18,7 @@ pub mod emulator;
 pub mod strategy;
 
 use accuracy::{Accuracy, LSE_LIMIT, Sequence, low_precision, sees};
-use emulator::{OnDevice, Placed, Problem};
+use emulator::{OnDevice, Placed, Planner, Problem};
 use ptx_emulator::Report;
 
 /// Random numbers by position: the value of an element does not depend on how the tensor is laid out.
@@ -408,9 +408,9 @@ impl<T: Element> LaidOut<T> {
         self.gather(&out, &output.lse, 0.0)
     }
 
-    /// Runs the prefill kernel under the emulator, twice in different orders, on buffers full of a mark, and checks that it
+    /// Runs a planner's kernels under the emulator, twice in different orders, on buffers full of a mark, and checks that it
     /// stays wherever no sequence's row is.
-    pub fn attend_on_emulator(&self) -> Result<(Vec<Rows>, Option<Report>), String>
+    pub fn attend_on_emulator(&self, planner: &Planner) -> Result<(Vec<Rows>, Vec<Report>), String>
     where
         T: OnDevice,
     {
@@ -426,9 +426,14 @@ impl<T: Element> LaidOut<T> {
             cu_seqlens: self.cu.as_ref().map(|(q, k)| (&q[..], &k[..])),
             seqused_k: self.seqused_k.as_deref(),
             leftpad_k: self.leftpad_k.as_deref(),
+            block_table: None,
         };
-        let attended = problem(Some(&lse)).attend(1).map_err(|e| e.to_string())?;
-        let again = problem(None).attend(2).map_err(|e| e.to_string())?;
+        let attend = |lse, seed| {
+            let attended = problem(lse).attend(planner, seed);
+            attended.map_err(|e| e.to_string())
+        };
+        let attended = attend(Some(&lse), 1)?;
+        let again = attend(None, 2)?;
         if bits(&attended.out) != bits(&again.out) {
             return Err("out depends on the order, or on whether lse is wanted".into());
         }
@@ -438,7 +443,7 @@ impl<T: Element> LaidOut<T> {
         };
         Ok((
             self.gather(&out, &attended.lse, UNTOUCHED)?,
-            attended.report,
+            attended.reports,
         ))
     }
 
