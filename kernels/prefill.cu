@@ -38,7 +38,8 @@ struct Prefill {
         // Tiles of keys: how many any row sees, the first of them, and that of the last row's own position.
         int tiles, first_tile, nearest_tile;
         Alibi alibi;
-        GlobalRows q, k, v, out;
+        GlobalRows q, out;
+        PagedRows k, v;
 
         __device__ Block(const AttentionParams &p) {
             // The last rows come first: under a causal mask they have the most keys.
@@ -54,8 +55,8 @@ struct Prefill {
             of_first = visible(p, s, first_position);
             of_last = visible(p, s, last_position);
             q = rows(p.q, p.q_strides, s.first_q, head);
-            k = rows(p.k, p.k_strides, s.first_k, head / p.group);
-            v = rows(p.v, p.v_strides, s.first_k, head / p.group);
+            k = keys(p, p.k, p.k_strides);
+            v = keys(p, p.v, p.v_strides);
             out = rows(p.out, p.out_strides, s.first_q, head);
             first_tile = begin() / KEYS;
             tiles = begin() < end() ? (end() - 1) / KEYS - first_tile + 1 : 0;
@@ -64,6 +65,13 @@ struct Prefill {
 
         __device__ GlobalRows rows(uint64_t tensor, const TensorStrides &strides, int64_t first, int head) const {
             return {(uint64_t)row<T>(tensor, strides, batch, first, head), strides.row};
+        }
+
+        __device__ PagedRows keys(const AttentionParams &p, uint64_t tensor, const TensorStrides &strides) const {
+            // In pages, a row is found by its page; in one piece, from the first row of the sequence.
+            const int entry = p.block_table ? 0 : batch;
+            const int64_t first = p.block_table ? 0 : s.first_k;
+            return {(uint64_t)row<T>(tensor, strides, entry, first, head / p.group), strides.batch, strides.row};
         }
 
         // The keys that any row sees.
@@ -94,6 +102,17 @@ struct Prefill {
         __device__ float slope_log2(int, int) const { return block.alibi.slope_log2; }
     };
 
+    // Begins to copy the rows of a tile of keys or values.
+    __device__ static void copy_keys(const AttentionParams &p, const Block &block, Tile to, const PagedRows &rows, int key) {
+        if (p.block_table) {
+            const int last_eight = max(block.s.seqlen_k - 1, 0) / 8 * 8;
+            const Place eight = place(p, block.s, block.batch, clamp(key + threadIdx.x % (KEYS / 8) * 8, 0, last_eight));
+            Copy::template paged_rows<KEYS>(to, rows, eight, p.head_dim, key, block.begin(), block.end());
+        } else {
+            Copy::template rows<KEYS>(to, {rows.first, rows.row_stride}, p.head_dim, key, block.begin(), block.end());
+        }
+    }
+
     __device__ static void run(const AttentionParams &p) {
         __shared__ __align__(alignof(Block)) unsigned char block_bytes[sizeof(Block)];
         const Block &block = *(const Block *)block_bytes;
@@ -106,7 +125,7 @@ struct Prefill {
         const Tile k_tile = {q_tile.base + ROWS * Tile::ROW_BYTES}, v_tile = {k_tile.base + KEYS * Tile::ROW_BYTES};
         if (block.tiles > 0) {
             Copy::template rows<ROWS>(q_tile, block.q, p.head_dim, block.first_row, block.first_row, block.last_row + 1);
-            Copy::template rows<KEYS>(k_tile, block.k, p.head_dim, block.first_key(0), block.begin(), block.end());
+            copy_keys(p, block, k_tile, block.k, block.first_key(0));
             cp_async_commit();
             if (block.alibi.sign != 1) {
                 cp_async_wait_all();
@@ -126,7 +145,7 @@ struct Prefill {
             const int key = block.first_key(step);
             cp_async_wait_all();
             __syncthreads();
-            Copy::template rows<KEYS>(v_tile, block.v, p.head_dim, key, block.begin(), block.end());
+            copy_keys(p, block, v_tile, block.v, key);
             cp_async_commit();
 
             Scores<M, KEYS> scores;
@@ -134,8 +153,7 @@ struct Prefill {
             cp_async_wait_all();
             __syncthreads();
             if (step + 1 < block.tiles) {
-                const int next = block.first_key(step + 1);
-                Copy::template rows<KEYS>(k_tile, block.k, p.head_dim, next, block.begin(), block.end());
+                copy_keys(p, block, k_tile, block.k, block.first_key(step + 1));
             }
             cp_async_commit();
 

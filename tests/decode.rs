@@ -31,6 +31,18 @@ fn check_both(case: &Case, splits: usize) {
     expect(case, bf16);
 }
 
+/// From pages, and with both kinds of kernels.
+fn check_pages<T: OnDevice>(case: &Case, page_size: usize, splits: usize) -> Result<(), String> {
+    let laid_out = case.lay_out::<T>();
+    let pages = laid_out.in_pages(page_size, case.seed);
+    let (rows, _) = laid_out.attend_pages_on_emulator(&pages, &with_splits(splits))?;
+    laid_out.check(&rows)?;
+    let (rows, _) = laid_out.attend_pages_on_emulator(&pages, &Plan::prefill)?;
+    laid_out
+        .check(&rows)
+        .map_err(|why| format!("prefill: {why}"))
+}
+
 proptest! {
     #![proptest_config(config(60))]
 
@@ -42,6 +54,15 @@ proptest! {
     #[test]
     fn bf16_follows_the_oracle(case in case(WORK), splits in 1usize..5) {
         fail(check::<bf16>(&case, splits))?;
+    }
+
+    #[test]
+    fn pages_follow_the_oracle(
+        case in case(WORK / 2),
+        page_size in prop::sample::select(vec![8usize, 16, 24, 32, 64, 128, 256]),
+        splits in 1usize..5,
+    ) {
+        fail(check_pages::<bf16>(&case, page_size, splits))?;
     }
 }
 

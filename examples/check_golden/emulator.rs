@@ -47,7 +47,8 @@ pub struct Problem<'a, T> {
     pub v: Placed<'a, T>,
     pub out: Placed<'a, T>,
     pub lse: Option<&'a [f32]>,
-    pub cu_seqlens: Option<(&'a [i32], &'a [i32])>,
+    pub cu_seqlens_q: Option<&'a [i32]>,
+    pub cu_seqlens_k: Option<&'a [i32]>,
     pub seqused_k: Option<&'a [i32]>,
     pub leftpad_k: Option<&'a [i32]>,
     pub block_table: Option<(&'a [i32], Paged)>,
@@ -134,12 +135,12 @@ impl<T: OnDevice> Problem<'_, T> {
             k: self.k.layout,
             v: self.v.layout,
             out: self.out.layout,
-            packed: self.cu_seqlens.map(|(cu_q, cu_k)| {
+            packed: self.cu_seqlens_q.map(|cu_q| {
                 let longest = |cu: &[i32]| cu.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
                 Packed {
                     batch: cu_q.len() - 1,
                     max_seqlen_q: longest(cu_q) as usize,
-                    max_seqlen_k: longest(cu_k) as usize,
+                    max_seqlen_k: self.cu_seqlens_k.map_or(0, longest) as usize,
                 }
             }),
             paged: self.block_table.map(|(_, paged)| paged),
@@ -168,8 +169,8 @@ impl<T: OnDevice> Problem<'_, T> {
             out: first(out, &self.out),
             lse: lse.map_or(0, |lse| lse.0),
             slopes: put(memory, self.attention.slopes().as_slice())?.0,
-            cu_seqlens_q: integers(self.cu_seqlens.map(|(cu_q, _)| cu_q))?,
-            cu_seqlens_k: integers(self.cu_seqlens.map(|(_, cu_k)| cu_k))?,
+            cu_seqlens_q: integers(self.cu_seqlens_q)?,
+            cu_seqlens_k: integers(self.cu_seqlens_k)?,
             seqused_k: integers(self.seqused_k)?,
             leftpad_k: integers(self.leftpad_k)?,
             block_table: integers(self.block_table.map(|(table, _)| table))?,

@@ -189,12 +189,11 @@ impl Sizes {
                 expected: "strides that keep the output's elements apart".into(),
             });
         }
-        let keys = |n: usize| packed.map_or(n, |packed| packed.max_seqlen_k.min(n));
         let sizes = Self {
             batch,
             seqlen_q: packed.map_or(q.rows, |packed| packed.max_seqlen_q.min(q.rows)),
             seqlen_k: match paged {
-                None => keys(k.rows),
+                None => packed.map_or(k.rows, |packed| packed.max_seqlen_k.min(k.rows)),
                 Some(paged) => paged.seqlen_k(&k)?,
             },
         };

@@ -15,10 +15,12 @@ use flash_alibi::{Attention, Inputs, Layout, Mask, Slopes, View, ViewMut};
 pub mod accuracy;
 #[path = "../../examples/check_golden/emulator.rs"]
 pub mod emulator;
+pub mod pages;
 pub mod strategy;
 
 use accuracy::{Accuracy, LSE_LIMIT, Sequence, low_precision, sees};
 use emulator::{OnDevice, Placed, Planner, Problem};
+use pages::Pages;
 use ptx_emulator::Report;
 
 /// Random numbers by position: the value of an element does not depend on how the tensor is laid out.
@@ -414,23 +416,38 @@ impl<T: Element> LaidOut<T> {
     where
         T: OnDevice,
     {
+        self.run_on_emulator(planner, None)
+    }
+
+    /// The same with keys and values in pages, if there are any.
+    fn run_on_emulator(
+        &self,
+        planner: &Planner,
+        pages: Option<&Pages<T>>,
+    ) -> Result<(Vec<Rows>, Vec<Report>), String>
+    where
+        T: OnDevice,
+    {
         let out = self.out.like(T::from_f32(UNTOUCHED));
         let lse = vec![UNTOUCHED; self.lse_len()];
-        let problem = |lse| Problem {
-            attention: &self.attention,
-            q: self.q.placed(),
-            k: self.k.placed(),
-            v: self.v.placed(),
-            out: out.placed(),
-            lse,
-            cu_seqlens: self.cu.as_ref().map(|(q, k)| (&q[..], &k[..])),
-            seqused_k: self.seqused_k.as_deref(),
-            leftpad_k: self.leftpad_k.as_deref(),
-            block_table: None,
-        };
         let attend = |lse, seed| {
-            let attended = problem(lse).attend(planner, seed);
-            attended.map_err(|e| e.to_string())
+            let mut problem = Problem {
+                attention: &self.attention,
+                q: self.q.placed(),
+                k: self.k.placed(),
+                v: self.v.placed(),
+                out: out.placed(),
+                lse,
+                cu_seqlens_q: self.cu.as_ref().map(|(q, _)| &q[..]),
+                cu_seqlens_k: self.cu.as_ref().map(|(_, k)| &k[..]),
+                seqused_k: self.seqused_k.as_deref(),
+                leftpad_k: self.leftpad_k.as_deref(),
+                block_table: None,
+            };
+            if let Some(pages) = pages {
+                pages.replace_keys(&mut problem);
+            }
+            problem.attend(planner, seed).map_err(|e| e.to_string())
         };
         let attended = attend(Some(&lse), 1)?;
         let again = attend(None, 2)?;
