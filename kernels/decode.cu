@@ -31,7 +31,7 @@ struct Decode {
     static constexpr int M = ROWS / 16 / ROW_WARPS;
     static constexpr int KEYS = M == 1 ? 64 : 32, WARP_KEYS = KEYS / KEY_WARPS;
     // A ring of tiles, of K and V in turn: up to 64 KiB.
-    static constexpr int BUFFERS = clamp_constant(65536 / (KEYS * D * 2), 2, 8);
+    static constexpr int BUFFERS = clamp_constant(65536 / (KEYS * D * 2), 2, 8) / 2 * 2;
 
     using Tile = SharedTile<D>;
     using Copy = ::Copy<T, D, THREADS>;
@@ -114,6 +114,20 @@ struct Decode {
         __device__ float slope_log2(int m, int h) const { return slopes_log2[m][h]; }
     };
 
+    // The buffers of tiles, one after the other and then the first again.
+    struct Ring {
+        uint32_t first, at;
+
+        __device__ explicit Ring(uint32_t first) : first(first), at(first) {}
+
+        __device__ Tile next() {
+            const Tile tile = {at};
+            at += KEYS * Tile::ROW_BYTES;
+            if (at == first + BUFFERS * KEYS * Tile::ROW_BYTES) at = first;
+            return tile;
+        }
+    };
+
     // Copies the block's rows of Q.
     __device__ static void copy_q(const AttentionParams &p, const Block &block, Tile to) {
         const bool aligned = (p.q | (p.q_strides.batch | p.q_strides.row | p.q_strides.head) * sizeof(T)) % 16 == 0;
@@ -142,28 +156,36 @@ struct Decode {
 
         extern __shared__ __align__(128) unsigned char shared[];
         const Tile q_tile = {shared_address(shared)};
-        const uint32_t ring = q_tile.base + ROWS * Tile::ROW_BYTES;
-        auto buffer = [&](int i) { return Tile{ring + i % BUFFERS * KEYS * Tile::ROW_BYTES}; };
+        // Tiles are filled and read in turn.
+        Ring filling(q_tile.base + ROWS * Tile::ROW_BYTES), reading = filling;
 
-        // K and V of each tile, in turn. Where their rows lie is looked up a tile ahead.
+        // K and then V of each tile. Where their rows lie is looked up a tile ahead; lane l knows it for the rows from 8 l on.
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        const int steps = block.end_tile - block.first_tile;
+        const int steps = block.end_tile - block.first_tile, last_group = max(block.s.seqlen_k - 1, 0) / 8 * 8;
         auto look_up = [&](int step) {
             const int key = step < steps ? block.first_key(step) + lane % (KEYS / 8) * 8 : 0;
-            return place(p, block.s, block.batch, clamp(key, 0, max(block.s.seqlen_k - 1, 0) / 8 * 8));
+            return place(p, block.s, block.batch, clamp(key, 0, last_group));
         };
-        Place eight = look_up(0);
-        auto issue = [&](int i) {
-            if (i / 2 < steps) {
-                const PagedRows rows = i % 2 == 0 ? block.k : block.v;
-                Copy::template paged_rows<KEYS>(buffer(i), rows, eight, p.head_dim, block.first_key(i / 2), block.begin(),
+        Place group = look_up(0);
+        auto fill = [&](const PagedRows &rows, int step) {
+            const Tile to = filling.next();
+            if (step < steps) {
+                Copy::template paged_rows<KEYS>(to, rows, rows.offset(group), p.head_dim, block.first_key(step), block.begin(),
                                                 block.end());
-                if (i % 2 == 1) eight = look_up(i / 2 + 1);
             }
             cp_async_commit();
         };
+        auto fill_k = [&](int step) { fill(block.k, step); };
+        auto fill_v = [&](int step) {
+            fill(block.v, step);
+            group = look_up(step + 1);
+        };
         copy_q(p, block, q_tile);
-        for (int i = 0; i < BUFFERS - 1; ++i) issue(i);
+        for (int step = 0; step < BUFFERS / 2 - 1; ++step) {
+            fill_k(step);
+            fill_v(step);
+        }
+        fill_k(BUFFERS / 2 - 1);
         if (block.scale.sign != 1) {
             cp_async_wait_all();
             __syncthreads();
@@ -175,16 +197,18 @@ struct Decode {
         const bool has_rows = block.first_r + first_row <= block.last_r;
         const LaneRows rows(p, block, first_row + lane / 4);
         const Fragment<D> q = Fragment<D>::rows_first({q_tile.base + first_row * Tile::ROW_BYTES});
+        const uint32_t first_of_warp = key_warp * WARP_KEYS * Tile::ROW_BYTES;
+        const Fragment<D> k = Fragment<D>::chunks_first({first_of_warp}), v = Fragment<D>::rows_first({first_of_warp});
         Softmax<M> softmax;
         float out[M][D / 8][4] = {};
         for (int step = 0; step < steps; ++step) {
             cp_async_wait<BUFFERS - 2>();
             __syncthreads();
-            issue(2 * step + BUFFERS - 1);
-            const uint32_t first = key_warp * WARP_KEYS * Tile::ROW_BYTES;
+            fill_v(step + BUFFERS / 2 - 1);
+            const Tile k_tile = reading.next();
             Scores<M, WARP_KEYS> scores;
             if (has_rows) {
-                multiply_qk<T>(scores, q, Fragment<D>::chunks_first({buffer(2 * step).base + first}));
+                multiply_qk<T>(scores, q, k.further(k_tile.base));
                 const int key = block.first_key(step) + key_warp * WARP_KEYS;
                 if (block.scale.cap_scale != 0) scores.cap(block.scale);
                 float constant[M][2] = {};
@@ -199,15 +223,16 @@ struct Decode {
 
             cp_async_wait<BUFFERS - 2>();
             __syncthreads();
-            issue(2 * step + BUFFERS);
-            if (has_rows) multiply_pv<T>(out, scores, Fragment<D>::rows_first({buffer(2 * step + 1).base + first}));
+            fill_k(step + BUFFERS / 2);
+            const Tile v_tile = reading.next();
+            if (has_rows) multiply_pv<T>(out, scores, v.further(v_tile.base));
         }
 
         // Everything goes through shared memory, in f32. Columns are turned by 8 a row, which spreads them over the banks.
         cp_async_wait_all();
         __syncthreads();
-        float *merged = (float *)(shared + ROWS * Tile::ROW_BYTES);
-        auto column = [](int r, int c) { return (c + 8 * r) % D; };
+        const uint32_t merged = q_tile.base + ROWS * Tile::ROW_BYTES;
+        auto at = [&](int w, int r, int c) { return merged + ((w * ROWS + r) * D + (c + 8 * r) % D) * (int)sizeof(float); };
 #pragma unroll
         for (int m = 0; m < M; ++m) {
 #pragma unroll
@@ -218,17 +243,16 @@ struct Decode {
                     maxima[key_warp][r] = softmax.max[m][h];
                     sums[key_warp][r] = sum;
                 }
-                float *to = merged + (key_warp * ROWS + r) * D;
 #pragma unroll
                 for (int n = 0; n < D / 8; ++n) {
-                    *(float2 *)(to + column(r, 8 * n + lane % 4 * 2)) = make_float2(out[m][n][2 * h], out[m][n][2 * h + 1]);
+                    st_shared(at(key_warp, r, 8 * n + lane % 4 * 2), out[m][n][2 * h], out[m][n][2 * h + 1]);
                 }
             }
         }
         __syncthreads();
         for (int r = warp; r < ROWS && block.first_r + r <= block.last_r; r += WARPS) {
             write(p, block, r, [&](int w) { return maxima[w][r]; }, [&](int w) { return sums[w][r]; },
-                  [&](int w, int c) { return *(const float2 *)(merged + (w * ROWS + r) * D + column(r, c)); });
+                  [&](int w, int c) { return ld_shared_float2(at(w, r, c)); });
         }
     }
 

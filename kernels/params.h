@@ -65,6 +65,27 @@ typedef struct AttentionParams {
     float softcap;
 } AttentionParams;
 
+/// New keys and values for a paged cache.
+typedef struct AppendParams {
+    /// `[tokens, heads_k, head_dim]`.
+    uint64_t k;
+    uint64_t v;
+    /// `[pages, page_size, heads_k, head_dim]`.
+    uint64_t k_pages;
+    uint64_t v_pages;
+    /// i64 `[tokens]`: page * page_size + row; a token whose slot is negative, or no slot of the cache, is left out.
+    uint64_t slot_mapping;
+    TensorStrides k_strides;
+    TensorStrides v_strides;
+    TensorStrides k_page_strides;
+    TensorStrides v_page_strides;
+    int64_t pages;
+    int32_t page_size;
+    int32_t tokens;
+    int32_t heads_k;
+    int32_t head_dim;
+} AppendParams;
+
 #ifdef __cplusplus
-static_assert(sizeof(AttentionParams) == 296, "the layout that Rust has");
+static_assert(sizeof(AttentionParams) == 296 && sizeof(AppendParams) == 160, "the layouts that Rust has");
 #endif

@@ -106,8 +106,8 @@ struct Prefill {
     __device__ static void copy_keys(const AttentionParams &p, const Block &block, Tile to, const PagedRows &rows, int key) {
         if (p.block_table) {
             const int last_eight = max(block.s.seqlen_k - 1, 0) / 8 * 8;
-            const Place eight = place(p, block.s, block.batch, clamp(key + threadIdx.x % (KEYS / 8) * 8, 0, last_eight));
-            Copy::template paged_rows<KEYS>(to, rows, eight, p.head_dim, key, block.begin(), block.end());
+            const Place group = place(p, block.s, block.batch, clamp(key + threadIdx.x % (KEYS / 8) * 8, 0, last_eight));
+            Copy::template paged_rows<KEYS>(to, rows, rows.offset(group), p.head_dim, key, block.begin(), block.end());
         } else {
             Copy::template rows<KEYS>(to, {rows.first, rows.row_stride}, p.head_dim, key, block.begin(), block.end());
         }

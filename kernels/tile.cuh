@@ -31,6 +31,7 @@ struct Fragment {
     uint32_t lane;
 
     __device__ Fragment(Tile tile, int row, int chunk) : lane(tile.at(row, chunk)) {}
+    __device__ explicit Fragment(uint32_t lane) : lane(lane) {}
 
     // Rows 0-7 and 8-15 of the first chunk, then of the second: the operand A, and B transposed.
     __device__ static Fragment rows_first(Tile tile) { return {tile, (int)threadIdx.x % 16, (int)threadIdx.x / 16 % 2}; }
@@ -39,6 +40,9 @@ struct Fragment {
     __device__ static Fragment chunks_first(Tile tile) {
         return {tile, (int)(threadIdx.x / 16 % 2 * 8 + threadIdx.x % 8), (int)threadIdx.x / 8 % 2};
     }
+
+    // Of a tile that lies so many bytes further, a multiple of 128.
+    __device__ Fragment further(uint32_t bytes) const { return Fragment(lane + bytes); }
 
     __device__ uint32_t block(int i, int c) const {
         // Tiles begin at multiples of 128 bytes and rows at multiples of the swizzled bytes, so the bits can be exchanged in
@@ -58,6 +62,9 @@ struct GlobalRows {
 struct PagedRows {
     uint64_t first;
     int64_t entry_stride, row_stride;
+
+    // How far a row is from the first, in elements.
+    __device__ int64_t offset(Place at) const { return at.entry * entry_stride + at.row * row_stride; }
 };
 
 // Copies rows of a tensor into a tile. Each thread copies the same chunk of every AT_ONCE-th row.
@@ -66,7 +73,8 @@ struct Copy {
     using Tile = SharedTile<COLUMNS>;
     static constexpr int FITTING = THREADS / Tile::CHUNKS;
     // A multiple of 8 where it can be: then a thread's chunks are a constant apart in the tile too.
-    static constexpr int AT_ONCE = FITTING < 8 ? FITTING : FITTING / 8 * 8;
+    static constexpr int AT_ONCE = FITTING < 8 ? 4 : FITTING / 8 * 8;
+    static_assert(FITTING >= 4, "rows of up to 32 threads");
 
     // Begins to copy rows first..first + ROWS; those outside begin..end, and columns from `columns` on, are zeros in the
     // tile and are not read.
@@ -91,24 +99,26 @@ struct Copy {
         }
     }
 
-    // The same of rows in pages. Lane l knows where the tile's rows from 8 l on lie: pages hold a multiple of 8 rows.
+    // The same of rows in pages. `group_offset` of lane l is where the tile's rows from 8 l on lie, from the first row of the
+    // tensor, in elements: pages hold a multiple of 8 rows.
     template <int ROWS>
-    __device__ static void paged_rows(Tile to, PagedRows rows, Place eight, int columns, int first, int begin, int end) {
+    __device__ static void paged_rows(Tile to, const PagedRows &rows, int64_t group_offset, int columns, int first, int begin,
+                                      int end) {
         const int row = threadIdx.x / Tile::CHUNKS, chunk = threadIdx.x % Tile::CHUNKS;
-        const uint32_t inside = chunk * 8 < columns ? end - begin : 0, offset = first + row - begin;
+        const T *from = (const T *)rows.first + row % 8 * rows.row_stride + chunk * 8;
+        const uint32_t inside = chunk * 8 < columns && row < AT_ONCE ? end - begin : 0, offset = first + row - begin;
         const bool aligned = (rows.first | (rows.entry_stride | rows.row_stride) * sizeof(T)) % 16 == 0;
-#pragma unroll
+#pragma unroll 4
         for (int i = 0; i < ROWS; i += AT_ONCE) {
-            const int64_t entry = __shfl_sync(0xffffffff, eight.entry, (row + i) / 8);
-            const int64_t within = __shfl_sync(0xffffffff, eight.row, (row + i) / 8) + (row + i) % 8;
-            if (row >= AT_ONCE || row + i >= ROWS) continue;
-            const T *from = (const T *)rows.first + entry * rows.entry_stride + within * rows.row_stride + chunk * 8;
+            // Row i + row of the tile is row i % 8 + row % 8 of its group.
+            const T *at = from + __shfl_sync(0xffffffff, group_offset, (row + i) / 8) + i % 8 * rows.row_stride;
+            if (AT_ONCE * Tile::CHUNKS < THREADS && row >= AT_ONCE) continue;
+            if (i + AT_ONCE > ROWS && row + i >= ROWS) continue;
             const bool read = offset + i < inside;
-            const uint32_t place = to.at(row + i, chunk);
             if (aligned) {
-                cp_async(place, from, read);
+                cp_async(to.at(row + i, chunk), at, read);
             } else {
-                st_shared(place, read ? gather(from) : make_uint4(0, 0, 0, 0));
+                st_shared(to.at(row + i, chunk), read ? gather(at) : make_uint4(0, 0, 0, 0));
             }
         }
     }

@@ -2,13 +2,14 @@
 
 mod support;
 
-use flash_alibi::plan::{Call, Device, Plan};
-use flash_alibi::{Attention, Mask};
+use flash_alibi::plan::{Append, AppendAddresses, Call, Device, Plan};
+use flash_alibi::{Attention, Layout, Mask};
 use half::{bf16, f16};
 use proptest::prelude::*;
-use support::emulator::OnDevice;
+use ptx_emulator::{Class, DevicePtr};
+use support::emulator::{Emulator, OnDevice, Planner};
 use support::strategy::{case, config, fail};
-use support::{Case, expect};
+use support::{Case, Lengths, SlopeKind, expect};
 
 /// How much work the emulator may have in one random case.
 const WORK: usize = 1_000_000;
@@ -77,4 +78,224 @@ fn head_dims() {
         ..Case::dense(2, 3, 300, (4, 2), 64)
     };
     check_both(&case, 3);
+}
+
+/// What serving sees: sequences of every length at once, some of them empty, and heads that share keys in every way.
+#[test]
+fn batches_of_mixed_lengths() {
+    for (batch, heads, head_dim, queries, splits) in [
+        (32, (4, 4), 64, 1, 4),
+        (7, (8, 2), 128, 1, 3),
+        (5, (32, 4), 64, 2, 2),
+        // Falcon-7B: one key head for 71.
+        (3, (71, 1), 64, 1, 2),
+        (2, (71, 1), 64, 3, 1),
+        // BLOOM-176B.
+        (1, (112, 112), 128, 1, 1),
+        (2, (8, 1), 256, 16, 2),
+    ] {
+        let lengths = |b: usize| match b % 4 {
+            1 => 0,
+            2 => 64 * b,
+            n => 37 * b + n,
+        };
+        let sequences = (0..batch)
+            .map(|b| Lengths {
+                q: queries.min(lengths(b).max(1)),
+                k: lengths(b),
+                ..Lengths::default()
+            })
+            .collect();
+        let case = Case {
+            sequences,
+            packed: true,
+            seed: batch as u64,
+            ..Case::dense(0, 0, 0, heads, head_dim)
+        };
+        check_both(&case, splits);
+        let pages = check_pages::<f16>(&case, 16, splits);
+        expect(&case, pages.map_err(|why| format!("pages: {why}")));
+    }
+}
+
+/// The same result within the contract, and the same lse but for rounding, in however many parts.
+#[test]
+fn any_number_of_splits() {
+    let case = Case {
+        sequences: [(1, 700), (3, 4100), (0, 9), (2, 2)]
+            .map(|(q, k)| Lengths {
+                q,
+                k,
+                ..Lengths::default()
+            })
+            .to_vec(),
+        packed: true,
+        slopes: SlopeKind::PerHead(0.02),
+        ..Case::dense(0, 0, 0, (4, 2), 64)
+    };
+    let laid_out = case.lay_out::<f16>();
+    let lse = |splits| -> Vec<f32> {
+        let (rows, _) = laid_out
+            .attend_on_emulator(&with_splits(splits))
+            .expect("it runs");
+        expect(&case, laid_out.check(&rows));
+        let lse = rows.iter().flat_map(|rows| rows.lse.iter());
+        lse.map(|&bits| f32::from_bits(bits)).collect()
+    };
+    let whole = lse(1);
+    for splits in [2, 3, 7, 16, 64] {
+        for (a, b) in whole.iter().zip(lse(splits)) {
+            let same = a == &b || (a - b).abs() <= 1e-6 * a.abs().max(1.0);
+            assert!(same, "{splits} splits: {b}, whole {a}");
+        }
+    }
+}
+
+/// Sequences that have their first pages in common.
+#[test]
+fn sequences_share_pages() {
+    let case = Case {
+        packed: true,
+        ..Case::dense(3, 2, 200, (4, 2), 64)
+    };
+    let mut laid_out = case.lay_out::<bf16>();
+    // The first 128 keys of all are those of the first.
+    let [_, first] = laid_out.row_k(0, 0);
+    for b in 1..3 {
+        for j in 0..128 {
+            let [_, row] = laid_out.row_k(b, j);
+            laid_out.copy_key(first + j, row);
+        }
+    }
+    let mut pages = laid_out.in_pages(64, 5);
+    let stride = pages.paged.stride;
+    for b in 1..3 {
+        for column in 0..2 {
+            // What they had is not read now.
+            let own = pages.table[b * stride + column] as usize;
+            let page = pages.layout.span() / pages.layout.shape()[0];
+            pages.k[own * page..][..page].fill(bf16::NAN);
+            pages.v[own * page..][..page].fill(bf16::NAN);
+            pages.table[b * stride + column] = pages.table[column];
+        }
+    }
+    let shared = |planner: &Planner| laid_out.attend_pages_on_emulator(&pages, planner).unwrap();
+    let alone = laid_out.attend_on_emulator(&with_splits(2)).unwrap();
+    assert!(shared(&with_splits(2)).0 == alone.0);
+    assert!(shared(&Plan::prefill).0 == laid_out.attend_on_emulator(&Plan::prefill).unwrap().0);
+}
+
+/// Pages that do not exist are cut off: no access leaves the pools, which the emulator checks.
+#[test]
+fn page_numbers_are_clamped() {
+    let case = Case::dense(2, 1, 300, (2, 1), 64);
+    let laid_out = case.lay_out::<f16>();
+    let mut pages = laid_out.in_pages(32, 1);
+    let last = pages.layout.shape()[0] as i32 - 1;
+    let stride = pages.paged.stride;
+    pages.table[3] = -7;
+    pages.table[stride + 2] = i32::MAX;
+    let mut clamped = laid_out.in_pages(32, 1);
+    clamped.table[3] = 0;
+    clamped.table[stride + 2] = last;
+    for planner in [&with_splits(2) as &Planner, &Plan::prefill] {
+        let [found, expected] = [&pages, &clamped]
+            .map(|pages| laid_out.attend_pages_on_emulator(pages, planner).unwrap().0);
+        assert!(found == expected);
+    }
+}
+
+/// Keys and values are read once for all heads that share them, however they are split, and not a byte more than 2%.
+#[test]
+fn keys_and_values_are_read_once() {
+    for (heads, head_dim, queries, page_size) in [
+        ((8, 8), 64, 1, None),
+        ((8, 1), 64, 1, Some(16)),
+        ((16, 2), 128, 4, Some(32)),
+        ((71, 1), 64, 1, Some(256)),
+        ((4, 1), 256, 1, None),
+        ((2, 2), 80, 1, Some(16)),
+    ] {
+        let case = Case::dense(2, queries, 2048, heads, head_dim);
+        let laid_out = case.lay_out::<f16>();
+        let planner = with_splits(4);
+        let attended = match page_size {
+            Some(page_size) => {
+                laid_out.attend_pages_on_emulator(&laid_out.in_pages(page_size, 1), &planner)
+            }
+            None => laid_out.attend_on_emulator(&planner),
+        };
+        let report = &attended.unwrap().1[0];
+        let least = (2 * 2 * 2048 * heads.1 * head_dim * 2) as u64;
+        let q = (2 * queries * heads.0 * head_dim * 2 * 4) as u64;
+        let copied: u64 = report
+            .lines
+            .iter()
+            .filter(|line| line.class == Class::AsyncCopy)
+            .map(|line| line.counters.global_bytes)
+            .sum();
+        println!("{heads:?} d{head_dim}: {copied} bytes, at least {least} + Q {q}");
+        assert!(copied as f64 <= 1.02 * (least + q) as f64, "{report}");
+        assert!(copied >= least);
+        assert_eq!(report.total().bank_conflicts, 0, "{report}");
+    }
+}
+
+#[test]
+fn appended_keys_are_where_their_slots_say() {
+    let (tokens, heads, head_dim, page_size, pages) = (37, 3, 24, 8, 6);
+    for (gap, offset) in [(0, 0), (8, 0), (3, 1)] {
+        let emulator = Emulator::new(4);
+        let memory = &emulator.memory;
+        let row = heads * head_dim + gap;
+        let new = Layout::new("k", &[tokens, heads, head_dim], &[row, head_dim, 1]).unwrap();
+        let pool = Layout::new(
+            "k_pages",
+            &[pages, page_size, heads, head_dim],
+            &[page_size * row, row, head_dim, 1],
+        )
+        .unwrap();
+        let values =
+            |tag: u16, n: usize| -> Vec<u16> { (0..n as u16).map(|i| i * 2 + tag).collect() };
+        let (k, v) = (
+            values(0, offset + new.span()),
+            values(1, offset + new.span()),
+        );
+        let marks = vec![u16::MAX; offset + pool.span()];
+        // Backwards, and some are left out.
+        let slots: Vec<i64> = (0..tokens as i64)
+            .map(|i| match i % 9 {
+                3 => -1,
+                5 => (pages * page_size) as i64,
+                7 => i64::MIN,
+                _ => (pages * page_size) as i64 - 1 - i,
+            })
+            .collect();
+        let upload = |data: &[u16]| memory.upload(data).unwrap().0;
+        let first = |buffer: u64| buffer + 2 * offset as u64;
+        let (k_pages, v_pages) = (upload(&marks), upload(&marks));
+        let addresses = AppendAddresses {
+            k: first(upload(&k)),
+            v: first(upload(&v)),
+            k_pages: first(k_pages),
+            v_pages: first(v_pages),
+            slot_mapping: memory.upload(&slots).unwrap().0,
+        };
+        let append = Append::new(&new, &new, &pool, &pool).unwrap();
+        // SAFETY: the emulator checks every access itself.
+        unsafe { append.run(&emulator, &addresses) }.unwrap();
+
+        for (buffer, new) in [(k_pages, k), (v_pages, v)] {
+            let mut expected = marks.clone();
+            for (token, &slot) in slots.iter().enumerate() {
+                if (0..(pages * page_size) as i64).contains(&slot) {
+                    let (to, from) = (offset + slot as usize * row, offset + token * row);
+                    let n = heads * head_dim;
+                    expected[to..][..n].copy_from_slice(&new[from..][..n]);
+                }
+            }
+            let found: Vec<u16> = memory.download(DevicePtr(buffer), marks.len()).unwrap();
+            assert_eq!(found, expected);
+        }
+    }
 }

@@ -5,7 +5,7 @@
 #[rustfmt::skip]
 mod params;
 
-pub use params::{AttentionParams, TensorStrides};
+pub use params::{AppendParams, AttentionParams, TensorStrides};
 
 /// What nvcc made of one kernel file.
 #[derive(Debug, Clone, Copy)]
@@ -28,14 +28,30 @@ pub fn named(name: &str) -> Option<&'static Embedded> {
 }
 
 const _: () = assert!(
-    size_of::<AttentionParams>() == 13 * 8 + 4 * size_of::<TensorStrides>() + 4 * 8 + 16 * 4,
+    size_of::<AttentionParams>() == 13 * 8 + 4 * size_of::<TensorStrides>() + 4 * 8 + 16 * 4
+        && size_of::<AppendParams>() == 5 * 8 + 4 * size_of::<TensorStrides>() + 8 + 4 * 4,
     "no padding, so every byte is initialised"
 );
 
-impl AttentionParams {
-    /// The parameters as a launch takes them.
-    pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the struct is `repr(C)` and has no padding.
-        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>()) }
-    }
+/// What a kernel takes: its only parameter.
+pub trait Params: sealed::Sealed {
+    /// The parameter as a launch takes it.
+    fn bytes(&self) -> &[u8];
 }
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! params {
+    ($($type:ty),*) => {$(
+        impl sealed::Sealed for $type {}
+        impl Params for $type {
+            fn bytes(&self) -> &[u8] {
+                // SAFETY: the struct is `repr(C)` and has no padding.
+                unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>()) }
+            }
+        }
+    )*};
+}
+params!(AttentionParams, AppendParams);

@@ -195,3 +195,72 @@ const _: () = {
         "Offset of field: AttentionParams::softcap",
     ][::std::mem::offset_of!(AttentionParams, softcap) - 292usize];
 };
+/// New keys and values for a paged cache.
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
+pub struct AppendParams {
+    /// `[tokens, heads_k, head_dim]`.
+    pub k: u64,
+    pub v: u64,
+    /// `[pages, page_size, heads_k, head_dim]`.
+    pub k_pages: u64,
+    pub v_pages: u64,
+    /// i64 `[tokens]`: page * page_size + row; a token whose slot is negative, or no slot of the cache, is left out.
+    pub slot_mapping: u64,
+    pub k_strides: TensorStrides,
+    pub v_strides: TensorStrides,
+    pub k_page_strides: TensorStrides,
+    pub v_page_strides: TensorStrides,
+    pub pages: i64,
+    pub page_size: i32,
+    pub tokens: i32,
+    pub heads_k: i32,
+    pub head_dim: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AppendParams"][::std::mem::size_of::<AppendParams>() - 160usize];
+    ["Alignment of AppendParams"][::std::mem::align_of::<AppendParams>() - 8usize];
+    [
+        "Offset of field: AppendParams::k",
+    ][::std::mem::offset_of!(AppendParams, k) - 0usize];
+    [
+        "Offset of field: AppendParams::v",
+    ][::std::mem::offset_of!(AppendParams, v) - 8usize];
+    [
+        "Offset of field: AppendParams::k_pages",
+    ][::std::mem::offset_of!(AppendParams, k_pages) - 16usize];
+    [
+        "Offset of field: AppendParams::v_pages",
+    ][::std::mem::offset_of!(AppendParams, v_pages) - 24usize];
+    [
+        "Offset of field: AppendParams::slot_mapping",
+    ][::std::mem::offset_of!(AppendParams, slot_mapping) - 32usize];
+    [
+        "Offset of field: AppendParams::k_strides",
+    ][::std::mem::offset_of!(AppendParams, k_strides) - 40usize];
+    [
+        "Offset of field: AppendParams::v_strides",
+    ][::std::mem::offset_of!(AppendParams, v_strides) - 64usize];
+    [
+        "Offset of field: AppendParams::k_page_strides",
+    ][::std::mem::offset_of!(AppendParams, k_page_strides) - 88usize];
+    [
+        "Offset of field: AppendParams::v_page_strides",
+    ][::std::mem::offset_of!(AppendParams, v_page_strides) - 112usize];
+    [
+        "Offset of field: AppendParams::pages",
+    ][::std::mem::offset_of!(AppendParams, pages) - 136usize];
+    [
+        "Offset of field: AppendParams::page_size",
+    ][::std::mem::offset_of!(AppendParams, page_size) - 144usize];
+    [
+        "Offset of field: AppendParams::tokens",
+    ][::std::mem::offset_of!(AppendParams, tokens) - 148usize];
+    [
+        "Offset of field: AppendParams::heads_k",
+    ][::std::mem::offset_of!(AppendParams, heads_k) - 152usize];
+    [
+        "Offset of field: AppendParams::head_dim",
+    ][::std::mem::offset_of!(AppendParams, head_dim) - 156usize];
+};

@@ -1,6 +1,6 @@
 //! The kernels of `kernels/decode.cu`: a block has (token, head) rows of one key head, and a part of its keys.
 
-use super::{Call, Device, Dtype, Launch, Sizes, Workspace, grid};
+use super::{Call, Device, Dtype, Launch, Sizes, Workspace, grid, rows_of_all};
 use crate::attention::Attention;
 use crate::error::{Result, value};
 use crate::kernels;
@@ -54,7 +54,7 @@ impl Kernel {
     fn shared_bytes(&self) -> usize {
         let keys = if self.rows == FEW { 64 } else { 32 };
         let tile = keys * self.head_dim * 2;
-        self.rows * self.head_dim * 2 + (65536 / tile).clamp(2, 8) * tile
+        self.rows * self.head_dim * 2 + (65536 / tile).clamp(2, 8) / 2 * 2 * tile
     }
 
     /// Blocks without splits.
@@ -116,7 +116,7 @@ pub(super) fn launches(
     let blocks = kernel
         .blocks(attention, sizes)
         .and_then(|blocks| blocks.checked_mul(splits));
-    let grid_of_parts = grid(&call.q, kernel.rows, blocks)?;
+    let grid_of_parts = grid("q", &call.q, &rows_of_all(kernel.rows), blocks)?;
     if grid_of_parts == 0 {
         return Ok((Vec::new(), Workspace::default()));
     }
@@ -142,7 +142,12 @@ pub(super) fn launches(
     launches.push(Launch {
         file,
         kernel: ["combine_f16", "combine_bf16"][dtype],
-        grid: grid(&call.q, WARPS, merged.map(|rows| rows.div_ceil(WARPS)))?,
+        grid: grid(
+            "q",
+            &call.q,
+            &rows_of_all(WARPS),
+            merged.map(|rows| rows.div_ceil(WARPS)),
+        )?,
         block: THREADS,
         shared_bytes: 0,
     });

@@ -4,14 +4,17 @@
 //! kernel, with what grid, block, shared memory and parameters. An [`Executor`] carries it out on addresses that it
 //! understands: the driver's, or an emulator's.
 
+mod append;
 mod decode;
 mod prefill;
 
 use crate::attention::Attention;
 use crate::error::{Error, Result, value};
-use crate::kernels::{AttentionParams, Embedded, TensorStrides};
+use crate::kernels::{AttentionParams, Embedded, Params as _, TensorStrides};
 use crate::problem::{check_shapes, check_slopes};
 use crate::tensor::Layout;
+
+pub use append::{Append, AppendAddresses};
 
 /// The element types that the kernels take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -340,18 +343,20 @@ impl Plan {
     }
 }
 
-/// The number of blocks, which hold so many rows each.
-fn grid(q: &Layout, rows: usize, blocks: Option<usize>) -> Result<u32> {
+/// The number of blocks, where each has `part` of a tensor.
+fn grid(argument: &'static str, tensor: &Layout, part: &str, blocks: Option<usize>) -> Result<u32> {
     blocks
         .and_then(|blocks| i32::try_from(blocks).ok())
         .map(|blocks| blocks as u32)
         .ok_or_else(|| Error::Shape {
-            argument: "q",
-            found: q.shape(),
-            expected: format!(
-                "fewer than 2^31 blocks of {rows} rows, over all heads and sequences"
-            ),
+            argument,
+            found: tensor.shape(),
+            expected: format!("fewer than 2^31 blocks of {part}"),
         })
+}
+
+fn rows_of_all(rows: usize) -> String {
+    format!("{rows} rows, over all heads and sequences")
 }
 
 impl Device {

@@ -1,6 +1,6 @@
 //! The kernels of `kernels/prefill.cu`: a block has some rows of one head.
 
-use super::{Call, Device, Dtype, Launch, Sizes, grid};
+use super::{Call, Device, Dtype, Launch, Sizes, grid, rows_of_all};
 use crate::attention::Attention;
 use crate::error::Result;
 use crate::kernels;
@@ -46,7 +46,7 @@ pub(super) fn launch(
         .div_ceil(rows)
         .checked_mul(attention.heads_q())
         .and_then(|blocks| blocks.checked_mul(sizes.batch));
-    let grid = grid(&call.q, rows, blocks)?;
+    let grid = grid("q", &call.q, &rows_of_all(rows), blocks)?;
     Ok((grid > 0).then(|| Launch {
         file: kernels::named("prefill").expect("the build has all kernels"),
         kernel: names[match call.dtype {

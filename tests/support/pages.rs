@@ -79,6 +79,16 @@ impl<T: Element> LaidOut<T> {
         }
     }
 
+    /// Makes a packed row of keys and values the same as another.
+    pub fn copy_key(&mut self, from: usize, to: usize) {
+        for tensor in [&mut self.k, &mut self.v] {
+            for head in 0..tensor.shape[2] {
+                let (from, to) = (tensor.at([0, from, head]), tensor.at([0, to, head]));
+                tensor.data.copy_within(from..from + tensor.shape[3], to);
+            }
+        }
+    }
+
     /// As [`LaidOut::attend_on_emulator`], from pages.
     pub fn attend_pages_on_emulator(
         &self,

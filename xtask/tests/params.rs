@@ -15,7 +15,7 @@ fn are_current() {
     let bindings = bindgen::Builder::default()
         .header(header.display().to_string())
         .clang_args(["-x", "c", "-std=c17"])
-        .allowlist_type("AttentionParams|TensorStrides")
+        .allowlist_type("AppendParams|AttentionParams|TensorStrides")
         .derive_default(true)
         .derive_partialeq(true)
         .layout_tests(true)
