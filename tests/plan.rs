@@ -1,6 +1,6 @@
 //! Plans: geometry, limits and bad calls. Nothing is launched.
 
-use flash_alibi::plan::{Call, Device, Dtype, Packed, Plan};
+use flash_alibi::plan::{Append, Call, Device, Dtype, Packed, Paged, Plan};
 use flash_alibi::{Attention, Error, Layout, Mask, Slopes};
 
 const DEVICE: Device = Device {
@@ -231,4 +231,155 @@ fn calls_beyond_the_limits() {
         matches!(error, Error::Shape { argument: "q", .. }),
         "{error}"
     );
+}
+
+/// The blocks of a decode plan, and its splits.
+fn decoded(attention: &Attention, call: &Call, device: &Device) -> (u32, i32) {
+    let plan = Plan::decode(attention, call, device).unwrap();
+    let params = plan.params(&Default::default());
+    let launches = plan.launches().len();
+    assert_eq!(launches, if params.splits > 1 { 2 } else { 1 });
+    assert_eq!(plan.workspace_bytes() > 0, params.splits > 1);
+    (plan.launches()[0].grid, params.splits)
+}
+
+#[test]
+fn decoding_splits_keys_until_the_device_is_full() {
+    // Two blocks of 66 KiB fit a multiprocessor of this device, so 216 run at once.
+    let splits = |batch, keys, heads| {
+        decoded(
+            &layer(heads, 64),
+            &dense(batch, 1, keys, heads, 64),
+            &DEVICE,
+        )
+    };
+    // Nothing to gain: enough blocks, or too few keys.
+    assert_eq!(splits(27, 65536, (8, 8)), (216, 1));
+    assert_eq!(splits(1, 255, (8, 8)), (8, 1));
+    // A wave and a bit takes as long as two: parts make more waves, the last of them fuller.
+    assert_eq!(splits(28, 65536, (8, 8)), (28 * 8 * 5, 5));
+    // Few heads have many parts, of 128 keys or more.
+    let (blocks, parts) = splits(1, 65536, (8, 8));
+    assert!((183..=216).contains(&blocks) && parts == blocks as i32 / 8);
+    assert_eq!(splits(1, 1024, (8, 8)).1, 7);
+    // All heads that share keys are rows of one block.
+    assert_eq!(splits(216, 1024, (16, 1)), (216, 1));
+    let (blocks, parts) = splits(1, 65536, (71, 1));
+    assert_eq!((blocks, parts > 50), (parts as u32, true));
+    // A window bounds what there is to split.
+    let attention = Attention::new(8, 8, 64)
+        .window(Some(255), Some(0))
+        .build()
+        .unwrap();
+    assert_eq!(
+        decoded(&attention, &dense(1, 1, 65536, (8, 8), 64), &DEVICE).1,
+        2
+    );
+}
+
+#[test]
+fn a_decode_plan_depends_on_the_bounds_alone() {
+    let pages = |columns, max_seqlen_k| {
+        let pool = Layout::contiguous("k", &[1000, 16, 2, 64]).unwrap();
+        let call = Call {
+            k: pool,
+            v: pool,
+            paged: Some(Paged {
+                columns,
+                stride: columns,
+                max_seqlen_k,
+            }),
+            ..dense(4, 1, 0, (4, 2), 64)
+        };
+        let plan = Plan::decode(&layer((4, 2), 64), &call, &DEVICE).unwrap();
+        let params = plan.params(&Default::default());
+        (
+            params.seqlen_k,
+            params.page_size,
+            params.pages,
+            params.splits,
+        )
+    };
+    // What the table holds and what the caller says bound the lengths.
+    assert_eq!(pages(128, 100_000), (2048, 16, 1000, 14));
+    assert_eq!(pages(8192, 2048), pages(128, 100_000));
+}
+
+#[test]
+fn pages_that_do_not_fit() {
+    let expect = |shape: &[usize], columns, message: &str| {
+        let pool = Layout::contiguous("k", shape).unwrap();
+        let call = Call {
+            k: pool,
+            v: pool,
+            paged: Some(Paged {
+                columns,
+                stride: columns,
+                max_seqlen_k: 100,
+            }),
+            ..dense(4, 1, 0, (4, 2), 64)
+        };
+        for plan in [Plan::prefill, Plan::decode] {
+            let error = plan(&layer((4, 2), 64), &call, &DEVICE).unwrap_err();
+            assert_eq!(error.to_string(), message);
+        }
+    };
+    expect(
+        &[10, 12, 2, 64],
+        3,
+        "k: found shape [10, 12, 2, 64], expected pages of a multiple of 8 rows",
+    );
+    expect(
+        &[160, 2, 64],
+        3,
+        "k: found shape [160, 2, 64], expected [pages, page_size, 2, 64]",
+    );
+    expect(
+        &[10, 16, 4, 64],
+        3,
+        "k: found shape [10, 16, 4, 64], expected [pages, page_size, 2, 64]",
+    );
+    expect(
+        &[10, 16, 2, 64],
+        0,
+        "block_table: found 0 columns, expected 1 to 2147483647",
+    );
+}
+
+#[test]
+fn no_parts_are_none() {
+    let call = dense(1, 1, 10, (1, 1), 64);
+    let error = Plan::decode_with_splits(&layer((1, 1), 64), &call, &DEVICE, 0).unwrap_err();
+    assert_eq!(error.to_string(), "splits: found 0, expected at least 1");
+}
+
+#[test]
+fn new_keys_that_do_not_fit_the_pages() {
+    let new = |shape: &[usize]| Layout::contiguous("k", shape).unwrap();
+    let pages = new(&[10, 16, 2, 64]);
+    let append = |k: &Layout, v: &Layout, k_pages: &Layout, v_pages: &Layout| {
+        Append::new(k, v, k_pages, v_pages).unwrap_err().to_string()
+    };
+    let k = new(&[5, 2, 64]);
+    assert_eq!(
+        append(&new(&[5, 2, 60]), &k, &pages, &pages),
+        "k: found shape [5, 2, 60], expected [tokens, heads_k, a multiple of 8], up to 2147483647 tokens"
+    );
+    assert_eq!(
+        append(&k, &new(&[4, 2, 64]), &pages, &pages),
+        "v: found shape [4, 2, 64], expected [5, 2, 64], as k"
+    );
+    assert_eq!(
+        append(&k, &k, &new(&[10, 16, 4, 64]), &pages),
+        "k_pages: found shape [10, 16, 4, 64], expected [pages, page_size, 2, 64]"
+    );
+    assert_eq!(
+        append(&k, &k, &pages, &new(&[10, 8, 2, 64])),
+        "v_pages: found shape [10, 8, 2, 64], expected [10, 16, 2, 64], as k_pages"
+    );
+    let overlapping = Layout::new("k", &[10, 16, 2, 64], &[0, 128, 64, 1]).unwrap();
+    assert!(
+        append(&k, &k, &overlapping, &pages).starts_with("k_pages: found strides [0, 128, 64, 1]")
+    );
+    assert!(Append::new(&k, &k, &pages, &pages).is_ok());
 }

@@ -1,4 +1,5 @@
-//! The prefill kernel's PTX, executed on the CPU with every check on, against the f64 oracle.
+//! The prefill kernel's PTX, executed on the CPU with every check on, against the f64 oracle. Some of the problems are the
+//! decode kernels' too.
 
 mod support;
 
@@ -8,7 +9,7 @@ use flash_alibi::{Attention, Inputs, Layout, Mask, Slopes, View};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use ptx_emulator::{Class, DevicePtr, Line, Report};
-use support::emulator::{Emulator, OnDevice, SMALLEST};
+use support::emulator::{Emulator, OnDevice, Planner, SMALLEST};
 use support::strategy::{case, config, fail, pick};
 use support::{Case, Lengths, Memory, Rows, SlopeKind, expect, random};
 
@@ -52,12 +53,16 @@ proptest! {
         place in [0.0..1.0, 0.0..1.0, 0.0..1.0, 0.0..1.0],
         value in prop::sample::select(vec![f32::NAN, f32::INFINITY]),
     ) {
-        fail(not_finite(case, place, value))?;
+        fail(not_finite(&case, place, value, &Plan::prefill))?;
+        let parts = |attention: &_, call: &_, device: &_| Plan::decode_with_splits(attention, call, device, 2);
+        let decoded = not_finite(&case, place, value, &parts);
+        fail(decoded.map_err(|why| format!("decode: {why}")))?;
     }
 }
 
 /// Puts `value` into one element of V.
-fn not_finite(mut case: Case, place: [f64; 4], value: f32) -> Result<(), String> {
+fn not_finite(case: &Case, place: [f64; 4], value: f32, planner: &Planner) -> Result<(), String> {
+    let mut case = case.clone();
     for memory in &mut case.memory {
         memory.broadcast = [false; 3];
     }
@@ -72,11 +77,11 @@ fn not_finite(mut case: Case, place: [f64; 4], value: f32) -> Result<(), String>
     );
     let c = pick(place[3], case.head_dim);
     let mut laid_out = case.lay_out::<bf16>();
-    let (before, _) = laid_out.attend_on_emulator(&Plan::prefill)?;
+    let (before, _) = laid_out.attend_on_emulator(planner)?;
     let [entry, row] = laid_out.row_k(b, j);
     let at = laid_out.v.at([entry, row, head_k]) + c;
     laid_out.v.data[at] = bf16::from_f32(value);
-    let (mut after, _) = laid_out.attend_on_emulator(&Plan::prefill)?;
+    let (mut after, _) = laid_out.attend_on_emulator(planner)?;
 
     // What must not be finite is looked at here, and what is left compared as ever.
     let heads = case.heads_q();
@@ -355,13 +360,18 @@ fn probabilities_are_exact_at_position_1_000_000_and_offsets_exceed_32_bits() {
 
     // exp(lse) of a window is the sum of its weights, so two windows that differ by a key give the key's: in f32, where out
     // is rounded to f16.
-    let lse_of = |window: usize| -> Vec<(f64, f64)> {
+    let lse_of = |planner: &Planner, window: usize| -> Vec<(f64, f64)> {
         let attention = Attention::new(heads, 1, HEAD_DIM)
             .slopes(Slopes::per_head(&slopes))
             .window(Some(window), None)
             .build()
             .unwrap();
-        let plan = Plan::prefill(&attention, &call, &SMALLEST).unwrap();
+        let plan = planner(&attention, &call, &SMALLEST).unwrap();
+        let workspace = memory.alloc(plan.workspace_bytes()).unwrap().0;
+        let addresses = Addresses {
+            workspace,
+            ..addresses
+        };
         // SAFETY: the emulator checks every access itself.
         unsafe { plan.run(&emulator, &addresses) }.unwrap();
         let found: Vec<f32> = memory.download(lse, heads * ROWS).unwrap();
@@ -390,17 +400,21 @@ fn probabilities_are_exact_at_position_1_000_000_and_offsets_exceed_32_bits() {
             .map(|(&x, exact)| (x.into(), exact))
             .collect()
     };
-    let all = lse_of(700);
-    for distance in [1, 2, 7, 31, 63, 64, 65, 127, 128, 300] {
-        let (with, without) = (lse_of(distance), lse_of(distance - 1));
-        for (row, ((with, without), all)) in with.iter().zip(&without).zip(&all).enumerate() {
-            let p = (with.0 - all.0).exp() - (without.0 - all.0).exp();
-            let exact = (with.1 - all.1).exp() - (without.1 - all.1).exp();
-            let error = (p - exact).abs();
-            assert!(
-                error <= 1e-5,
-                "row {row}, distance {distance}: P = {p:e}, exact {exact:e}"
-            );
+    let decode =
+        |attention: &_, call: &_, device: &_| Plan::decode_with_splits(attention, call, device, 3);
+    for planner in [&Plan::prefill as &Planner, &decode] {
+        let all = lse_of(planner, 700);
+        for distance in [1, 2, 7, 31, 63, 64, 65, 127, 128, 300] {
+            let (with, without) = (lse_of(planner, distance), lse_of(planner, distance - 1));
+            for (row, ((with, without), all)) in with.iter().zip(&without).zip(&all).enumerate() {
+                let p = (with.0 - all.0).exp() - (without.0 - all.0).exp();
+                let exact = (with.1 - all.1).exp() - (without.1 - all.1).exp();
+                let error = (p - exact).abs();
+                assert!(
+                    error <= 1e-5,
+                    "row {row}, distance {distance}: P = {p:e}, exact {exact:e}"
+                );
+            }
         }
     }
 }

@@ -44,7 +44,7 @@ impl Append {
             found: found.shape(),
             expected,
         };
-        if k.batch.is_some() || k.head_dim % CHUNK != 0 || k.rows > MAX_ROWS {
+        if k.batch.is_some() || !k.head_dim.is_multiple_of(CHUNK) || k.rows > MAX_ROWS {
             let expected =
                 format!("[tokens, heads_k, a multiple of {CHUNK}], up to {MAX_ROWS} tokens");
             return Err(shape("k", k, expected));

@@ -95,7 +95,7 @@ pub(super) fn splits(attention: &Attention, sizes: &Sizes, device: &Device) -> u
     };
     let best = (1..=most).map(filled).fold(0.0, f64::max);
     (1..=most)
-        .find(|&splits| filled(splits) >= 0.9 * best)
+        .find(|&splits| filled(splits) >= 0.85 * best)
         .unwrap_or(1)
 }
 
