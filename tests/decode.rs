@@ -6,7 +6,7 @@ use flash_alibi::plan::{Append, AppendAddresses, Call, Device, Plan};
 use flash_alibi::{Attention, Layout, Mask};
 use half::{bf16, f16};
 use proptest::prelude::*;
-use ptx_emulator::{Class, DevicePtr};
+use ptx_emulator::{Class, DevicePtr, Report};
 use support::emulator::{Emulator, OnDevice, Planner};
 use support::strategy::{case, config, fail};
 use support::{Case, Lengths, SlopeKind, expect};
@@ -297,5 +297,42 @@ fn appended_keys_are_where_their_slots_say() {
             let found: Vec<u16> = memory.download(DevicePtr(buffer), marks.len()).unwrap();
             assert_eq!(found, expected);
         }
+    }
+}
+
+/// What a warp executes for each tile of 64 keys that all of its rows see, and how many bytes it brings.
+#[test]
+fn instructions_of_a_tile() {
+    const TILES: usize = 4;
+    for head_dim in [64, 128, 256] {
+        let report = |k| {
+            let case = Case {
+                slopes: SlopeKind::All(1.0),
+                ..Case::dense(1, 1, k, (8, 1), head_dim)
+            };
+            let laid_out = case.lay_out::<bf16>();
+            let attended = laid_out.attend_on_emulator(&with_splits(1));
+            attended.unwrap().1.remove(0)
+        };
+        let (few, many) = (report(1024), report(1024 + TILES * 64));
+        let each = |of: &dyn Fn(Class) -> bool| -> u64 {
+            let sum = |report: &Report| -> u64 {
+                let lines = report.lines.iter().filter(|line| of(line.class));
+                lines.map(|line| line.counters.warp_instructions).sum()
+            };
+            (sum(&many) - sum(&few)) / (4 * TILES as u64)
+        };
+        println!(
+            "d{head_dim}: {} PTX instructions a warp for {} bytes a block, moves left out",
+            each(&|class| class != Class::Move),
+            2 * 64 * head_dim * 2
+        );
+        for class in Class::ALL {
+            println!("    {class:?}: {}", each(&|other| other == class));
+        }
+        // A warp has 16 keys of the tile: S = Q K^T in 2 D / 16 products, O += P V in D / 8; 8 scores a lane, and one factor
+        // for each of its two rows.
+        assert_eq!(each(&|class| class == Class::Tensor), head_dim as u64 / 4);
+        assert_eq!(each(&|class| class == Class::Special), 8 + 2);
     }
 }
