@@ -94,9 +94,11 @@ fn main() -> Result<()> {
 
 /// The bits that the model needs for all tokens of a window but the first.
 fn model_bits(model: &Model, window: &[u32]) -> Result<f64> {
-    let mut cache = model.cache(1, window.len())?;
-    let hidden = model.forward(&[window.to_vec()], &mut cache)?;
-    let logits = model.logits(&hidden.i((0, ..window.len() - 1))?.contiguous()?)?;
+    let page_size = 128;
+    let mut cache = model.cache(window.len().div_ceil(page_size), page_size)?;
+    let sequence = cache.pages.create();
+    let hidden = model.forward(&[(sequence, window)], &mut cache)?;
+    let logits = model.logits(&hidden.i(..window.len() - 1)?)?;
     let next = Tensor::new(&window[1..], logits.device())?.unsqueeze(1)?;
     let logs = candle_nn::ops::log_softmax(&logits, D::Minus1)?.gather(&next, 1)?;
     let nats: f32 = logs.neg()?.sum_all()?.to_scalar()?;

@@ -43,16 +43,20 @@ fn main() -> Result<()> {
     write!(out, "{}", arguments.prompt)?;
     out.flush()?;
 
-    let mut cache = model.cache(1, prompt.len() + arguments.tokens)?;
+    let page_size = 16;
+    let pages = (prompt.len() + arguments.tokens).div_ceil(page_size);
+    let mut cache = model.cache(pages, page_size)?;
+    let sequence = cache.pages.create();
     let start = Instant::now();
-    let mut hidden = model.forward(std::slice::from_ref(&prompt), &mut cache)?;
+    let hidden = model.forward(&[(sequence, &prompt)], &mut cache)?;
+    let mut next = model.greedy(&hidden, &[prompt.len() as u32 - 1])?;
     let prefill = start.elapsed();
 
     let start = Instant::now();
     let mut text = tokenizer.stream();
     let mut generated = 0;
     while generated < arguments.tokens {
-        let token = model.greedy(&hidden)?;
+        let token = next[0];
         if Some(token) == model.eos_token {
             break;
         }
@@ -60,7 +64,8 @@ fn main() -> Result<()> {
         out.flush()?;
         generated += 1;
         if generated < arguments.tokens {
-            hidden = model.forward(&[vec![token]], &mut cache)?;
+            let hidden = model.forward(&[(sequence, &next)], &mut cache)?;
+            next = model.greedy(&hidden, &[0])?;
         }
     }
     let decode = start.elapsed();

@@ -712,11 +712,12 @@ fn bad_shape(argument: &'static str, found: &Tensor, expected: String) -> Error 
 
 /// Calls an argument what the caller calls it.
 fn rename(mut error: Error, names: &[(&str, &'static str)]) -> Error {
-    let (Error::Shape { argument, .. }
+    if let Error::Shape { argument, .. }
     | Error::Strides { argument, .. }
     | Error::Length { argument, .. }
-    | Error::Value { argument, .. }) = &mut error;
-    if let Some((_, name)) = names.iter().find(|(from, _)| from == argument) {
+    | Error::Value { argument, .. } = &mut error
+        && let Some((_, name)) = names.iter().find(|(from, _)| from == argument)
+    {
         *argument = name;
     }
     error

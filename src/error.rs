@@ -36,6 +36,15 @@ pub enum Error {
         /// The length that would fit.
         expected: String,
     },
+    /// A paged cache without the free pages that a call takes. The call changed nothing; it succeeds once enough pages
+    /// have been freed.
+    #[error("cache: found {free} free pages, expected at least {needed}")]
+    CacheFull {
+        /// How many pages are free.
+        free: usize,
+        /// How many the call takes.
+        needed: usize,
+    },
     /// A number out of its range.
     #[error("{argument}: found {found}, expected {expected}")]
     Value {

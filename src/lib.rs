@@ -2,12 +2,14 @@
 #![deny(missing_docs)]
 
 mod attention;
+mod cache;
 #[cfg(feature = "candle")]
 pub mod candle;
 pub mod cpu;
 mod error;
 #[cfg(feature = "cuda")]
 pub mod kernels;
+mod merge;
 #[cfg(feature = "cuda")]
 pub mod plan;
 mod problem;
@@ -15,7 +17,9 @@ mod slopes;
 mod tensor;
 
 pub use attention::{Attention, AttentionBuilder, MAX_HEAD_DIM, Mask};
+pub use cache::{Appended, Batch, PagedCache, SequenceId};
 pub use error::{Error, Result};
+pub use merge::{merge_state, merge_states};
 pub use problem::Inputs;
 pub use slopes::Slopes;
 pub use tensor::{Layout, View, ViewMut};

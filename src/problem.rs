@@ -8,8 +8,9 @@ use crate::tensor::{Layout, View};
 
 /// The inputs of one call: tensors, and how sequences lie in them.
 ///
-/// Dense: q `[batch, seqlen_q, heads_q, head_dim]`, k and v `[batch, seqlen_k, heads_k, head_dim]`. Variable length
-/// ([`Inputs::varlen`]): q `[total_q, heads_q, head_dim]`, k and v `[total_k, heads_k, head_dim]`.
+/// Dense ([`Inputs::new`]): q `[batch, seqlen_q, heads_q, head_dim]`, k and v `[batch, seqlen_k, heads_k, head_dim]`.
+/// Variable length ([`Inputs::varlen`]): q `[total_q, heads_q, head_dim]`, k and v `[total_k, heads_k, head_dim]`. From a
+/// paged cache ([`Inputs::paged`]): q of either form, k and v `[pages, page_size, heads_k, head_dim]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a, T> {
     pub(crate) q: View<'a, T>,
@@ -21,7 +22,9 @@ pub struct Inputs<'a, T> {
 /// How sequences lie in the tensors of a call.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Lengths<'a> {
-    pub(crate) cu_seqlens: Option<(&'a [i32], &'a [i32])>,
+    pub(crate) cu_seqlens_q: Option<&'a [i32]>,
+    pub(crate) cu_seqlens_k: Option<&'a [i32]>,
+    pub(crate) block_table: Option<&'a [i32]>,
     pub(crate) seqused_k: Option<&'a [i32]>,
     pub(crate) leftpad_k: Option<&'a [i32]>,
 }
@@ -37,11 +40,39 @@ impl<'a, T> Inputs<'a, T> {
         }
     }
 
+    /// A paged cache: key `j` of sequence `b` is row `j % page_size` of page `block_table[b][j / page_size]` of the pools
+    /// `k` and `v`, both `[pages, page_size, heads_k, head_dim]`: the layout of vLLM and FlashAttention.
+    ///
+    /// `page_size` is a multiple of 8. `block_table` is `[batch, max_pages_per_sequence]`, without gaps; sequences may
+    /// share pages, and entries that no query needs may be anything. `seqused_k` is `[batch]`, the keys that each sequence
+    /// has, those of this call's tokens included (see [`cpu::append`](crate::cpu::append)); the last query stands at the
+    /// last of them, so a prompt may come in chunks. q is `[batch, seqlen_q, heads_q, head_dim]`, or packed by
+    /// [`Inputs::varlen_q`].
+    pub fn paged(
+        q: View<'a, T>,
+        k: View<'a, T>,
+        v: View<'a, T>,
+        block_table: &'a [i32],
+        seqused_k: &'a [i32],
+    ) -> Self {
+        let mut inputs = Self::new(q, k, v).seqused_k(seqused_k);
+        inputs.lengths.block_table = Some(block_table);
+        inputs
+    }
+
+    /// Packed queries of a paged cache: q is `[total_q, heads_q, head_dim]`, and sequence `b` has its rows
+    /// `cu_seqlens_q[b]..cu_seqlens_q[b + 1]`, as in [`Inputs::varlen`].
+    pub fn varlen_q(mut self, cu_seqlens_q: &'a [i32]) -> Self {
+        self.lengths.cu_seqlens_q = Some(cu_seqlens_q);
+        self
+    }
+
     /// Packed sequences: sequence `b` has the query rows `cu_seqlens_q[b]..cu_seqlens_q[b + 1]` and likewise the key
     /// rows. Both arrays hold `batch + 1` non-decreasing row indices starting at 0; rows past the last belong to no
     /// sequence and are neither read nor written.
     pub fn varlen(mut self, cu_seqlens_q: &'a [i32], cu_seqlens_k: &'a [i32]) -> Self {
-        self.lengths.cu_seqlens = Some((cu_seqlens_q, cu_seqlens_k));
+        self.lengths.cu_seqlens_q = Some(cu_seqlens_q);
+        self.lengths.cu_seqlens_k = Some(cu_seqlens_k);
         self
     }
 
@@ -73,10 +104,68 @@ pub(crate) struct Sequence {
     pub(crate) lse: usize,
 }
 
+/// The pages of every sequence of a paged call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlockTable<'a> {
+    entries: &'a [i32],
+    max_pages: usize,
+    pub(crate) page_size: usize,
+}
+
+impl<'a> BlockTable<'a> {
+    fn new(entries: &'a [i32], batch: usize, page_size: usize) -> Result<Self> {
+        if !entries.len().is_multiple_of(batch) {
+            return Err(Error::Length {
+                argument: "block_table",
+                found: entries.len(),
+                expected: format!("a multiple of batch = {batch}"),
+            });
+        }
+        Ok(Self {
+            entries,
+            max_pages: entries.len() / batch.max(1),
+            page_size,
+        })
+    }
+
+    /// How many keys the pages of a sequence hold.
+    fn capacity(&self) -> usize {
+        self.max_pages.saturating_mul(self.page_size)
+    }
+
+    /// Checks the entries that the keys `seen` of sequence `b` need.
+    fn check(&self, b: usize, seen: Range<usize>, pages: usize) -> Result<()> {
+        if seen.is_empty() {
+            return Ok(());
+        }
+        let needed = seen.start / self.page_size..seen.end.div_ceil(self.page_size);
+        for (at, &page) in self
+            .of(b)
+            .iter()
+            .enumerate()
+            .take(needed.end)
+            .skip(needed.start)
+        {
+            if !usize::try_from(page).is_ok_and(|page| page < pages) {
+                let found = format!("{page} at index [{b}, {at}]");
+                let expected = format!("one of the {pages} pages, from 0");
+                return Err(value("block_table", found, expected));
+            }
+        }
+        Ok(())
+    }
+
+    /// The pages of sequence `b`. Those of keys that some query sees are valid.
+    pub(crate) fn of(&self, b: usize) -> &'a [i32] {
+        &self.entries[b * self.max_pages..][..self.max_pages]
+    }
+}
+
 /// A validated call.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem<'a> {
     pub(crate) attention: &'a Attention,
+    pub(crate) block_table: Option<BlockTable<'a>>,
     pub(crate) q: Layout,
     pub(crate) k: Layout,
     pub(crate) v: Layout,
@@ -90,7 +179,7 @@ impl<'a> Problem<'a> {
     /// Checks that everything fits. `out` defaults to a tensor without gaps of q's shape.
     pub(crate) fn new<T>(
         attention: &'a Attention,
-        inputs: &Inputs<'_, T>,
+        inputs: &Inputs<'a, T>,
         out: Option<Layout>,
     ) -> Result<Self> {
         let [q, k, v] = [inputs.q.layout, inputs.k.layout, inputs.v.layout];
@@ -99,30 +188,45 @@ impl<'a> Problem<'a> {
             None => Layout::contiguous("out", &q.shape())?,
         };
         let Lengths {
-            cu_seqlens,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            block_table,
             seqused_k,
             leftpad_k,
         } = inputs.lengths;
 
-        check_shapes(attention, cu_seqlens.is_some(), false, [q, k, v, out])?;
-
-        // Rows of each sequence in q and in k.
-        let ranges: Vec<(Range<usize>, Range<usize>)> = match cu_seqlens {
-            Some((cu_q, cu_k)) => {
-                let starts_q = row_ranges("cu_seqlens_q", cu_q, q.rows)?;
-                let starts_k = row_ranges("cu_seqlens_k", cu_k, k.rows)?;
-                if cu_k.len() != cu_q.len() {
-                    return Err(Error::Length {
-                        argument: "cu_seqlens_k",
-                        found: cu_k.len(),
-                        expected: format!("{}, as for q", cu_q.len()),
-                    });
-                }
-                starts_q.into_iter().zip(starts_k).collect()
+        let packed = cu_seqlens_q.is_some();
+        check_shapes(attention, packed, block_table.is_some(), [q, k, v, out])?;
+        // Rows of each sequence in q and in k, where they are packed.
+        let ranges_q = match cu_seqlens_q {
+            Some(cu) => row_ranges("cu_seqlens_q", cu, q.rows)?,
+            None => Vec::new(),
+        };
+        let batch = q.batch.unwrap_or(ranges_q.len());
+        let ranges_k = match cu_seqlens_k {
+            Some(_) if block_table.is_some() => {
+                let expected = "none: the lengths of a paged cache are seqused_k";
+                return Err(value("cu_seqlens_k", "row indices", expected));
+            }
+            Some(cu) => row_ranges("cu_seqlens_k", cu, k.rows)?,
+            None if packed && block_table.is_none() => {
+                return Err(value("cu_seqlens_k", "none", "as many as cu_seqlens_q"));
             }
             None => Vec::new(),
         };
-        let batch = q.batch.unwrap_or(ranges.len());
+        if let (Some(cu_q), Some(cu_k)) = (cu_seqlens_q, cu_seqlens_k)
+            && cu_k.len() != cu_q.len()
+        {
+            return Err(Error::Length {
+                argument: "cu_seqlens_k",
+                found: cu_k.len(),
+                expected: format!("{}, as for q", cu_q.len()),
+            });
+        }
+        let block_table = match block_table {
+            Some(entries) => Some(BlockTable::new(entries, batch, k.rows)?),
+            None => None,
+        };
         check_slopes(attention, batch)?;
         for (argument, lengths) in [("seqused_k", seqused_k), ("leftpad_k", leftpad_k)] {
             if let Some(lengths) = lengths
@@ -136,11 +240,15 @@ impl<'a> Problem<'a> {
             }
         }
 
-        let packed = cu_seqlens.is_some();
         let sequence = |b: usize| {
-            let (rows_q, rows_k) = match packed {
-                true => ranges[b].clone(),
-                false => (0..q.rows, 0..k.rows),
+            let rows_q = match packed {
+                true => ranges_q[b].clone(),
+                false => 0..q.rows,
+            };
+            let (rows_k, limit) = match (&block_table, packed) {
+                (Some(table), _) => (0..table.capacity(), "max_pages_per_sequence * page_size"),
+                (None, true) => (ranges_k[b].clone(), "seqlen_k"),
+                (None, false) => (0..k.rows, "seqlen_k"),
             };
             let within = |argument, lengths: Option<&[i32]>, default, limit: usize, name: &str| {
                 let Some(lengths) = lengths else {
@@ -154,33 +262,36 @@ impl<'a> Problem<'a> {
                         value(argument, found, format!("0 to {name} = {limit}"))
                     })
             };
-            let seqlen_k = within(
-                "seqused_k",
-                seqused_k,
-                rows_k.len(),
-                rows_k.len(),
-                "seqlen_k",
-            )?;
+            let seqlen_k = within("seqused_k", seqused_k, rows_k.len(), rows_k.len(), limit)?;
             let leftpad_k = within("leftpad_k", leftpad_k, 0, seqlen_k, "seqlen_k")?;
             // Strides are checked only where there are elements to step over.
             let at = |layout: &Layout, row: usize| match layout.span() {
                 0 => 0,
                 _ => layout.batch.map_or(0, |_| b * layout.batch_stride) + row * layout.row_stride,
             };
-            Ok(Sequence {
+            // A paged sequence starts wherever its first page lies.
+            let at_k = |layout| match block_table {
+                Some(_) => 0,
+                None => at(layout, rows_k.start),
+            };
+            let sequence = Sequence {
                 index: b,
                 seqlen_q: rows_q.len(),
                 seqlen_k,
                 leftpad_k,
                 q: at(&q, rows_q.start),
-                k: at(&k, rows_k.start),
-                v: at(&v, rows_k.start),
+                k: at_k(&k),
+                v: at_k(&v),
                 out: at(&out, rows_q.start),
                 lse: match packed {
                     true => rows_q.start,
                     false => b * attention.heads_q() * q.rows,
                 },
-            })
+            };
+            if let Some(table) = &block_table {
+                table.check(b, sequence.seen(attention), k.batch.unwrap_or(0))?;
+            }
+            Ok(sequence)
         };
         // A batch without query rows takes no memory, whatever its size; nor may it here.
         let idle = q.rows == 0 && seqused_k.is_none() && leftpad_k.is_none();
@@ -191,6 +302,7 @@ impl<'a> Problem<'a> {
         }
         Ok(Self {
             attention,
+            block_table,
             q,
             k,
             v,
@@ -198,6 +310,23 @@ impl<'a> Problem<'a> {
             lse_head_stride: q.rows,
             sequences,
         })
+    }
+
+    /// Where row `j` of a sequence's keys (or values) lies; `start` is where the sequence does, unless it has pages.
+    pub(crate) fn key_row(
+        &self,
+        sequence: &Sequence,
+        layout: &Layout,
+        start: usize,
+        j: usize,
+    ) -> usize {
+        match &self.block_table {
+            Some(table) => {
+                let page = table.of(sequence.index)[j / table.page_size] as usize;
+                page * layout.batch_stride + j % table.page_size * layout.row_stride
+            }
+            None => start + j * layout.row_stride,
+        }
     }
 
     /// A buffer for results of `len` elements.
@@ -268,7 +397,19 @@ pub(crate) fn check_shapes(
     expect("k", k, &k_rows, heads_k, k_fits)?;
     let same = |a: Layout, b: Layout| a.batch == b.batch && a.rows == b.rows;
     expect("v", v, &rows(k), heads_k, same(v, k))?;
-    expect("out", out, &rows(q), heads_q, same(out, q))
+    expect("out", out, &rows(q), heads_q, same(out, q))?;
+    if paged {
+        check_page_size(k.rows)?;
+    }
+    Ok(())
+}
+
+/// Checks the number of tokens of a page.
+pub(crate) fn check_page_size(page_size: usize) -> Result<()> {
+    match page_size > 0 && page_size.is_multiple_of(8) {
+        true => Ok(()),
+        false => Err(value("page_size", page_size, "a positive multiple of 8")),
+    }
 }
 
 /// Checks that slopes that differ between sequences are for as many as there are.
@@ -297,6 +438,17 @@ impl Sequence {
     /// The key position at which query row `i` stands: rows are aligned at the end.
     pub(crate) fn position(&self, i: usize) -> i64 {
         i as i64 + self.seqlen_k as i64 - self.seqlen_q as i64
+    }
+
+    /// The keys that any query row sees: with a window, few of a long cache.
+    pub(crate) fn seen(&self, attention: &Attention) -> Range<usize> {
+        if self.seqlen_q == 0 {
+            return 0..0;
+        }
+        // Limits grow from row to row by one at most, so the rows between leave no gap.
+        let first = self.visible(attention, 0);
+        let last = self.visible(attention, self.seqlen_q - 1);
+        first.start.min(last.start)..first.end.max(last.end)
     }
 
     /// The keys that query row `i` sees. They are contiguous.

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use ptx_emulator::{Class, DevicePtr, Report};
 use support::emulator::{Emulator, OnDevice, Planner};
 use support::strategy::{case, config, fail};
-use support::{Case, Lengths, SlopeKind, expect};
+use support::{Case, Lengths, Memory, SlopeKind, expect};
 
 /// How much work the emulator may have in one random case.
 const WORK: usize = 1_000_000;
@@ -34,14 +34,17 @@ fn check_both(case: &Case, splits: usize) {
 
 /// From pages, and with both kinds of kernels.
 fn check_pages<T: OnDevice>(case: &Case, page_size: usize, splits: usize) -> Result<(), String> {
-    let laid_out = case.lay_out::<T>();
-    let pages = laid_out.in_pages(page_size, case.seed);
-    let (rows, _) = laid_out.attend_pages_on_emulator(&pages, &with_splits(splits))?;
-    laid_out.check(&rows)?;
-    let (rows, _) = laid_out.attend_pages_on_emulator(&pages, &Plan::prefill)?;
-    laid_out
-        .check(&rows)
-        .map_err(|why| format!("prefill: {why}"))
+    let paged = case.lay_out_paged::<T>(page_size);
+    for (kind, planner) in [
+        ("decode", &with_splits(splits) as &Planner),
+        ("prefill", &Plan::prefill),
+    ] {
+        let checked = paged
+            .attend_on_emulator(planner)
+            .and_then(|(rows, _)| paged.dense.check(&rows));
+        checked.map_err(|why| format!("{kind}: {why}"))?;
+    }
+    Ok(())
 }
 
 proptest! {
@@ -151,57 +154,33 @@ fn any_number_of_splits() {
     }
 }
 
-/// Sequences that have their first pages in common.
+/// All sequences have the same pages.
 #[test]
 fn sequences_share_pages() {
+    let shared = Memory {
+        broadcast: [true, false, false],
+        ..Memory::default()
+    };
     let case = Case {
-        packed: true,
+        memory: [Memory::default(), shared, shared, Memory::default()],
         ..Case::dense(3, 2, 200, (4, 2), 64)
     };
-    let mut laid_out = case.lay_out::<bf16>();
-    // The first 128 keys of all are those of the first.
-    let [_, first] = laid_out.row_k(0, 0);
-    for b in 1..3 {
-        for j in 0..128 {
-            let [_, row] = laid_out.row_k(b, j);
-            laid_out.copy_key(first + j, row);
-        }
-    }
-    let mut pages = laid_out.in_pages(64, 5);
-    let stride = pages.paged.stride;
-    for b in 1..3 {
-        for column in 0..2 {
-            // What they had is not read now.
-            let own = pages.table[b * stride + column] as usize;
-            let page = pages.layout.span() / pages.layout.shape()[0];
-            pages.k[own * page..][..page].fill(bf16::NAN);
-            pages.v[own * page..][..page].fill(bf16::NAN);
-            pages.table[b * stride + column] = pages.table[column];
-        }
-    }
-    let shared = |planner: &Planner| laid_out.attend_pages_on_emulator(&pages, planner).unwrap();
-    let alone = laid_out.attend_on_emulator(&with_splits(2)).unwrap();
-    assert!(shared(&with_splits(2)).0 == alone.0);
-    assert!(shared(&Plan::prefill).0 == laid_out.attend_on_emulator(&Plan::prefill).unwrap().0);
+    expect(&case, check_pages::<bf16>(&case, 32, 2));
 }
 
 /// Pages that do not exist are cut off: no access leaves the pools, which the emulator checks.
 #[test]
 fn page_numbers_are_clamped() {
     let case = Case::dense(2, 1, 300, (2, 1), 64);
-    let laid_out = case.lay_out::<f16>();
-    let mut pages = laid_out.in_pages(32, 1);
-    let last = pages.layout.shape()[0] as i32 - 1;
-    let stride = pages.paged.stride;
-    pages.table[3] = -7;
-    pages.table[stride + 2] = i32::MAX;
-    let mut clamped = laid_out.in_pages(32, 1);
-    clamped.table[3] = 0;
-    clamped.table[stride + 2] = last;
+    let [mut wild, mut clamped] = [(); 2].map(|()| case.lay_out_paged::<f16>(32));
+    let last = clamped.k.shape[0] as i32 - 1;
+    for (at, page, instead) in [(3, -7, 0), (wild.max_pages + 2, i32::MAX, last)] {
+        wild.block_table[at] = page;
+        clamped.block_table[at] = instead;
+    }
     for planner in [&with_splits(2) as &Planner, &Plan::prefill] {
-        let [found, expected] = [&pages, &clamped]
-            .map(|pages| laid_out.attend_pages_on_emulator(pages, planner).unwrap().0);
-        assert!(found == expected);
+        let [wild, clamped] = [&wild, &clamped].map(|paged| paged.attend_on_emulator(planner));
+        assert!(wild.unwrap().0 == clamped.unwrap().0);
     }
 }
 
@@ -220,9 +199,9 @@ fn keys_and_values_are_read_once() {
         let laid_out = case.lay_out::<f16>();
         let planner = with_splits(4);
         let attended = match page_size {
-            Some(page_size) => {
-                laid_out.attend_pages_on_emulator(&laid_out.in_pages(page_size, 1), &planner)
-            }
+            Some(page_size) => case
+                .lay_out_paged::<f16>(page_size)
+                .attend_on_emulator(&planner),
             None => laid_out.attend_on_emulator(&planner),
         };
         let report = &attended.unwrap().1[0];

@@ -34,23 +34,26 @@ fn golden(name: &str) -> (Vec<Vec<u32>>, Tensor) {
     (ids.to_vec2().unwrap(), tensors["logits"].clone())
 }
 
-/// Feeds the tokens in chunks of the given sizes, then one by one.
+/// Feeds the tokens in chunks of the given sizes, then one by one: `[batch, tokens, vocab]`.
 fn logits(model: &Model, tokens: &[Vec<u32>], chunks: &[usize]) -> Tensor {
-    let n = tokens[0].len();
-    let mut cache = model.cache(tokens.len(), n).unwrap();
+    let (batch, n) = (tokens.len(), tokens[0].len());
+    let mut cache = model.cache(batch * n.div_ceil(16), 16).unwrap();
+    let sequences: Vec<_> = tokens.iter().map(|_| cache.pages.create()).collect();
     let (mut hidden, mut start) = (Vec::new(), 0);
     for size in chunks.iter().copied().chain(std::iter::repeat(1)) {
         if start == n {
             break;
         }
-        let chunk: Vec<_> = tokens
-            .iter()
-            .map(|t| t[start..start + size].to_vec())
-            .collect();
-        hidden.push(model.forward(&chunk, &mut cache).unwrap());
+        let chunk = tokens.iter().map(|t| &t[start..start + size]);
+        let chunk: Vec<_> = sequences.iter().copied().zip(chunk).collect();
+        let states = model.forward(&chunk, &mut cache).unwrap();
+        let width = states.dim(1).unwrap();
+        hidden.push(states.reshape((batch, size, width)).unwrap());
         start += size;
     }
-    model.logits(&Tensor::cat(&hidden, 1).unwrap()).unwrap()
+    let hidden = Tensor::cat(&hidden, 1).unwrap().flatten(0, 1).unwrap();
+    let logits = model.logits(&hidden).unwrap();
+    logits.reshape((batch, n, ())).unwrap()
 }
 
 fn max_difference(a: &Tensor, b: &Tensor) -> f32 {
@@ -106,15 +109,14 @@ fn greedy_text_equals_that_of_transformers() {
     );
     let expected = fs::read_to_string(folder.join("golden_greedy.txt")).unwrap();
     let prompt = "Ge1:1 In the beginning God created";
-    let mut cache = model.cache(1, 200).unwrap();
-    let mut hidden = model
-        .forward(&[tokenizer.encode(prompt).unwrap()], &mut cache)
-        .unwrap();
+    let mut cache = model.cache(13, 16).unwrap();
+    let sequence = cache.pages.create();
     let (mut text, mut stream) = (prompt.to_owned(), tokenizer.stream());
+    let mut tokens = tokenizer.encode(prompt).unwrap();
     for _ in 0..96 {
-        let token = model.greedy(&hidden).unwrap();
-        text += &stream(token).unwrap();
-        hidden = model.forward(&[vec![token]], &mut cache).unwrap();
+        let hidden = model.forward(&[(sequence, &tokens)], &mut cache).unwrap();
+        tokens = model.greedy(&hidden, &[tokens.len() as u32 - 1]).unwrap();
+        text += &stream(tokens[0]).unwrap();
     }
     assert_eq!(text, expected);
 }
@@ -268,10 +270,17 @@ fn a_folder_that_is_no_such_model_is_an_error_that_says_why() {
         "{missing:#}"
     );
     let model = Model::load(&folder("random-mpt")).unwrap();
-    let full = model.forward(&[vec![1, 2, 3]], &mut model.cache(1, 2).unwrap());
+    // When the cache is full, no sequence of the step has grown.
+    let mut cache = model.cache(2, 8).unwrap();
+    let (a, b) = (cache.pages.create(), cache.pages.create());
+    let full = model.forward(&[(a, &[1, 2, 3]), (b, &[4; 9])], &mut cache);
     assert_eq!(
         full.unwrap_err().to_string(),
-        "the cache has space for 2 more tokens, found 3"
+        "cache: found 1 free pages, expected at least 2"
+    );
+    assert_eq!(
+        (cache.pages.len(a).unwrap(), cache.pages.free_pages()),
+        (0, 2)
     );
 }
 

@@ -327,7 +327,7 @@ fn pages_that_do_not_fit() {
     expect(
         &[10, 12, 2, 64],
         3,
-        "k: found shape [10, 12, 2, 64], expected pages of a multiple of 8 rows",
+        "page_size: found 12, expected a positive multiple of 8",
     );
     expect(
         &[160, 2, 64],

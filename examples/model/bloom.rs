@@ -6,7 +6,7 @@ use flash_alibi::{Attention, Slopes};
 use serde_json::Value;
 
 use super::checkpoint::{eos_token, size};
-use super::{Block, Fused, Gelu, Model};
+use super::{Block, Fused, Gelu, Model, Projection};
 
 pub fn load(config: &Value, weights: VarBuilder<'_>) -> Result<Model> {
     let hidden = size(config, &["hidden_size", "n_embed"])?;
@@ -28,21 +28,25 @@ pub fn load(config: &Value, weights: VarBuilder<'_>) -> Result<Model> {
         let (attention, mlp) = (w.pp("self_attention"), w.pp("mlp"));
         Ok(Block {
             norm_1: norm(w.pp("input_layernorm"))?,
-            qkv: linear(hidden, 3 * hidden, attention.pp("query_key_value"))?,
+            qkv: Projection::new(&linear(
+                hidden,
+                3 * hidden,
+                attention.pp("query_key_value"),
+            )?)?,
             fused: Fused::WithinHeads,
             clip_qkv: None,
-            out: linear(hidden, hidden, attention.pp("dense"))?,
+            out: Projection::new(&linear(hidden, hidden, attention.pp("dense"))?)?,
             norm_2: norm(w.pp("post_attention_layernorm"))?,
-            up: linear(hidden, 4 * hidden, mlp.pp("dense_h_to_4h"))?,
+            up: Projection::new(&linear(hidden, 4 * hidden, mlp.pp("dense_h_to_4h"))?)?,
             gelu: Gelu::Tanh,
-            down: linear(4 * hidden, hidden, mlp.pp("dense_4h_to_h"))?,
+            down: Projection::new(&linear(4 * hidden, hidden, mlp.pp("dense_4h_to_h"))?)?,
             residual_after_norm: config["apply_residual_connection_post_layernorm"] == true,
         })
     };
     let words = embedding(vocab, hidden, weights.pp("word_embeddings"))?;
     Ok(Model {
         // The head's weights are the embeddings'.
-        head: Linear::new(words.embeddings().clone(), None),
+        head: Projection::new(&Linear::new(words.embeddings().clone(), None))?,
         embedding: words,
         embedding_norm: Some(norm(weights.pp("word_embeddings_layernorm"))?),
         blocks: (0..layers).map(block).collect::<Result<_>>()?,

@@ -1,5 +1,5 @@
 //! A decoder of the BLOOM or MPT family, from a Hugging Face checkpoint folder, in f32: candle's tensors, this crate's
-//! attention.
+//! attention and paged cache.
 
 #![allow(dead_code)] // Each example uses its part.
 
@@ -11,10 +11,10 @@ mod tokenizer;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{D, DType, Device, IndexOp, Tensor};
+use candle_core::{D, Device, Tensor};
 use candle_nn::{Embedding, LayerNorm, Linear, Module};
-use flash_alibi::Attention;
-use flash_alibi::candle::{Lengths, attend};
+use flash_alibi::cpu::{self, Pools};
+use flash_alibi::{Attention, Batch, Inputs, PagedCache, SequenceId, View};
 
 pub use tokenizer::Tokenizer;
 
@@ -25,7 +25,7 @@ pub struct Model {
     embedding_norm: Option<LayerNorm>,
     blocks: Vec<Block>,
     norm: LayerNorm,
-    head: Linear,
+    head: Projection,
     /// What every block computes.
     attention: Attention,
     pub eos_token: Option<u32>,
@@ -48,24 +48,32 @@ enum Gelu {
 
 struct Block {
     norm_1: LayerNorm,
-    qkv: Linear,
+    qkv: Projection,
     fused: Fused,
     /// MPT may clamp q, k and v.
     clip_qkv: Option<f64>,
-    out: Linear,
+    out: Projection,
     norm_2: LayerNorm,
-    up: Linear,
+    up: Projection,
     gelu: Gelu,
-    down: Linear,
+    down: Projection,
     /// Whether the residual is taken after the norm, as some BLOOM variants do.
     residual_after_norm: bool,
 }
 
-/// The keys and values of the tokens so far, one pair a block, `[batch, capacity, heads, head_dim]`.
+/// The keys and values of all sequences.
 pub struct Cache {
-    blocks: Vec<(Tensor, Tensor)>,
-    len: usize,
-    capacity: usize,
+    /// Who has which pages.
+    pub pages: PagedCache,
+    /// Of each block.
+    pools: Vec<Pools<f32>>,
+}
+
+/// New tokens of some sequences, packed one after the other, and where they go.
+struct Step {
+    cu_seqlens_q: Vec<i32>,
+    slot_mapping: Vec<i64>,
+    batch: Batch,
 }
 
 impl Model {
@@ -82,61 +90,106 @@ impl Model {
         .with_context(|| format!("{} ({family})", folder.display()))
     }
 
-    /// An empty cache for `batch` sequences of up to `capacity` tokens.
-    pub fn cache(&self, batch: usize, capacity: usize) -> Result<Cache> {
-        let shape = (
-            batch,
-            capacity,
-            self.attention.heads_k(),
-            self.attention.head_dim(),
-        );
-        let zeros = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
-        let blocks = self.blocks.iter().map(|_| Ok((zeros()?, zeros()?)));
+    /// A cache of `pages` pages of `page_size` tokens.
+    pub fn cache(&self, pages: usize, page_size: usize) -> Result<Cache> {
+        let (heads_k, head_dim) = (self.attention.heads_k(), self.attention.head_dim());
+        let pools = |_: &Block| Pools::new(pages, page_size, heads_k, head_dim);
         Ok(Cache {
-            blocks: blocks.collect::<Result<_>>()?,
-            len: 0,
-            capacity,
+            pages: PagedCache::new(pages, page_size)?,
+            pools: self.blocks.iter().map(pools).collect::<Result<_, _>>()?,
         })
     }
 
-    /// Appends `tokens` to every sequence of the cache (a batch of equal lengths) and returns the hidden states,
-    /// `[batch, tokens, hidden]`. A prompt can come at once, in chunks, or token by token.
-    pub fn forward(&self, tokens: &[Vec<u32>], cache: &mut Cache) -> Result<Tensor> {
-        let n = tokens.first().map_or(0, Vec::len);
-        ensure!(
-            n > 0 && tokens.iter().all(|t| t.len() == n),
-            "sequences of one positive length"
-        );
-        let space = cache.capacity - cache.len;
-        ensure!(
-            n <= space,
-            "the cache has space for {space} more tokens, found {n}"
-        );
-        let ids = Tensor::from_vec(tokens.concat(), (tokens.len(), n), &Device::Cpu)?;
+    /// Appends tokens to sequences of the cache and returns their hidden states, `[total, hidden]`, in the same order. A
+    /// prompt can come at once, in chunks, or token by token; sequences can be anywhere in theirs. What a sequence gets
+    /// does not depend on the others, to the last bit.
+    pub fn forward(&self, tokens: &[(SequenceId, &[u32])], cache: &mut Cache) -> Result<Tensor> {
+        let ids = tokens
+            .iter()
+            .map(|(_, ids)| *ids)
+            .collect::<Vec<_>>()
+            .concat();
+        ensure!(!ids.is_empty(), "found no tokens");
+        let step = cache.append(tokens)?;
+        let ids = Tensor::new(ids, &Device::Cpu)?;
         let mut x = self.embedding.forward(&ids)?;
         if let Some(norm) = &self.embedding_norm {
             x = norm.forward(&x)?;
         }
-        for (block, (k, v)) in self.blocks.iter().zip(&cache.blocks) {
-            x = block.forward(&x, &self.attention, (k, v), cache.len)?;
+        for (block, pools) in self.blocks.iter().zip(&mut cache.pools) {
+            x = block.forward(&x, &self.attention, pools, &step)?;
         }
-        cache.len += n;
         Ok(self.norm.forward(&x)?)
     }
 
-    /// `[.., vocab]` from hidden states.
+    /// `[total, vocab]` from hidden states.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(self.head.forward(hidden)?)
+        self.head.forward(hidden)
     }
 
-    /// The likeliest token after the last of the (only) sequence's hidden states.
-    pub fn greedy(&self, hidden: &Tensor) -> Result<u32> {
-        let last = hidden.i((0, hidden.dim(1)? - 1))?.unsqueeze(0)?;
-        Ok(self
-            .logits(&last)?
-            .squeeze(0)?
-            .argmax(D::Minus1)?
-            .to_scalar()?)
+    /// The likeliest token after each of some rows of the hidden states.
+    pub fn greedy(&self, hidden: &Tensor, rows: &[u32]) -> Result<Vec<u32>> {
+        let last = hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)?;
+        Ok(self.logits(&last)?.argmax(D::Minus1)?.to_vec1()?)
+    }
+}
+
+impl Cache {
+    /// Takes slots for new tokens of each sequence, or for none.
+    fn append(&mut self, tokens: &[(SequenceId, &[u32])]) -> Result<Step> {
+        let mut step = Step {
+            cu_seqlens_q: vec![0],
+            slot_mapping: Vec::new(),
+            batch: Batch::default(),
+        };
+        for (at, &(sequence, ids)) in tokens.iter().enumerate() {
+            let appended = match self.pages.append(sequence, ids.len()) {
+                Ok(appended) => appended,
+                Err(error) => {
+                    for &(sequence, ids) in &tokens[..at] {
+                        let len = self.pages.len(sequence)? - ids.len();
+                        self.pages.truncate(sequence, len)?;
+                    }
+                    return Err(error.into());
+                }
+            };
+            for pools in &mut self.pools {
+                pools.copy_pages(&appended.copies)?;
+            }
+            step.slot_mapping.extend(appended.slot_mapping);
+            step.cu_seqlens_q.push(step.slot_mapping.len() as i32);
+        }
+        let sequences: Vec<SequenceId> = tokens.iter().map(|&(id, _)| id).collect();
+        step.batch = self.pages.batch(&sequences)?;
+        Ok(step)
+    }
+}
+
+/// A linear layer, its weights `[features, outputs]`: in this order candle's product reads them in place.
+struct Projection {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Projection {
+    fn new(linear: &Linear) -> Result<Self> {
+        Ok(Self {
+            weight: linear.weight().t()?.contiguous()?,
+            bias: linear.bias().cloned(),
+        })
+    }
+
+    /// `[rows, outputs]` from `[rows, features]`. candle multiplies a single row by a routine of its own, which sums in
+    /// another order: the row comes twice, so that its result is the same in any batch.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let out = match x.dim(0)? {
+            1 => x.repeat((2, 1))?.matmul(&self.weight)?.narrow(0, 0, 1)?,
+            _ => x.matmul(&self.weight)?,
+        };
+        Ok(match &self.bias {
+            Some(bias) => out.broadcast_add(bias)?,
+            None => out,
+        })
     }
 }
 
@@ -145,12 +198,12 @@ impl Block {
         &self,
         x: &Tensor,
         attention: &Attention,
-        cache: (&Tensor, &Tensor),
-        past: usize,
+        pools: &mut Pools<f32>,
+        step: &Step,
     ) -> Result<Tensor> {
         let normed = self.norm_1.forward(x)?;
         let residual = if self.residual_after_norm { &normed } else { x };
-        let x = (residual + self.attend(&normed, attention, cache, past)?)?;
+        let x = (residual + self.attend(&normed, attention, pools, step)?)?;
 
         let normed = self.norm_2.forward(&x)?;
         let residual = if self.residual_after_norm {
@@ -170,28 +223,35 @@ impl Block {
         &self,
         x: &Tensor,
         attention: &Attention,
-        (keys, values): (&Tensor, &Tensor),
-        past: usize,
+        pools: &mut Pools<f32>,
+        step: &Step,
     ) -> Result<Tensor> {
-        let (batch, n, _) = x.dims3()?;
         let (heads, head_dim) = (attention.heads_q(), attention.head_dim());
+        let (total, hidden) = (x.dim(0)?, heads * head_dim);
         let mut qkv = self.qkv.forward(x)?;
         if let Some(clip) = self.clip_qkv {
             qkv = qkv.clamp(-clip, clip)?;
         }
-        let (shape, three) = match self.fused {
-            Fused::WithinHeads => ([batch, n, heads, 3, head_dim], 3),
-            Fused::AcrossHeads => ([batch, n, 3, heads, head_dim], 2),
+        let qkv: Vec<f32> = qkv.flatten_all()?.to_vec1()?;
+        // Views of the fused projection: nothing is taken apart.
+        let (next, head_stride) = match self.fused {
+            Fused::WithinHeads => (head_dim, 3 * head_dim),
+            Fused::AcrossHeads => (hidden, head_dim),
         };
-        let qkv = qkv.reshape(&shape[..])?;
-        let part = |i| qkv.narrow(three, i, 1)?.squeeze(three);
-        // Appended in place; attention reads what is filled, without a copy.
-        keys.slice_set(&part(1)?.contiguous()?, 1, past)?;
-        values.slice_set(&part(2)?.contiguous()?, 1, past)?;
-        let (keys, values) = (keys.narrow(1, 0, past + n)?, values.narrow(1, 0, past + n)?);
-        let (out, _lse) = attend(attention, &part(0)?, &keys, &values, Lengths::dense())?;
-        Ok(self
-            .out
-            .forward(&out.reshape((batch, n, heads * head_dim))?)?)
+        let part = |i: usize| {
+            let (shape, strides) = ([total, heads, head_dim], [3 * hidden, head_stride, 1]);
+            View::strided(&qkv[i * next..], &shape, &strides)
+        };
+        pools.append(part(1)?, part(2)?, &step.slot_mapping)?;
+        let Batch {
+            block_table,
+            seqused_k,
+            ..
+        } = &step.batch;
+        let inputs = Inputs::paged(part(0)?, pools.k(), pools.v(), block_table, seqused_k)
+            .varlen_q(&step.cu_seqlens_q);
+        let out = cpu::attend(attention, &inputs)?.out;
+        self.out
+            .forward(&Tensor::from_vec(out, (total, hidden), &Device::Cpu)?)
     }
 }

@@ -6,7 +6,7 @@ use flash_alibi::{Attention, Slopes};
 use serde_json::Value;
 
 use super::checkpoint::{eos_token, size};
-use super::{Block, Fused, Gelu, Model};
+use super::{Block, Fused, Gelu, Model, Projection};
 
 pub fn load(config: &Value, weights: VarBuilder<'_>) -> Result<Model> {
     let hidden = size(config, &["d_model", "hidden_size"])?;
@@ -79,21 +79,29 @@ pub fn load(config: &Value, weights: VarBuilder<'_>) -> Result<Model> {
         let w = weights.pp("blocks").pp(i);
         Ok(Block {
             norm_1: norm(w.pp("norm_1"))?,
-            qkv: linear_no_bias(hidden, 3 * hidden, w.pp("attn").pp("Wqkv"))?,
+            qkv: Projection::new(&linear_no_bias(
+                hidden,
+                3 * hidden,
+                w.pp("attn").pp("Wqkv"),
+            )?)?,
             fused: Fused::AcrossHeads,
             clip_qkv: of_attention["clip_qkv"].as_f64(),
-            out: linear_no_bias(hidden, hidden, w.pp("attn").pp("out_proj"))?,
+            out: Projection::new(&linear_no_bias(
+                hidden,
+                hidden,
+                w.pp("attn").pp("out_proj"),
+            )?)?,
             norm_2: norm(w.pp("norm_2"))?,
-            up: linear_no_bias(hidden, wide, w.pp("ffn").pp("up_proj"))?,
+            up: Projection::new(&linear_no_bias(hidden, wide, w.pp("ffn").pp("up_proj"))?)?,
             gelu: Gelu::Exact,
-            down: linear_no_bias(wide, hidden, w.pp("ffn").pp("down_proj"))?,
+            down: Projection::new(&linear_no_bias(wide, hidden, w.pp("ffn").pp("down_proj"))?)?,
             residual_after_norm: false,
         })
     };
     let words = embedding(vocab, hidden, weights.pp("wte"))?;
     Ok(Model {
         // The head's weights are the embeddings'.
-        head: Linear::new(words.embeddings().clone(), None),
+        head: Projection::new(&Linear::new(words.embeddings().clone(), None))?,
         embedding: words,
         embedding_norm: None,
         blocks: (0..layers).map(block).collect::<Result<_>>()?,

@@ -9,9 +9,10 @@ use super::Element;
 use super::few::{FEW, run_few};
 use super::gemm::{F32, Matrix, STRIP, Target};
 use super::softmax::{Row, softmax_row};
-use super::tile::{Arithmetic, KEYS, Rows, padded};
+use super::tile::{Arithmetic, KEYS, Pages, Rows, TileRows, padded};
 use crate::Attention;
 use crate::problem::{Problem, Sequence};
+use crate::tensor::Layout;
 
 /// One unit of work: some query rows of the heads that share a key head, against some keys.
 ///
@@ -132,20 +133,24 @@ impl<'a, T> Tensors<'a, T> {
     }
 
     fn keys(&self, block: &Block) -> Rows<'a, T> {
-        let layout = &self.problem.k;
-        Rows {
-            data: &self.k[block.sequence.k + block.head_k * layout.head_stride..],
-            stride: layout.row_stride,
-            head_dim: layout.head_dim,
-        }
+        self.rows(block, self.k, &self.problem.k, block.sequence.k)
     }
 
     fn values(&self, block: &Block) -> Rows<'a, T> {
-        let layout = &self.problem.v;
+        self.rows(block, self.v, &self.problem.v, block.sequence.v)
+    }
+
+    fn rows(&self, block: &Block, data: &'a [T], layout: &Layout, start: usize) -> Rows<'a, T> {
+        let pages = self.problem.block_table.map(|table| Pages {
+            table: table.of(block.sequence.index),
+            size: table.page_size,
+            stride: layout.batch_stride,
+        });
         Rows {
-            data: &self.v[block.sequence.v + block.head_k * layout.head_stride..],
+            data: &data[start + block.head_k * layout.head_stride..],
             stride: layout.row_stride,
             head_dim: layout.head_dim,
+            pages,
         }
     }
 }
@@ -270,13 +275,18 @@ fn run<T: Element, S: Simd, A: Arithmetic<T>>(
     scratch.probabilities.resize(STRIP * KEYS / A::STEP, zero);
     scratch.wide.resize(16 * head_dim, 0.0);
 
+    let (mut at_keys, mut at_values) = ([0; KEYS], [0; KEYS]);
     // From the last tile back: near keys first, so that the maxima settle at once and rescaling is rare.
     for tile in (first / KEYS..end.div_ceil(KEYS)).rev() {
         // Only keys that some row sees are read: the others may be padding, and hold anything.
         let (from, to) = ((tile * KEYS).max(first), ((tile + 1) * KEYS).min(end));
         let n = to - from;
-        arithmetic.pack_keys(keys, from, n, &mut scratch.keys, &mut scratch.wide);
-        arithmetic.pack_values(values, from, n, &mut scratch.values);
+        let (keys, values) = (
+            keys.tile(from, n, &mut at_keys),
+            values.tile(from, n, &mut at_values),
+        );
+        arithmetic.pack_keys(keys, &mut scratch.keys, &mut scratch.wide);
+        arithmetic.pack_values(values, &mut scratch.values);
         // A probability of zero would not keep out a value that is not finite: where some row must not see it, it is
         // taken out of the product, and given to the rows that see it one by one.
         scratch.poison.clear();
@@ -285,7 +295,7 @@ fn run<T: Element, S: Simd, A: Arithmetic<T>>(
             .any(|row| row.first > from || row.end < to)
         {
             for j in 0..n {
-                for (c, v) in values.row(from + j).iter().enumerate() {
+                for (c, v) in values.row(j).iter().enumerate() {
                     if !v.is_finite() {
                         arithmetic.clear_value(j, c, width, &mut scratch.values);
                         scratch.poison.push((j, c));
@@ -312,7 +322,7 @@ fn run_strip<T: Element, S: Simd, A: Arithmetic<T>>(
     arithmetic: A,
     attention: &Attention,
     tile: &Tile,
-    values: Rows<'_, T>,
+    values: TileRows<'_, '_, T>,
     strip: usize,
     scratch: &mut Scratch<A::Item>,
 ) {
@@ -396,8 +406,7 @@ fn run_strip<T: Element, S: Simd, A: Arithmetic<T>>(
     for &(j, c) in &scratch.poison {
         for (i, visible) in visible.iter().enumerate() {
             if visible.contains(&j) {
-                out[i * width + c] +=
-                    scratch.scores[i * KEYS + j] * values.row(tile.from + j)[c].to_f32();
+                out[i * width + c] += scratch.scores[i * KEYS + j] * values.row(j)[c].to_f32();
             }
         }
     }

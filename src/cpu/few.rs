@@ -8,7 +8,7 @@ use pulp::Simd;
 use super::Element;
 use super::block::State;
 use super::softmax::{Row, softmax_row};
-use super::tile::{KEYS, Rows, padded};
+use super::tile::{KEYS, Offsets, Rows, TileRows, padded};
 use crate::Attention;
 
 /// Blocks of at most so many rows come here.
@@ -40,12 +40,16 @@ pub(super) fn run_few<'a, T: Element, S: Simd>(
         T::widen(query(r), &mut to[..head_dim]);
         to[head_dim..].fill(0.0);
     }
+    // Where converted rows lie, and where those of the keys, of the values and of the next keys do.
+    let at_wide: Offsets = std::array::from_fn(|j| j * head_dim);
+    let [mut at_keys, mut at_values, mut at_next] = [[0; KEYS]; 3];
     for tile in (seen.start / KEYS..seen.end.div_ceil(KEYS)).rev() {
         let from = (tile * KEYS).max(seen.start);
         let n = ((tile + 1) * KEYS).min(seen.end) - from;
+        let tile_values = values.tile(from, n, &mut at_values);
 
-        let wide_keys = Wide::new(keys, from, n, wide);
-        prefetch(values, from..from + n);
+        let wide_keys = widened(keys.tile(from, n, &mut at_keys), &at_wide, wide);
+        prefetch(tile_values);
         for j in 0..n {
             let key = wide_keys.row(j);
             for r in 0..rows.len() {
@@ -66,8 +70,9 @@ pub(super) fn run_few<'a, T: Element, S: Simd>(
                 scale[r] = softmax_row(simd, attention, bias, &visible[r], scores, max, sum);
             }
         }
-        let wide_values = Wide::new(values, from, n, wide);
-        prefetch(keys, from.saturating_sub(KEYS).max(seen.start)..from);
+        let wide_values = widened(tile_values, &at_wide, wide);
+        let next = from.saturating_sub(KEYS).max(seen.start);
+        prefetch(keys.tile(next, from - next, &mut at_next));
         for (r, visible) in visible.into_iter().enumerate().take(rows.len()) {
             // Only what the row sees: a value it does not see may be anything.
             let probabilities = &scores[r * KEYS..][visible.clone()];
@@ -75,7 +80,7 @@ pub(super) fn run_few<'a, T: Element, S: Simd>(
             accumulate(
                 simd,
                 probabilities,
-                &wide_values,
+                wide_values,
                 visible.start,
                 scale[r],
                 out,
@@ -84,53 +89,44 @@ pub(super) fn run_few<'a, T: Element, S: Simd>(
     }
 }
 
-/// Rows of a tile in f32: where they are, or converted.
-struct Wide<'a> {
-    data: &'a [f32],
-    stride: usize,
-    head_dim: usize,
-}
-
-impl<'a> Wide<'a> {
-    /// Converts what is not yet f32.
-    #[inline(always)]
-    fn new<T: Element>(rows: Rows<'a, T>, from: usize, n: usize, buffer: &'a mut [f32]) -> Self {
-        let head_dim = rows.head_dim;
-        if let Some(data) = T::as_f32(rows.data) {
-            let data = &data[from * rows.stride..];
-            return Self {
-                data,
-                stride: rows.stride,
-                head_dim,
-            };
-        }
-        for (j, to) in buffer.chunks_exact_mut(head_dim).take(n).enumerate() {
-            T::widen(rows.row(from + j), to);
-        }
-        Self {
-            data: buffer,
-            stride: head_dim,
+/// The rows of a tile in f32: where they are, or converted.
+#[inline(always)]
+fn widened<'a, 'o, T: Element>(
+    rows: TileRows<'a, 'o, T>,
+    at_wide: &'o Offsets,
+    wide: &'a mut [f32],
+) -> TileRows<'a, 'o, f32> {
+    let TileRows {
+        offsets, head_dim, ..
+    } = rows;
+    if let Some(data) = T::as_f32(rows.data) {
+        return TileRows {
+            data,
+            offsets,
             head_dim,
-        }
+        };
     }
-
-    #[inline(always)]
-    fn row(&self, j: usize) -> &'a [f32] {
-        &self.data[j * self.stride..][..self.head_dim]
+    for (j, to) in wide.chunks_exact_mut(head_dim).take(rows.len()).enumerate() {
+        T::widen(rows.row(j), to);
+    }
+    TileRows {
+        data: wide,
+        offsets: &at_wide[..rows.len()],
+        head_dim,
     }
 }
 
 /// Starts reading rows into the cache: those of a head lie far apart, where the processor does not foresee them.
 #[inline(always)]
-fn prefetch<T>(rows: Rows<'_, T>, range: Range<usize>) {
+fn prefetch<T>(rows: TileRows<'_, '_, T>) {
     #[cfg(target_arch = "x86_64")]
-    for line in range.flat_map(|j| rows.row(j).chunks(64 / size_of::<T>())) {
+    for line in (0..rows.len()).flat_map(|j| rows.row(j).chunks(64 / size_of::<T>())) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a hint about an address that is within the slice.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (rows, range);
+    let _ = rows;
 }
 
 #[inline(always)]
@@ -156,7 +152,7 @@ fn dot<S: Simd>(simd: S, query: &[f32], key: &[f32]) -> f32 {
 fn accumulate<S: Simd>(
     simd: S,
     probabilities: &[f32],
-    values: &Wide<'_>,
+    values: TileRows<'_, '_, f32>,
     first: usize,
     scale: f32,
     out: &mut [f32],
@@ -186,7 +182,7 @@ fn accumulate<S: Simd>(
 fn accumulate_panel<S: Simd, const N: usize>(
     simd: S,
     probabilities: &[f32],
-    values: &Wide<'_>,
+    values: TileRows<'_, '_, f32>,
     first: usize,
     scale: f32,
     column: usize,

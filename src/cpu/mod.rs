@@ -5,12 +5,14 @@ mod element;
 mod few;
 mod gemm;
 pub mod oracle;
+mod pools;
 mod schedule;
 mod softmax;
 mod tile;
 mod vector;
 
 pub use element::Element;
+pub use pools::{Pools, append, copy_pages};
 
 use self::block::Tensors;
 use crate::tensor::ViewMut;

@@ -36,8 +36,8 @@ pub fn attend<T: Element>(attention: &Attention, inputs: &Inputs<'_, T>) -> Resu
                 let scores: Vec<f64> = keys
                     .clone()
                     .map(|j| {
-                        let at =
-                            sequence.k + j * problem.k.row_stride + head_k * problem.k.head_stride;
+                        let at = problem.key_row(sequence, &problem.k, sequence.k, j)
+                            + head_k * problem.k.head_stride;
                         let k = &inputs.k.data[at..][..head_dim];
                         let dot: f64 = q.iter().zip(k).map(|(&q, &k)| f64_of(q) * f64_of(k)).sum();
                         let mut score = scale * dot;
@@ -64,7 +64,8 @@ pub fn attend<T: Element>(attention: &Attention, inputs: &Inputs<'_, T>) -> Resu
                 let out = &mut out[at..][..head_dim];
                 for (j, x) in keys.zip(scores) {
                     let p = (x - row_lse).exp();
-                    let at = sequence.v + j * problem.v.row_stride + head_k * problem.v.head_stride;
+                    let at = problem.key_row(sequence, &problem.v, sequence.v, j)
+                        + head_k * problem.v.head_stride;
                     for (out, &v) in out.iter_mut().zip(&inputs.v.data[at..][..head_dim]) {
                         *out += p * f64_of(v);
                     }

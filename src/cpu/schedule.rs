@@ -14,8 +14,9 @@ use crate::problem::Problem;
 /// Query rows of a block: enough to share the conversion of a tile, few enough to stay in the second-level cache.
 const ROWS: usize = 192;
 
-/// With at most so many query rows for each key head, keys are split over threads too.
-const FEW_ROWS: usize = 64;
+/// With at most so many query rows for each key head, keys are split over threads too: decoding, of Falcon's 71 heads a
+/// key head too.
+const FEW_ROWS: usize = 128;
 const _: () = assert!(FEW_ROWS <= ROWS, "their rows are one block");
 
 /// Keys of a part where they are split. A property of the call alone, so that a sequence's result depends neither on
@@ -44,17 +45,10 @@ fn blocks(problem: &Problem) -> Blocks {
             rows: start..(start + ROWS).min(rows),
             keys,
         };
-        // The keys that any row sees: with a window, few of a long cache.
-        let seen = match sequence.seqlen_q {
-            0 => continue,
-            n => {
-                let (first, last) = (
-                    sequence.visible(attention, 0),
-                    sequence.visible(attention, n - 1),
-                );
-                first.start.min(last.start)..first.end.max(last.end)
-            }
-        };
+        if rows == 0 {
+            continue;
+        }
+        let seen = sequence.seen(attention);
         let parts = seen.start / PART..seen.end.div_ceil(PART);
         if rows > FEW_ROWS || parts.len() <= 1 {
             for head_k in 0..attention.heads_k() {
@@ -250,6 +244,19 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_keys_of_a_decoding_sequence_are_split_whatever_its_heads() {
+        for heads_q in [1, 4, 71, 112] {
+            let attention = Attention::new(heads_q, 1, 8).build().unwrap();
+            let data = vec![0.5f32; 10 * PART * 8];
+            let q = View::new(&data, &[1, 1, heads_q, 8]).unwrap();
+            let k = View::new(&data, &[1, 10 * PART, 1, 8]).unwrap();
+            let inputs = Inputs::new(q, k, k);
+            let problem = Problem::new(&attention, &inputs, None).unwrap();
+            assert_eq!(blocks(&problem).parts, [Vec::from_iter(0..10)]);
         }
     }
 

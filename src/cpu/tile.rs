@@ -16,18 +16,86 @@ pub(super) fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(PAD)
 }
 
-/// Rows of a strided tensor, `stride` elements apart.
+/// The keys or values of one sequence and head.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a, T> {
+    /// From the head's first row on; with pages, from the head's first row of page 0.
     pub(super) data: &'a [T],
+    /// The distance between rows (of a page).
     pub(super) stride: usize,
+    pub(super) head_dim: usize,
+    pub(super) pages: Option<Pages<'a>>,
+}
+
+/// The pages that the rows of a sequence lie in.
+#[derive(Clone, Copy)]
+pub(super) struct Pages<'a> {
+    /// The pages of the sequence, in order.
+    pub(super) table: &'a [i32],
+    /// Rows of a page.
+    pub(super) size: usize,
+    /// The distance between pages.
+    pub(super) stride: usize,
+}
+
+/// Where the rows of a tile lie.
+pub(super) type Offsets = [usize; KEYS];
+
+impl<'a, T> Rows<'a, T> {
+    /// Rows `from..from + n`, at most [`KEYS`]: each is found once, however often it is read.
+    #[inline(always)]
+    pub(super) fn tile<'o>(
+        &self,
+        from: usize,
+        n: usize,
+        offsets: &'o mut Offsets,
+    ) -> TileRows<'a, 'o, T> {
+        let offsets = &mut offsets[..n];
+        match self.pages {
+            None => {
+                for (j, at) in offsets.iter_mut().enumerate() {
+                    *at = (from + j) * self.stride;
+                }
+            }
+            Some(pages) => {
+                let (mut page, mut row) = (from / pages.size, from % pages.size);
+                let mut rest = &mut *offsets;
+                while !rest.is_empty() {
+                    let count = rest.len().min(pages.size - row);
+                    let (here, after) = std::mem::take(&mut rest).split_at_mut(count);
+                    let start = pages.table[page] as usize * pages.stride;
+                    for (j, at) in here.iter_mut().enumerate() {
+                        *at = start + (row + j) * self.stride;
+                    }
+                    (rest, page, row) = (after, page + 1, 0);
+                }
+            }
+        }
+        TileRows {
+            data: self.data,
+            offsets,
+            head_dim: self.head_dim,
+        }
+    }
+}
+
+/// The rows of a tile.
+#[derive(Clone, Copy)]
+pub(super) struct TileRows<'a, 'o, T> {
+    pub(super) data: &'a [T],
+    pub(super) offsets: &'o [usize],
     pub(super) head_dim: usize,
 }
 
-impl<'a, T> Rows<'a, T> {
+impl<'a, T> TileRows<'a, '_, T> {
     #[inline(always)]
-    pub(super) fn row(&self, i: usize) -> &'a [T] {
-        &self.data[i * self.stride..][..self.head_dim]
+    pub(super) fn len(&self) -> usize {
+        self.offsets.len()
+    }
+
+    #[inline(always)]
+    pub(super) fn row(&self, j: usize) -> &'a [T] {
+        &self.data[self.offsets[j]..][..self.head_dim]
     }
 }
 
@@ -38,18 +106,11 @@ pub(super) trait Arithmetic<T>: Multiply<Item: Default + Send> {
     /// One query row, `head_dim / STEP` items.
     fn pack_query(self, row: &[T], to: &mut [Self::Item]);
 
-    /// Keys `first..first + n`, transposed: `head_dim / STEP` rows of [`KEYS`] items.
-    fn pack_keys(
-        self,
-        keys: Rows<'_, T>,
-        first: usize,
-        n: usize,
-        to: &mut [Self::Item],
-        wide: &mut [f32],
-    );
+    /// The keys of a tile, transposed: `head_dim / STEP` rows of [`KEYS`] items.
+    fn pack_keys(self, keys: TileRows<'_, '_, T>, to: &mut [Self::Item], wide: &mut [f32]);
 
-    /// Values `first..first + n`: `KEYS / STEP` rows of `padded(head_dim)` items; rows past `n` are zero.
-    fn pack_values(self, values: Rows<'_, T>, first: usize, n: usize, to: &mut [Self::Item]);
+    /// The values of a tile: `KEYS / STEP` rows of `padded(head_dim)` items; rows past the tile's are zero.
+    fn pack_values(self, values: TileRows<'_, '_, T>, to: &mut [Self::Item]);
 
     /// Zeroes column `c` of value `j` of a packed tile.
     fn clear_value(self, j: usize, c: usize, width: usize, values: &mut [Self::Item]);
@@ -82,21 +143,14 @@ impl<T: Element, S: Simd> Arithmetic<T> for F32<S> {
     }
 
     #[inline(always)]
-    fn pack_keys(
-        self,
-        keys: Rows<'_, T>,
-        first: usize,
-        n: usize,
-        to: &mut [f32],
-        wide: &mut [f32],
-    ) {
-        let d = keys.head_dim;
+    fn pack_keys(self, keys: TileRows<'_, '_, T>, to: &mut [f32], wide: &mut [f32]) {
+        let (d, n) = (keys.head_dim, keys.len());
         for start in (0..n).step_by(PAD) {
             let count = PAD.min(n - start);
             let wide = &mut wide[..PAD * d];
             for (i, wide) in wide.chunks_exact_mut(d).enumerate() {
                 match i < count {
-                    true => T::widen(keys.row(first + start + i), wide),
+                    true => T::widen(keys.row(start + i), wide),
                     false => wide.fill(0.0),
                 }
             }
@@ -105,11 +159,11 @@ impl<T: Element, S: Simd> Arithmetic<T> for F32<S> {
     }
 
     #[inline(always)]
-    fn pack_values(self, values: Rows<'_, T>, first: usize, n: usize, to: &mut [f32]) {
+    fn pack_values(self, values: TileRows<'_, '_, T>, to: &mut [f32]) {
         let (d, width) = (values.head_dim, padded(values.head_dim));
         for (j, to) in to[..KEYS * width].chunks_exact_mut(width).enumerate() {
-            match j < n {
-                true => T::widen(values.row(first + j), &mut to[..d]),
+            match j < values.len() {
+                true => T::widen(values.row(j), &mut to[..d]),
                 false => to.fill(0.0),
             }
         }
@@ -258,18 +312,11 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn pack_keys(
-            self,
-            keys: Rows<'_, bf16>,
-            first: usize,
-            n: usize,
-            to: &mut [[bf16; 2]],
-            _: &mut [f32],
-        ) {
-            let d = keys.head_dim / 2;
+        fn pack_keys(self, keys: TileRows<'_, '_, bf16>, to: &mut [[bf16; 2]], _: &mut [f32]) {
+            let (d, n) = (keys.head_dim / 2, keys.len());
             for start in (0..n).step_by(PAD) {
                 let rows: [&[[bf16; 2]]; PAD] =
-                    std::array::from_fn(|i| pairs(keys.row(first + (start + i).min(n - 1))));
+                    std::array::from_fn(|i| pairs(keys.row((start + i).min(n - 1))));
                 for p in 0..d {
                     let to = &mut to[p * KEYS + start..][..PAD];
                     for (row, to) in rows.iter().zip(to) {
@@ -280,17 +327,18 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn pack_values(self, values: Rows<'_, bf16>, first: usize, n: usize, to: &mut [[bf16; 2]]) {
+        fn pack_values(self, values: TileRows<'_, '_, bf16>, to: &mut [[bf16; 2]]) {
             let (d, width) = (values.head_dim, padded(values.head_dim));
+            let n = values.len();
             for (pair, to) in to[..KEYS / 2 * width].chunks_exact_mut(width).enumerate() {
                 let j = 2 * pair;
                 if j + 1 < n {
-                    let (low, high) = (values.row(first + j), values.row(first + j + 1));
+                    let (low, high) = (values.row(j), values.row(j + 1));
                     for (to, (low, high)) in to.iter_mut().zip(low.iter().zip(high)) {
                         *to = [*low, *high];
                     }
                 } else if j < n {
-                    for (to, low) in to.iter_mut().zip(values.row(first + j)) {
+                    for (to, low) in to.iter_mut().zip(values.row(j)) {
                         *to = [*low, bf16::ZERO];
                     }
                 } else {

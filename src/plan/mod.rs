@@ -218,13 +218,6 @@ impl Paged {
     /// The bound of the lengths.
     fn seqlen_k(&self, k: &Layout) -> Result<usize> {
         let page_size = k.rows;
-        if page_size == 0 || !page_size.is_multiple_of(8) {
-            return Err(Error::Shape {
-                argument: "k",
-                found: k.shape(),
-                expected: "pages of a multiple of 8 rows".into(),
-            });
-        }
         if self.columns == 0 || self.columns > MAX_ROWS {
             return Err(value(
                 "block_table",

@@ -15,12 +15,12 @@ use flash_alibi::{Attention, Inputs, Layout, Mask, Slopes, View, ViewMut};
 pub mod accuracy;
 #[path = "../../examples/check_golden/emulator.rs"]
 pub mod emulator;
-pub mod pages;
+pub mod paged;
 pub mod strategy;
 
 use accuracy::{Accuracy, LSE_LIMIT, Sequence, low_precision, sees};
 use emulator::{OnDevice, Placed, Planner, Problem};
-use pages::Pages;
+use paged::Paged;
 use ptx_emulator::Report;
 
 /// Random numbers by position: the value of an element does not depend on how the tensor is laid out.
@@ -383,16 +383,20 @@ impl<T: Element> LaidOut<T> {
 
     /// Runs `cpu::attend_into` on buffers full of a mark, and checks that it stays wherever no sequence's row is.
     pub fn attend_into(&self) -> Result<Vec<Rows>, String> {
+        self.attend_inputs(&self.inputs())
+    }
+
+    fn attend_inputs(&self, inputs: &Inputs<'_, T>) -> Result<Vec<Rows>, String> {
         let mut out = self.out.like(T::from_f32(UNTOUCHED));
         let mut lse = vec![UNTOUCHED; self.lse_len()];
         let view = out.view_mut();
-        cpu::attend_into(&self.attention, &self.inputs(), view, Some(&mut lse))
+        cpu::attend_into(&self.attention, inputs, view, Some(&mut lse))
             .map_err(|e| e.to_string())?;
         let results = self.gather(&out, &lse, UNTOUCHED)?;
 
         let mut without_lse = self.out.like(T::from_f32(UNTOUCHED));
         let view = without_lse.view_mut();
-        cpu::attend_into(&self.attention, &self.inputs(), view, None).map_err(|e| e.to_string())?;
+        cpu::attend_into(&self.attention, inputs, view, None).map_err(|e| e.to_string())?;
         match bits(&out.data) == bits(&without_lse.data) {
             true => Ok(results),
             false => Err("out depends on whether lse is wanted".into()),
@@ -423,7 +427,7 @@ impl<T: Element> LaidOut<T> {
     fn run_on_emulator(
         &self,
         planner: &Planner,
-        pages: Option<&Pages<T>>,
+        pages: Option<&Paged<T>>,
     ) -> Result<(Vec<Rows>, Vec<Report>), String>
     where
         T: OnDevice,

@@ -1,0 +1,73 @@
+//! Serves a recorded trace of requests: sequences of different lengths decode together from one paged cache.
+//!
+//! `cargo run --release --example serve_trace -- [--model DIR] [--trace FILE] [--pages N] [--page-size N] [--texts]`
+
+mod model;
+mod serve;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use model::{Model, Tokenizer};
+use serve::{Request, serve};
+
+#[derive(Parser)]
+#[command(about = "Serves a trace of requests by continuous batching over a paged cache")]
+struct Arguments {
+    /// A Hugging Face checkpoint folder: config.json, safetensors and, unless the model reads bytes, tokenizer.json.
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kjv-bloom"))]
+    model: PathBuf,
+    /// A JSON list of requests in the order of arrival: {"arrival": STEP, "prompt": TEXT, "tokens": N}.
+    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/serve/trace.json"))]
+    trace: PathBuf,
+    /// Pages of the cache; requests wait while it is full.
+    #[arg(long, value_name = "N", default_value_t = 96)]
+    pages: usize,
+    /// Tokens of a page, a multiple of 8.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    page_size: usize,
+    /// Prints every prompt with what was added to it.
+    #[arg(long)]
+    texts: bool,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let model = Model::load(&arguments.model)?;
+    let tokenizer = Tokenizer::load(&arguments.model)?;
+    let trace = &arguments.trace;
+    let text = fs::read_to_string(trace).with_context(|| trace.display().to_string())?;
+    let requests: Vec<Request> =
+        serde_json::from_str(&text).with_context(|| trace.display().to_string())?;
+
+    let (pages, page_size) = (arguments.pages, arguments.page_size);
+    let report = serve(&model, &tokenizer, &requests, pages, page_size)?;
+    if arguments.texts {
+        for (request, text) in requests.iter().zip(&report.texts) {
+            println!("{}|{text}\n", request.prompt);
+        }
+    }
+    let tokens = report.prompt_tokens + report.new_tokens;
+    let seconds = report.elapsed.as_secs_f64();
+    println!(
+        "{} requests, {} steps, at most {} sequences together",
+        requests.len(),
+        report.steps,
+        report.most_sequences
+    );
+    println!(
+        "{} prompt tokens, {} new tokens, {:.1} s: {:.0} tokens/s, {:.0} of them new",
+        report.prompt_tokens,
+        report.new_tokens,
+        seconds,
+        tokens as f64 / seconds,
+        report.new_tokens as f64 / seconds
+    );
+    println!(
+        "cache: at most {} of {pages} pages of {page_size} tokens in use",
+        report.most_pages
+    );
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! Writing to a paged cache: new keys and values into their slots, and copies of pages.
+
+use super::Element;
+use crate::error::{Error, Result, value};
+use crate::problem::check_page_size;
+use crate::tensor::{Layout, View, ViewMut};
+
+/// Writes the keys and values of new tokens into the pools of a paged cache.
+///
+/// `k` and `v` are `[tokens, heads_k, head_dim]`, `k_pool` and `v_pool` `[pages, page_size, heads_k, head_dim]` with
+/// `page_size` a multiple of 8. Token `t` goes to row `slot_mapping[t] % page_size` of page
+/// `slot_mapping[t] / page_size`, and nowhere if `slot_mapping[t]` is negative: vLLM's convention for padding.
+///
+/// # Errors
+/// [`Error`] for tensors that do not fit each other, for another number of slots than of tokens, for a slot that no page
+/// has, and for a slot that two tokens are to share; nothing is written then.
+pub fn append<T: Element>(
+    k: View<'_, T>,
+    v: View<'_, T>,
+    k_pool: ViewMut<'_, T>,
+    v_pool: ViewMut<'_, T>,
+    slot_mapping: &[i64],
+) -> Result<()> {
+    let pool = k_pool.layout;
+    let slots = check_pool("k_pool", pool)?;
+    if v_pool.layout.shape() != pool.shape() {
+        return Err(Error::Shape {
+            argument: "v_pool",
+            found: v_pool.layout.shape(),
+            expected: format!("{:?}, as k_pool", pool.shape()),
+        });
+    }
+    let (heads_k, head_dim) = (pool.heads, pool.head_dim);
+    let tokens = k.layout.rows;
+    for (argument, layout) in [("k", k.layout), ("v", v.layout)] {
+        let fits = layout.batch.is_none() && layout.rows == tokens;
+        if !fits || layout.heads != heads_k || layout.head_dim != head_dim {
+            let tokens = match argument {
+                "k" => "tokens".into(),
+                _ => tokens.to_string(),
+            };
+            return Err(Error::Shape {
+                argument,
+                found: layout.shape(),
+                expected: format!("[{tokens}, {heads_k}, {head_dim}]"),
+            });
+        }
+    }
+    check_slots(slot_mapping, tokens, slots)?;
+
+    for (from, to) in [(k, k_pool), (v, v_pool)] {
+        for (token, &slot) in slot_mapping.iter().enumerate() {
+            let Ok(slot) = usize::try_from(slot) else {
+                continue;
+            };
+            for head in 0..heads_k {
+                let at = token * from.layout.row_stride + head * from.layout.head_stride;
+                let row = &from.data[at..][..head_dim];
+                let at = row_of(&to.layout, slot / pool.rows, slot % pool.rows, head);
+                to.data[at..][..head_dim].copy_from_slice(row);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Copies whole pages within a pool `[pages, page_size, heads_k, head_dim]`, each pair from its first page to its second,
+/// in order: what [`PagedCache::append`](crate::PagedCache::append) asks for before sequences that share a page diverge.
+///
+/// # Errors
+/// [`Error`] for a tensor that is no pool and for a page that it does not have; nothing is written then.
+pub fn copy_pages<T: Element>(pool: ViewMut<'_, T>, copies: &[(i32, i32)]) -> Result<()> {
+    let ViewMut { data, layout } = pool;
+    check_pool("pool", layout)?;
+    let pages = layout.batch.unwrap_or(0);
+    for (at, &(from, to)) in copies.iter().enumerate() {
+        for page in [from, to] {
+            if !usize::try_from(page).is_ok_and(|page| page < pages) {
+                let found = format!("page {page} at index {at}");
+                let expected = format!("one of the {pages} pages, from 0");
+                return Err(value("copies", found, expected));
+            }
+        }
+    }
+    for &(from, to) in copies {
+        for row in 0..layout.rows {
+            for head in 0..layout.heads {
+                let from = row_of(&layout, from as usize, row, head);
+                let to = row_of(&layout, to as usize, row, head);
+                data.copy_within(from..from + layout.head_dim, to);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a layout is a pool's, and returns how many slots it has.
+fn check_pool(argument: &'static str, pool: Layout) -> Result<usize> {
+    let Some(pages) = pool.batch else {
+        return Err(Error::Shape {
+            argument,
+            found: pool.shape(),
+            expected: "[pages, page_size, heads_k, head_dim]".into(),
+        });
+    };
+    check_page_size(pool.rows)?;
+    Ok(pages * pool.rows)
+}
+
+fn check_slots(slot_mapping: &[i64], tokens: usize, slots: usize) -> Result<()> {
+    if slot_mapping.len() != tokens {
+        return Err(Error::Length {
+            argument: "slot_mapping",
+            found: slot_mapping.len(),
+            expected: format!("{tokens}, one a token"),
+        });
+    }
+    let bad = |at: usize, expected: String| {
+        let found = format!("{} at index {at}", slot_mapping[at]);
+        Err(value("slot_mapping", found, expected))
+    };
+    let beyond = |&slot: &i64| usize::try_from(slot).is_ok_and(|slot| slot >= slots);
+    if let Some(at) = slot_mapping.iter().position(beyond) {
+        return bad(at, format!("less than pages * page_size = {slots}"));
+    }
+    let mut used: Vec<(i64, usize)> = slot_mapping.iter().copied().zip(0..).collect();
+    used.retain(|&(slot, _)| slot >= 0);
+    used.sort_unstable();
+    match used.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        Some(pair) => bad(pair[1].1, format!("another than at index {}", pair[0].1)),
+        None => Ok(()),
+    }
+}
+
+fn row_of(pool: &Layout, page: usize, row: usize, head: usize) -> usize {
+    page * pool.batch_stride + row * pool.row_stride + head * pool.head_stride
+}
+
+/// The keys and values of one layer in pages: a pool for each, `[pages, page_size, heads_k, head_dim]`, in memory of its
+/// own. [`PagedCache`](crate::PagedCache) says which page belongs to whom.
+#[derive(Debug, Clone)]
+pub struct Pools<T> {
+    k: Vec<T>,
+    v: Vec<T>,
+    layout: Layout,
+}
+
+impl<T: Element> Pools<T> {
+    /// Pools full of zeros.
+    ///
+    /// # Errors
+    /// [`Error`] for a `page_size` that is no multiple of 8, and for sizes that no memory holds.
+    pub fn new(pages: usize, page_size: usize, heads_k: usize, head_dim: usize) -> Result<Self> {
+        let shape = [pages, page_size, heads_k, head_dim];
+        let layout = Layout::contiguous("pools", &shape)?;
+        check_pool("pools", layout)?;
+        let pool = || -> Result<Vec<T>> {
+            let mut pool = Vec::new();
+            let reserved = pool.try_reserve_exact(layout.elements());
+            reserved.map_err(|_| Error::Shape {
+                argument: "pools",
+                found: shape.to_vec(),
+                expected: "a shape that fits in memory".into(),
+            })?;
+            pool.resize(layout.elements(), T::default());
+            Ok(pool)
+        };
+        let (k, v) = (pool()?, pool()?);
+        Ok(Self { k, v, layout })
+    }
+
+    /// The keys, `[pages, page_size, heads_k, head_dim]`.
+    pub fn k(&self) -> View<'_, T> {
+        View {
+            data: &self.k,
+            layout: self.layout,
+        }
+    }
+
+    /// The values, `[pages, page_size, heads_k, head_dim]`.
+    pub fn v(&self) -> View<'_, T> {
+        View {
+            data: &self.v,
+            layout: self.layout,
+        }
+    }
+
+    /// Writes new keys and values into their slots, as the function [`append`] does.
+    ///
+    /// # Errors
+    /// As [`append`].
+    pub fn append(&mut self, k: View<'_, T>, v: View<'_, T>, slot_mapping: &[i64]) -> Result<()> {
+        let [k_pool, v_pool] = self.pools();
+        append(k, v, k_pool, v_pool, slot_mapping)
+    }
+
+    /// Copies pages of both pools, as the function [`copy_pages`] does.
+    ///
+    /// # Errors
+    /// As [`copy_pages`].
+    pub fn copy_pages(&mut self, copies: &[(i32, i32)]) -> Result<()> {
+        let [k_pool, v_pool] = self.pools();
+        copy_pages(k_pool, copies)?;
+        copy_pages(v_pool, copies)
+    }
+
+    fn pools(&mut self) -> [ViewMut<'_, T>; 2] {
+        let layout = self.layout;
+        [&mut self.k, &mut self.v].map(|data| ViewMut { data, layout })
+    }
+}

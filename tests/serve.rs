@@ -1,0 +1,112 @@
+//! Sequences decoded together: each gives what it gives alone.
+
+#[path = "../examples/model/mod.rs"]
+mod model;
+#[path = "../examples/serve/mod.rs"]
+mod serve;
+
+use std::fs;
+use std::path::Path;
+
+use candle_core::{IndexOp, Tensor};
+use model::{Model, Tokenizer};
+use serve::{Request, serve};
+
+fn load() -> (Model, Tokenizer) {
+    let folder = Path::new("models/kjv-bloom");
+    let model = Model::load(folder).unwrap();
+    (model, Tokenizer::load(folder).unwrap())
+}
+
+fn trace() -> Vec<Request> {
+    serde_json::from_str(&fs::read_to_string("examples/serve/trace.json").unwrap()).unwrap()
+}
+
+#[test]
+fn texts_of_the_trace_equal_those_of_each_request_alone() {
+    let (model, tokenizer) = load();
+    let requests = trace();
+    // So few pages that requests wait for others to finish.
+    let report = serve(&model, &tokenizer, &requests, 36, 16).unwrap();
+    assert!(report.most_sequences >= 4, "{report:?}");
+    assert!((30..=36).contains(&report.most_pages), "{report:?}");
+    assert_eq!(
+        report.new_tokens,
+        requests.iter().map(|r| r.tokens).sum::<usize>()
+    );
+    for (request, text) in requests.iter().zip(&report.texts) {
+        let alone = Request {
+            arrival: 0,
+            ..request.clone()
+        };
+        let alone = serve(&model, &tokenizer, &[alone], 100, 8).unwrap();
+        assert_eq!(alone.texts, [text.as_str()], "{request:?}");
+    }
+}
+
+fn bits(hidden: &Tensor) -> Vec<u32> {
+    let numbers: Vec<f32> = hidden.flatten_all().unwrap().to_vec1().unwrap();
+    numbers.into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn hidden_states_are_those_of_each_sequence_alone_to_the_bit() {
+    let (model, tokenizer) = load();
+    let text = fs::read_to_string("models/kjv-bloom/heldout.txt").unwrap();
+    let tokens = tokenizer.encode(&text[..1500]).unwrap();
+    // What each of five sequences reads in each step: prompts whole and in chunks, tokens one by one, and pauses.
+    let steps: [[usize; 5]; 6] = [
+        [200, 1, 0, 40, 1200],
+        [1, 1, 63, 0, 1],
+        [1, 1, 64, 40, 1],
+        [0, 0, 0, 1, 0],
+        [1, 0, 1, 1, 2],
+        [1, 1, 1, 1, 1],
+    ];
+    let mut cache = model.cache(120, 16).unwrap();
+    let together = [(); 5].map(|()| cache.pages.create());
+    let mut separate = [(); 5].map(|()| {
+        let mut cache = model.cache(20, 64).unwrap();
+        let sequence = cache.pages.create();
+        (cache, sequence)
+    });
+    let mut read = [0; 5];
+    for (step, sizes) in steps.into_iter().enumerate() {
+        let inputs: Vec<_> = (0..5)
+            .map(|s| &tokens[s * 7 + read[s]..][..sizes[s]])
+            .collect();
+        let batch = (0..5).filter(|&s| sizes[s] > 0);
+        let batch: Vec<_> = batch.map(|s| (together[s], inputs[s])).collect();
+        let hidden = model.forward(&batch, &mut cache).unwrap();
+        let mut start = 0;
+        for s in (0..5).filter(|&s| sizes[s] > 0) {
+            let (cache, sequence) = &mut separate[s];
+            let alone = model.forward(&[(*sequence, inputs[s])], cache).unwrap();
+            let found = hidden.i(start..start + sizes[s]).unwrap();
+            assert!(bits(&found) == bits(&alone), "step {step}, sequence {s}");
+            start += sizes[s];
+            read[s] += sizes[s];
+        }
+    }
+}
+
+#[test]
+fn a_request_that_can_never_fit_is_an_error() {
+    let (model, tokenizer) = load();
+    let requests = [Request {
+        arrival: 0,
+        prompt: "In the".into(),
+        tokens: 27,
+    }];
+    let error = serve(&model, &tokenizer, &requests, 4, 8).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "request 0: found 4 pages, expected at least 5"
+    );
+    assert_eq!(
+        serve(&model, &tokenizer, &requests, 5, 8)
+            .unwrap()
+            .new_tokens,
+        27
+    );
+}

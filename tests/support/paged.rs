@@ -1,0 +1,139 @@
+//! Cases in a paged cache.
+
+use flash_alibi::Inputs;
+use flash_alibi::cpu::{Element, oracle};
+use flash_alibi::plan;
+use ptx_emulator::Report;
+
+use super::emulator::{OnDevice, Planner, Problem};
+use super::{Case, LaidOut, Memory, Rows, Tensor, random, sees};
+
+/// What table entries hold that no query needs.
+const GARBAGE: [i32; 4] = [-1, i32::MAX, i32::MIN, 1 << 20];
+
+/// A case whose keys and values lie in pages, beside the same without pages.
+pub struct Paged<T> {
+    pub dense: LaidOut<T>,
+    pub k: Tensor<T>,
+    pub v: Tensor<T>,
+    pub block_table: Vec<i32>,
+    pub max_pages: usize,
+    pub seqused_k: Vec<i32>,
+}
+
+impl Case {
+    /// Pages in random order. Rows that no query sees are poison, and so are pages that no sequence has; table entries
+    /// that no query needs are garbage. Sequences of the same keys (shared memory) share their pages.
+    pub fn lay_out_paged<T: Element>(&self, page_size: usize) -> Paged<T> {
+        let dense = self.lay_out::<T>();
+        let attention = self.attention();
+        let shared = !self.packed && self.memory[1].broadcast[0] && self.memory[2].broadcast[0];
+        let longest = self.sequences.iter().map(|s| s.k).max().unwrap_or(0);
+        // One more than the longest sequence has.
+        let max_pages = longest.div_ceil(page_size) + 1;
+        let owners = if shared { 1 } else { self.sequences.len() };
+        let pages = owners * max_pages + 3;
+        let mut order: Vec<i32> = (0..pages as i32).collect();
+        order.sort_by_key(|&page| random(self.seed, 17, [page as usize, 0, 0, 0]).to_bits());
+
+        let shape = [pages, page_size, self.heads_k, self.head_dim];
+        let pool = |memory| {
+            let memory = Memory {
+                broadcast: [false; 3],
+                ..memory
+            };
+            Tensor::new(shape, false, memory)
+        };
+        let (mut k, mut v) = (pool(self.memory[1]), pool(self.memory[2]));
+        let mut block_table = Vec::new();
+        for (b, s) in self.sequences.iter().enumerate() {
+            let owner = if shared { 0 } else { b };
+            let seen = |j: &usize| (0..s.q).any(|i| sees(&attention, s.q, s.k, i, *j));
+            let seen: Vec<usize> = (s.leftpad..s.k).filter(seen).collect();
+            let mut row: Vec<i32> = (0..max_pages)
+                .map(|at| GARBAGE[(b + at) % GARBAGE.len()])
+                .collect();
+            for j in seen {
+                let page = order[owner * max_pages + j / page_size];
+                row[j / page_size] = page;
+                for head in 0..self.heads_k {
+                    let [from_b, from_row] = dense.row_k(b, j);
+                    let to = [page as usize, j % page_size, head];
+                    for (from, pool) in [(&dense.k, &mut k), (&dense.v, &mut v)] {
+                        let at = from.at([from_b, from_row, head]);
+                        pool.write(to, &from.data[at..][..self.head_dim]);
+                    }
+                }
+            }
+            block_table.extend(row);
+        }
+        Paged {
+            dense,
+            k,
+            v,
+            block_table,
+            max_pages,
+            seqused_k: self.sequences.iter().map(|s| s.k as i32).collect(),
+        }
+    }
+
+    /// Checks the fast path and the oracle on pages: the bits of the same call without pages, and its accuracy.
+    pub fn check_paged<T: Element>(&self, page_size: usize) -> Result<(), String> {
+        let paged = self.lay_out_paged::<T>(page_size);
+        let results = paged.attend()?;
+        paged.dense.check(&results)?;
+        if results != paged.dense.attend_into()? {
+            return Err("pages change bits".into());
+        }
+        let oracle = |inputs| {
+            let found = oracle::attend(&paged.dense.attention, &inputs);
+            found.map_err(|e| e.to_string())
+        };
+        match oracle(paged.inputs())? == oracle(paged.dense.inputs())? {
+            true => Ok(()),
+            false => Err("pages change the oracle".into()),
+        }
+    }
+}
+
+impl<T: Element> Paged<T> {
+    pub fn inputs(&self) -> Inputs<'_, T> {
+        let (q, k, v) = (self.dense.q.view(), self.k.view(), self.v.view());
+        let mut inputs = Inputs::paged(q, k, v, &self.block_table, &self.seqused_k);
+        if let Some((cu_q, _)) = &self.dense.cu {
+            inputs = inputs.varlen_q(cu_q);
+        }
+        if let Some(leftpad) = &self.dense.leftpad_k {
+            inputs = inputs.leftpad_k(leftpad);
+        }
+        inputs
+    }
+
+    pub fn attend(&self) -> Result<Vec<Rows>, String> {
+        self.dense.attend_inputs(&self.inputs())
+    }
+}
+
+impl<T: OnDevice> Paged<T> {
+    /// As [`LaidOut::attend_on_emulator`], from pages.
+    pub fn attend_on_emulator(
+        &self,
+        planner: &Planner,
+    ) -> Result<(Vec<Rows>, Vec<Report>), String> {
+        self.dense.run_on_emulator(planner, Some(self))
+    }
+
+    /// Lets a problem read the pages.
+    pub fn replace_keys<'a>(&'a self, problem: &mut Problem<'a, T>) {
+        problem.k = self.k.placed();
+        problem.v = self.v.placed();
+        problem.cu_seqlens_k = None;
+        problem.seqused_k = Some(&self.seqused_k);
+        let paged = plan::Paged {
+            columns: self.max_pages,
+            stride: self.max_pages,
+            max_seqlen_k: usize::MAX,
+        };
+        problem.block_table = Some((&self.block_table, paged));
+    }
+}
