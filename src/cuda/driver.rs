@@ -1,5 +1,6 @@
 //! Looks for a driver and a device.
 
+use std::error::Error as _;
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUresult;
@@ -39,7 +40,8 @@ fn find_driver() -> Result<()> {
     match unsafe { Library::new(DRIVER) } {
         Ok(_) => Ok(()),
         Err(error) => Err(Error::NoDriver {
-            reason: error.to_string(),
+            // The cause names the file; the error does not.
+            reason: error.source().unwrap_or(&error).to_string(),
         }),
     }
 }
