@@ -5,6 +5,8 @@ mod attention;
 #[cfg(feature = "candle")]
 pub mod candle;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 #[cfg(feature = "cuda")]
 pub mod kernels;

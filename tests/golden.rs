@@ -48,7 +48,7 @@ fn the_fast_path_keeps_the_contract() {
 #[test]
 fn the_prefill_kernel_keeps_the_contract_under_the_emulator() {
     fn check<T: Stored>(case: &Case<T>) {
-        let accuracy = case.judge(&case.on_emulator().unwrap());
+        let accuracy = case.judge(&case.launch(None).unwrap());
         assert!(
             accuracy.passes(),
             "{}: {accuracy:?}, limit {:e}",

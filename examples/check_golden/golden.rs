@@ -8,9 +8,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flash_alibi::cpu::Element;
+use flash_alibi::cuda;
+use flash_alibi::cuda::cudarc::driver::CudaStream;
 use flash_alibi::{Attention, Inputs, Layout, Mask, Slopes, View};
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
@@ -18,7 +21,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use crate::accuracy::{Accuracy, Sequence, low_precision};
-use crate::emulator::{Attended, Placed, Problem};
+use crate::emulator::{Attended, OnDevice, Placed, Problem};
 
 /// One golden file.
 #[derive(Debug)]
@@ -50,6 +53,7 @@ pub struct Computed {
     pub lse: Vec<f64>,
 }
 
+/// A tensor without gaps.
 #[derive(Debug)]
 struct Tensor<T> {
     data: Vec<T>,
@@ -146,31 +150,42 @@ pub trait Stored: Element {
     const DTYPE: Dtype;
     const NAME: &'static str;
     fn from_le_bytes(bytes: &[u8]) -> Self;
-    /// Runs a problem under the emulator.
-    fn emulate(problem: &Problem<Self>) -> Result<Attended<Self>>;
+    /// Runs a problem on the stream's GPU, or without one under the emulator.
+    fn launch(problem: &Problem<Self>, stream: Option<&Arc<CudaStream>>) -> Result<Attended<Self>>;
 }
 
 macro_rules! stored {
-    ($type:ty, $dtype:ident, $name:literal, $emulate:expr) => {
+    ($type:ty, $dtype:ident, $name:literal, $launch:expr) => {
         impl Stored for $type {
             const DTYPE: Dtype = Dtype::$dtype;
             const NAME: &'static str = $name;
             fn from_le_bytes(bytes: &[u8]) -> Self {
                 Self::from_le_bytes(bytes.try_into().expect("chunks of the type's size"))
             }
-            fn emulate(problem: &Problem<Self>) -> Result<Attended<Self>> {
-                $emulate(problem)
+            fn launch(
+                problem: &Problem<Self>,
+                stream: Option<&Arc<CudaStream>>,
+            ) -> Result<Attended<Self>> {
+                $launch(problem, stream)
             }
         }
     };
 }
-stored!(f16, F16, "f16", |problem: &Problem<Self>| Ok(
-    problem.attend(1)?
+stored!(f16, F16, "f16", launch);
+stored!(bf16, BF16, "bf16", launch);
+stored!(f32, F32, "f32", |_, _| bail!(
+    "the kernels take f16 and bf16"
 ));
-stored!(bf16, BF16, "bf16", |problem: &Problem<Self>| Ok(
-    problem.attend(1)?
-));
-stored!(f32, F32, "f32", |_| bail!("the kernels take f16 and bf16"));
+
+fn launch<T: OnDevice + cuda::Element>(
+    problem: &Problem<T>,
+    stream: Option<&Arc<CudaStream>>,
+) -> Result<Attended<T>> {
+    Ok(match stream {
+        Some(stream) => problem.attend_on(stream)?,
+        None => problem.attend(1)?,
+    })
+}
 
 impl<T: Stored> Case<T> {
     fn new(name: String, description: &Description, tensors: &SafeTensors) -> Result<Self> {
@@ -271,8 +286,8 @@ impl<T: Stored> Case<T> {
         Ok(inputs)
     }
 
-    /// Runs the CUDA kernel's PTX.
-    pub fn on_emulator(&self) -> Result<Computed> {
+    /// Runs the CUDA kernel on the stream's GPU, or without one its PTX under the emulator.
+    pub fn launch(&self, stream: Option<&Arc<CudaStream>>) -> Result<Computed> {
         let (out, lse) = (
             vec![T::from_f32(0.0); self.out.len()],
             vec![0.0; self.lse.len()],
@@ -284,7 +299,7 @@ impl<T: Stored> Case<T> {
                 layout: Layout::contiguous("tensor", shape)?,
             })
         }
-        let attended = T::emulate(&Problem {
+        let problem = Problem {
             attention: &self.attention,
             q: placed(&self.q.data, &self.q.shape)?,
             k: placed(&self.k.data, &self.k.shape)?,
@@ -294,7 +309,8 @@ impl<T: Stored> Case<T> {
             cu_seqlens: None,
             seqused_k: self.seqused_k.as_deref(),
             leftpad_k: self.leftpad_k.as_deref(),
-        })?;
+        };
+        let attended = T::launch(&problem, stream)?;
         Ok(Computed {
             out: attended.out.iter().map(|x| x.to_f32().into()).collect(),
             lse: attended.lse.iter().map(|&x| x.into()).collect(),

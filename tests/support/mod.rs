@@ -7,18 +7,24 @@
 #![allow(dead_code)] // Each test file uses a part.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use flash_alibi::cpu::{self, Element, oracle};
+use flash_alibi::cuda;
+use flash_alibi::cuda::cudarc::driver::CudaStream;
 use flash_alibi::{Attention, Inputs, Layout, Mask, Slopes, View, ViewMut};
 
 #[path = "../../examples/check_golden/accuracy.rs"]
 pub mod accuracy;
+#[path = "../../examples/check_golden/device.rs"]
+pub mod device;
 #[path = "../../examples/check_golden/emulator.rs"]
 pub mod emulator;
+pub mod matrix;
 pub mod strategy;
 
 use accuracy::{Accuracy, LSE_LIMIT, Sequence, low_precision, sees};
-use emulator::{OnDevice, Placed, Problem};
+use emulator::{Attended, Failure, OnDevice, Placed, Problem};
 use ptx_emulator::Report;
 
 /// Random numbers by position: the value of an element does not depend on how the tensor is laid out.
@@ -408,15 +414,46 @@ impl<T: Element> LaidOut<T> {
         self.gather(&out, &output.lse, 0.0)
     }
 
-    /// Runs the prefill kernel under the emulator, twice in different orders, on buffers full of a mark, and checks that it
-    /// stays wherever no sequence's row is.
+    /// Runs the prefill kernel under the emulator, twice in different orders.
     pub fn attend_on_emulator(&self) -> Result<(Vec<Rows>, Option<Report>), String>
+    where
+        T: OnDevice,
+    {
+        self.attend_twice(|problem, turn| problem.attend(turn))
+    }
+
+    /// Runs the prefill kernel on a GPU, twice.
+    pub fn attend_on_device(&self, stream: &Arc<CudaStream>) -> Result<Vec<Rows>, String>
+    where
+        T: OnDevice + cuda::Element,
+    {
+        let (rows, _) = self.attend_twice(|problem, _| problem.attend_on(stream))?;
+        Ok(rows)
+    }
+
+    /// Runs a kernel twice on buffers full of a mark, and checks that it stays wherever no sequence's row is.
+    fn attend_twice(
+        &self,
+        attend: impl Fn(&Problem<'_, T>, u64) -> Result<Attended<T>, Failure>,
+    ) -> Result<(Vec<Rows>, Option<Report>), String>
     where
         T: OnDevice,
     {
         let out = self.out.like(T::from_f32(UNTOUCHED));
         let lse = vec![UNTOUCHED; self.lse_len()];
-        let problem = |lse| Problem {
+        let problem = self.problem(&out, Some(&lse));
+        let attended = attend(&problem, 1).map_err(|e| e.to_string())?;
+        let problem = self.problem(&out, None);
+        let again = attend(&problem, 2).map_err(|e| e.to_string())?;
+        if bits(&attended.out) != bits(&again.out) {
+            return Err("out depends on the order, or on whether lse is wanted".into());
+        }
+        Ok((self.rows(&attended)?, attended.report))
+    }
+
+    /// This case for a kernel, with what its outputs hold before.
+    pub fn problem<'a>(&'a self, out: &'a Tensor<T>, lse: Option<&'a [f32]>) -> Problem<'a, T> {
+        Problem {
             attention: &self.attention,
             q: self.q.placed(),
             k: self.k.placed(),
@@ -426,23 +463,19 @@ impl<T: Element> LaidOut<T> {
             cu_seqlens: self.cu.as_ref().map(|(q, k)| (&q[..], &k[..])),
             seqused_k: self.seqused_k.as_deref(),
             leftpad_k: self.leftpad_k.as_deref(),
-        };
-        let attended = problem(Some(&lse)).attend(1).map_err(|e| e.to_string())?;
-        let again = problem(None).attend(2).map_err(|e| e.to_string())?;
-        if bits(&attended.out) != bits(&again.out) {
-            return Err("out depends on the order, or on whether lse is wanted".into());
         }
-        let out = Tensor {
-            data: attended.out,
-            ..out
-        };
-        Ok((
-            self.gather(&out, &attended.lse, UNTOUCHED)?,
-            attended.report,
-        ))
     }
 
-    fn lse_len(&self) -> usize {
+    /// What a kernel made of each sequence, on buffers full of a mark.
+    pub fn rows(&self, attended: &Attended<T>) -> Result<Vec<Rows>, String> {
+        let out = Tensor {
+            data: attended.out.clone(),
+            ..self.out.clone()
+        };
+        self.gather(&out, &attended.lse, UNTOUCHED)
+    }
+
+    pub fn lse_len(&self) -> usize {
         self.out.shape[..3].iter().product()
     }
 
@@ -629,7 +662,7 @@ impl<T: Element> Tensor<T> {
         }
     }
 
-    fn like(&self, value: T) -> Self {
+    pub fn like(&self, value: T) -> Self {
         Self {
             data: vec![value; self.data.len()],
             ..self.clone()
