@@ -174,10 +174,7 @@ fn occupancy(function: &Function, block: i32, shared_bytes: usize) -> Result<i32
 
 api! {
     fn cuModuleLoad(module: Out<Handle>, file: Text) {
-        let mut image = std::fs::read(file.get()?).map_err(|_| Code::FILE_NOT_FOUND)?;
-        while image.last() == Some(&0) && image.is_ascii() {
-            image.pop();
-        }
+        let image = std::fs::read(file.get()?).map_err(|_| Code::FILE_NOT_FOUND)?;
         load(module, &image)
     }
 
