@@ -87,9 +87,9 @@ impl State {
         let joined = joined.ok_or(Code::ILLEGAL_STATE)?;
         let number = joined.capture;
         let all_known = joined.known.len();
-        let capture = self.capture(number);
+        let capture = &self.captures[&number];
         if capture.origin != stream {
-            capture.broken = true;
+            self.invalidate(number);
             return Err(Code::STREAM_CAPTURE_UNMATCHED);
         }
         if capture.mode != Mode::Relaxed && capture.thread != thread::current().id() {
@@ -111,9 +111,11 @@ impl State {
         Ok(graph)
     }
 
-    fn capture(&mut self, number: u64) -> &mut Capture {
-        let capture = self.captures.get_mut(&number);
-        capture.expect("streams take part in captures that are there")
+    /// Makes a capture end in an error, if it is under way.
+    pub fn invalidate(&mut self, number: u64) {
+        if let Some(capture) = self.captures.get_mut(&number) {
+            capture.broken = true;
+        }
     }
 
     /// 0 if a stream does not capture, 1 if it does, 2 if something went wrong since (`CUstreamCaptureStatus`).
@@ -180,7 +182,7 @@ impl State {
             },
             (Recording::Stream(_), Some(joined)) => {
                 let number = joined.capture;
-                self.capture(number).broken = true;
+                self.invalidate(number);
                 Err(Code::STREAM_CAPTURE_ISOLATION)
             }
             (Recording::Capture { capture, known }, joined) => {
@@ -198,12 +200,8 @@ impl State {
                         Ok(())
                     }
                     Some(joined) => {
-                        for number in [joined.capture, *capture] {
-                            self.captures
-                                .get_mut(&number)
-                                .expect("both are there")
-                                .broken = true;
-                        }
+                        let both = [joined.capture, *capture];
+                        both.into_iter().for_each(|number| self.invalidate(number));
                         Err(Code::STREAM_CAPTURE_MERGE)
                     }
                 }
@@ -250,7 +248,7 @@ impl State {
             None => Ok(()),
             Some(joined) => {
                 let number = joined.capture;
-                self.capture(number).broken = true;
+                self.invalidate(number);
                 Err(Code::STREAM_CAPTURE_UNSUPPORTED)
             }
         }
@@ -264,7 +262,7 @@ impl State {
             .filter_map(|stream| Some(stream.joined.as_ref()?.capture))
             .collect();
         for &number in &capturing {
-            self.capture(number).broken = true;
+            self.invalidate(number);
         }
         match capturing.is_empty() {
             true => Ok(()),

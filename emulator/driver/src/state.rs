@@ -339,17 +339,11 @@ impl State {
         Ok(handle)
     }
 
-    /// Unloads a module once all work is done.
+    /// Unloads a module. What was launched and is not done fails.
     pub fn unload(&mut self, module: Handle) -> Result {
-        let context = self
-            .modules
-            .get(&module)
-            .ok_or(Code::INVALID_HANDLE)?
-            .context;
-        self.drain_context(context);
-        self.modules.remove(&module);
+        self.modules.remove(&module).ok_or(Code::INVALID_HANDLE)?;
         self.functions
             .retain(|_, function| function.module != module);
-        self.check(context)
+        Ok(())
     }
 }

@@ -33,12 +33,17 @@ fn elapsed(milliseconds: Out<f32>, start: Handle, end: Handle) -> Result {
 impl State {
     /// The number of what an event recorded, unless that was reached.
     fn pending(&mut self, event: Handle) -> Result<Option<u64>> {
+        let event = self.events.get(&event).ok_or(Code::INVALID_HANDLE)?;
+        let number = match event.last {
+            Recording::Never => None,
+            Recording::Stream(number) => Some(number),
+            Recording::Capture { capture, .. } => {
+                self.invalidate(capture);
+                return Err(Code::CAPTURED_EVENT);
+            }
+        };
         self.check_safe()?;
-        match self.events.get(&event).ok_or(Code::INVALID_HANDLE)?.last {
-            Recording::Never => Ok(None),
-            Recording::Capture { .. } => Err(Code::CAPTURED_EVENT),
-            Recording::Stream(number) => Ok(self.recorded.contains_key(&number).then_some(number)),
-        }
+        Ok(number.filter(|number| self.recorded.contains_key(number)))
     }
 }
 
