@@ -1,7 +1,6 @@
 //! Counts the calls of each function, for tests of what a program does and does not call.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 static CALLS: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
@@ -21,7 +20,10 @@ pub fn of(name: &str) -> u64 {
 }
 
 /// Writes the counts into the file that `PTX_EMULATOR_CALLS` names, when the process ends: a line a function.
+#[cfg(target_os = "linux")]
 extern "C" fn write_counts() {
+    use std::fmt::Write as _;
+
     let Some(file) = std::env::var_os("PTX_EMULATOR_CALLS") else {
         return;
     };
@@ -38,6 +40,7 @@ extern "C" fn write_counts() {
 }
 
 // SAFETY: the loader calls the functions of this section, without arguments, when it unloads the library.
+#[cfg(target_os = "linux")]
 #[used]
 #[unsafe(link_section = ".fini_array")]
 static AT_EXIT: extern "C" fn() = write_counts;

@@ -1,6 +1,8 @@
 //! Programs that use CUDA through cudarc, with this driver as the system's. Each runs in a process of its own, since the
 //! driver is found, and set up, once a process.
 
+#![cfg(target_os = "linux")]
+
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
