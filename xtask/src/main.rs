@@ -63,7 +63,7 @@ fn test() -> Result<(), String> {
     ])?;
     cargo(&["test", "--workspace"])?;
     if cfg!(target_os = "linux") {
-        on_emulated_device(&["test", "--test", "cuda"])?;
+        on_emulated_device(&["test", "--test", "cuda", "--test", "cuda_calls"])?;
     }
     cargo(&["doc", "--workspace", "--no-deps", "--all-features"])
 }
