@@ -4,7 +4,7 @@
 use std::ffi::{CStr, c_char};
 use std::fmt::Display;
 use std::io::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flash_alibi::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, sys};
 use flash_alibi::cuda::{self, Error, Inputs, Layer, View, ViewMut};
@@ -54,6 +54,12 @@ fn skipped(why: impl Display) {
     let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 
+/// Tests take turns: calls are counted for the process, and what fails in a context fails for all.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn context() -> Option<Arc<CudaContext>> {
     match cuda::context(0) {
         Ok(context) => Some(context),
@@ -69,6 +75,7 @@ fn context() -> Option<Arc<CudaContext>> {
 fn call_and_then(
     then: impl FnOnce(&Arc<CudaStream>, Layer, [CudaSlice<f16>; 3], [CudaSlice<i32>; 2]),
 ) {
+    let _turn = turn();
     let Some(context) = context() else { return };
     let (stream, other) = (context.new_stream().unwrap(), context.new_stream().unwrap());
     let layer = || {
@@ -132,6 +139,7 @@ fn a_layer_may_be_dropped_after_a_call() {
 
 #[test]
 fn a_call_launches_one_kernel_and_waits_for_nothing() {
+    let _turn = turn();
     let Some(context) = context() else { return };
     let Some(counter) = counter() else {
         return skipped("the driver does not count calls");
