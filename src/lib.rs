@@ -6,6 +6,8 @@ mod cache;
 #[cfg(feature = "candle")]
 pub mod candle;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 #[cfg(feature = "cuda")]
 pub mod kernels;

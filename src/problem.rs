@@ -336,33 +336,35 @@ impl<'a> Problem<'a> {
         Ok(buffer)
     }
 
-    /// The number of elements of lse: `[batch, heads_q, seqlen_q]`, or `[heads_q, total_q]` for packed sequences.
     pub(crate) fn lse_len(&self) -> usize {
-        self.q.batch.unwrap_or(1) * self.attention.heads_q() * self.q.rows
+        lse_len(self.attention, &self.q)
     }
 
     pub(crate) fn check_lse(&self, lse: &[f32]) -> Result<()> {
-        if lse.len() != self.lse_len() {
-            let shape = match self.q.batch {
-                Some(batch) => format!(
-                    "[batch, heads_q, seqlen_q] = [{batch}, {}, {}]",
-                    self.attention.heads_q(),
-                    self.q.rows
-                ),
-                None => format!(
-                    "[heads_q, total_q] = [{}, {}]",
-                    self.attention.heads_q(),
-                    self.q.rows
-                ),
-            };
-            return Err(Error::Length {
-                argument: "lse",
-                found: lse.len(),
-                expected: format!("{} for {shape}", self.lse_len()),
-            });
-        }
-        Ok(())
+        check_lse(self.attention, &self.q, lse.len())
     }
+}
+
+/// The number of elements of lse: `[batch, heads_q, seqlen_q]`, or `[heads_q, total_q]` for packed sequences.
+fn lse_len(attention: &Attention, q: &Layout) -> usize {
+    q.batch.unwrap_or(1) * attention.heads_q() * q.rows
+}
+
+/// Checks the length of lse, once q fits the layer.
+pub(crate) fn check_lse(attention: &Attention, q: &Layout, found: usize) -> Result<()> {
+    let (len, heads_q, rows) = (lse_len(attention, q), attention.heads_q(), q.rows);
+    if found == len {
+        return Ok(());
+    }
+    let shape = match q.batch {
+        Some(batch) => format!("[batch, heads_q, seqlen_q] = [{batch}, {heads_q}, {rows}]"),
+        None => format!("[heads_q, total_q] = [{heads_q}, {rows}]"),
+    };
+    Err(Error::Length {
+        argument: "lse",
+        found,
+        expected: format!("{len} for {shape}"),
+    })
 }
 
 /// Checks that q, k, v and out fit the layer and each other: whether q is packed, and whether k and v are in pages.

@@ -138,6 +138,17 @@ impl Layout {
             })
     }
 
+    pub(crate) fn check_injective(&self, argument: &'static str) -> Result<()> {
+        if !self.is_injective() {
+            return Err(Error::Strides {
+                argument,
+                found: self.strides(),
+                expected: "strides that keep the output's elements apart".into(),
+            });
+        }
+        Ok(())
+    }
+
     pub(crate) fn check_buffer(&self, argument: &'static str, len: usize) -> Result<()> {
         if len < self.span() {
             return Err(Error::Length {
@@ -221,13 +232,7 @@ impl<'a, T> ViewMut<'a, T> {
 
     fn from_layout(data: &'a mut [T], layout: Layout) -> Result<Self> {
         layout.check_buffer("out", data.len())?;
-        if !layout.is_injective() {
-            return Err(Error::Strides {
-                argument: "out",
-                found: layout.strides(),
-                expected: "strides that keep the output's elements apart".into(),
-            });
-        }
+        layout.check_injective("out")?;
         Ok(Self { data, layout })
     }
 

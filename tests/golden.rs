@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use flash_alibi::cpu;
 use flash_alibi::plan::Plan;
-use golden::{Case, Computed, Golden, Stored};
+use golden::{Case, Computed, Golden, Runner, Stored};
 use support::{accuracy, emulator};
 
 fn cases() -> Vec<Golden> {
@@ -48,7 +48,7 @@ fn the_fast_path_keeps_the_contract() {
 
 fn kernels_keep_the_contract(planner: &emulator::Planner) {
     fn check<T: Stored>(case: &Case<T>, planner: &emulator::Planner) {
-        let accuracy = case.judge(&case.on_emulator(planner).unwrap());
+        let accuracy = case.judge(&case.launch(Runner::Emulator(planner)).unwrap());
         assert!(
             accuracy.passes(),
             "{}: {accuracy:?}, limit {:e}",

@@ -5,13 +5,13 @@ mod support;
 
 use flash_alibi::cpu::oracle;
 use flash_alibi::plan::{Addresses, Call, Dtype, Plan};
-use flash_alibi::{Attention, Inputs, Layout, Mask, Slopes, View};
+use flash_alibi::{Attention, Inputs, Layout, Slopes, View};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use ptx_emulator::{Class, DevicePtr, Line, Report};
 use support::emulator::{Emulator, OnDevice, Planner, SMALLEST};
-use support::strategy::{case, config, fail, pick};
-use support::{Case, Lengths, Memory, Rows, SlopeKind, expect, random};
+use support::strategy::{case, config, fail};
+use support::{Case, LaidOut, Rows, SlopeKind, expect, matrix, random};
 
 /// How much work the emulator may have in one random case.
 const WORK: usize = 1_000_000;
@@ -53,220 +53,42 @@ proptest! {
         place in [0.0..1.0, 0.0..1.0, 0.0..1.0, 0.0..1.0],
         value in prop::sample::select(vec![f32::NAN, f32::INFINITY]),
     ) {
-        fail(not_finite(&case, place, value, &Plan::prefill))?;
         let parts = |attention: &_, call: &_, device: &_| Plan::decode_with_splits(attention, call, device, 2);
-        let decoded = not_finite(&case, place, value, &parts);
-        fail(decoded.map_err(|why| format!("decode: {why}")))?;
-    }
-}
-
-/// Puts `value` into one element of V.
-fn not_finite(case: &Case, place: [f64; 4], value: f32, planner: &Planner) -> Result<(), String> {
-    let mut case = case.clone();
-    for memory in &mut case.memory {
-        memory.broadcast = [false; 3];
-    }
-    let b = pick(place[0], case.sequences.len());
-    let Lengths { q, k, leftpad, .. } = case.sequences[b];
-    if k <= leftpad {
-        return Ok(());
-    }
-    let (j, head_k) = (
-        leftpad + pick(place[1], k - leftpad),
-        pick(place[2], case.heads_k),
-    );
-    let c = pick(place[3], case.head_dim);
-    let mut laid_out = case.lay_out::<bf16>();
-    let (before, _) = laid_out.attend_on_emulator(planner)?;
-    let [entry, row] = laid_out.row_k(b, j);
-    let at = laid_out.v.at([entry, row, head_k]) + c;
-    laid_out.v.data[at] = bf16::from_f32(value);
-    let (mut after, _) = laid_out.attend_on_emulator(planner)?;
-
-    // What must not be finite is looked at here, and what is left compared as ever.
-    let heads = case.heads_q();
-    for i in 0..q {
-        for head in (0..heads).filter(|head| head / case.group == head_k) {
-            let at = (i * heads + head) * case.head_dim + c;
-            let (was, is) = (before[b].out[at], after[b].out[at]);
-            let finite = f32::from_bits(is).is_finite();
-            match case.sees(b, i, j) {
-                // A weight may be too small for f32: then it is zero, and what it multiplies is lost, or NaN.
-                true if !finite || is == was => after[b].out[at] = was,
-                false if finite => {}
-                sees => return Err(format!("row {i}, head {head}: {is:#x}, and sees: {sees}")),
-            }
+        for planner in [&Plan::prefill as &Planner, &parts] {
+            let attend = |laid_out: &LaidOut<_>| Ok(laid_out.attend_on_emulator(planner)?.0);
+            fail(matrix::not_finite(case.clone(), place, value, attend))?;
         }
     }
-    laid_out.check(&after)
 }
 
 #[test]
 fn head_dims() {
-    for head_dim in (8..=256).step_by(8) {
-        check_both(&Case::dense(1, 67, 131, (2, 1), head_dim));
-    }
+    matrix::head_dims().iter().for_each(check_both);
 }
 
-/// Rows and keys beside the edges of blocks and tiles.
 #[test]
 fn edges_of_tiles() {
-    for q in [1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 257] {
-        for k in [1, 63, 64, 65, 127, 128, 129, 192, 257] {
-            let case = Case::dense(1, q, k, (1, 1), 64);
-            check_both(&case);
-            check_both(&Case {
-                mask: Mask::Bidirectional,
-                head_dim: 80,
-                ..case
-            });
-        }
-    }
+    matrix::edges_of_tiles().iter().for_each(check_both);
 }
 
 #[test]
 fn shapes_that_peers_test() {
-    // FlashAttention-2's, 3's and 4's and FlashInfer's, of those that take the emulator no more than seconds.
-    let shapes = [
-        (113, 203),
-        (128, 217),
-        (113, 211),
-        (108, 256),
-        (256, 512),
-        (512, 256),
-        (1, 147),
-        (3, 1024),
-        (1, 339),
-        (64, 800),
-        (3, 799),
-        (64, 2048),
-        (16, 20_000),
-        (128, 128),
-        (256, 256),
-        (1024, 3),
-        (339, 1),
-        (800, 64),
-        (97, 97),
-        (200, 200),
-        (384, 384),
-        (1, 1),
-        (64, 128),
-        (128, 192),
-        (239, 1),
-        (384, 256),
-        (1, 9),
-        (1, 81),
-        (1, 729),
-        (17, 17),
-        (17, 81),
-        (81, 81),
-        (17, 987),
-        (81, 987),
-    ];
-    for (turn, (q, k)) in shapes.into_iter().enumerate() {
-        let case = Case {
-            seed: turn as u64,
-            ..Case::dense(
-                1,
-                q,
-                k,
-                [(2, 2), (4, 2), (3, 1)][turn % 3],
-                [64, 128, 96, 40][turn % 4],
-            )
-        };
-        let case = match turn % 5 {
-            0 => case,
-            1 => Case {
-                mask: Mask::Bidirectional,
-                slopes: SlopeKind::PerSequence(0.3),
-                ..case
-            },
-            2 => Case {
-                window: (Some(57), None),
-                ..case
-            },
-            3 => Case {
-                mask: Mask::Bidirectional,
-                window: (Some(33), Some(20)),
-                slopes: SlopeKind::PerHead(0.3),
-                ..case
-            },
-            _ => Case {
-                softcap: Some(50.0),
-                amplitude: 5.0,
-                ..case
-            },
-        };
-        check_both(&case);
-    }
+    matrix::shapes_that_peers_test().iter().for_each(check_both);
 }
 
 #[test]
 fn variable_lengths_with_empty_sequences_and_padding() {
-    let sequence = |q, k, leftpad, unused| Lengths {
-        q,
-        k,
-        leftpad,
-        unused,
-    };
-    let lists = [
-        vec![
-            sequence(1, 1, 0, 0),
-            sequence(130, 130, 0, 0),
-            sequence(1, 300, 0, 0),
-        ],
-        vec![
-            sequence(0, 0, 0, 0),
-            sequence(5, 0, 0, 9),
-            sequence(0, 5, 0, 0),
-            sequence(200, 70, 3, 5),
-        ],
-        vec![
-            sequence(33, 20, 0, 0),
-            sequence(65, 64, 64, 0),
-            sequence(129, 257, 130, 1),
-        ],
-    ];
-    for sequences in lists {
-        let case = Case {
-            sequences,
-            packed: true,
-            slopes: SlopeKind::PerSequence(0.3),
-            ..Case::dense(0, 0, 0, (4, 2), 64)
-        };
-        check_both(&case);
-        check_both(&Case {
-            mask: Mask::Bidirectional,
-            ..case
-        });
-    }
+    matrix::variable_lengths().iter().for_each(check_both);
 }
 
-/// Buffers that are not aligned to 16 bytes, and rows that are not.
 #[test]
 fn unaligned_tensors() {
-    for (offset, gaps) in [(1, [0, 0, 0]), (0, [0, 1, 0]), (8, [3, 0, 5])] {
-        let memory = Memory {
-            order: 4,
-            gaps,
-            offset,
-            ..Memory::default()
-        };
-        check_both(&Case {
-            memory: [memory; 4],
-            ..Case::dense(2, 70, 150, (4, 2), 72)
-        });
-    }
+    matrix::unaligned_tensors().iter().for_each(check_both);
 }
 
 #[test]
 fn scales_of_any_sign_and_size() {
-    for scale in [0.0, -0.0, -0.125, 1e-20, -1e-35, 4.0] {
-        check_both(&Case {
-            scale: Some(scale),
-            ..Case::dense(1, 70, 140, (2, 2), 64)
-        });
-    }
+    matrix::scales().iter().for_each(check_both);
     // An infinite element of a query counts, whatever the scale.
     let case = Case {
         scale: Some(0.0),
@@ -284,13 +106,7 @@ fn scales_of_any_sign_and_size() {
 
 #[test]
 fn softcaps_from_tight_to_loose() {
-    for softcap in [0.01, 1.0, 30.0, 1000.0] {
-        check_both(&Case {
-            softcap: Some(softcap),
-            amplitude: 3.0,
-            ..Case::dense(1, 70, 140, (2, 2), 64)
-        });
-    }
+    matrix::softcaps().iter().for_each(check_both);
 }
 
 /// Keys at position 1,000,000 and beyond, in a cache of 16 GB of which only the window's rows exist: a read elsewhere is a

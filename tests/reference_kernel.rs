@@ -1,7 +1,7 @@
 //! The reference kernel's PTX, executed on the CPU with every check on, against the f64 oracle.
 
 use flash_alibi::cpu::{self, Element};
-use flash_alibi::kernels::{self, AttentionParams, TensorStrides};
+use flash_alibi::kernels::{self, AttentionParams, Params as _, TensorStrides};
 use flash_alibi::{Attention, Inputs, Mask, Slopes, View};
 use half::{bf16, f16};
 use ptx_emulator::{DevicePtr, LaunchConfig, Memory, Module, Scalar};

@@ -8,9 +8,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flash_alibi::cpu::Element;
+use flash_alibi::cuda;
+use flash_alibi::cuda::cudarc::driver::CudaStream;
 use flash_alibi::{Attention, Inputs, Layout, Mask, Slopes, View};
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
@@ -18,7 +21,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use crate::accuracy::{Accuracy, Sequence, low_precision};
-use crate::emulator::{Attended, Placed, Planner, Problem};
+use crate::emulator::{Attended, OnDevice, Placed, Planner, Problem};
 
 /// One golden file.
 #[derive(Debug)]
@@ -50,6 +53,7 @@ pub struct Computed {
     pub lse: Vec<f64>,
 }
 
+/// A tensor without gaps.
 #[derive(Debug)]
 struct Tensor<T> {
     data: Vec<T>,
@@ -146,33 +150,48 @@ pub trait Stored: Element {
     const DTYPE: Dtype;
     const NAME: &'static str;
     fn from_le_bytes(bytes: &[u8]) -> Self;
-    /// Runs a problem under the emulator.
-    fn emulate(problem: &Problem<Self>, planner: &Planner) -> Result<Attended<Self>>;
+    /// Runs a problem's kernels.
+    fn launch(problem: &Problem<Self>, runner: Runner) -> Result<Attended<Self>>;
 }
 
 macro_rules! stored {
-    ($type:ty, $dtype:ident, $name:literal, $emulate:expr) => {
+    ($type:ty, $dtype:ident, $name:literal, $launch:expr) => {
         impl Stored for $type {
             const DTYPE: Dtype = Dtype::$dtype;
             const NAME: &'static str = $name;
             fn from_le_bytes(bytes: &[u8]) -> Self {
                 Self::from_le_bytes(bytes.try_into().expect("chunks of the type's size"))
             }
-            fn emulate(problem: &Problem<Self>, planner: &Planner) -> Result<Attended<Self>> {
-                $emulate(problem, planner)
+            fn launch(problem: &Problem<Self>, runner: Runner) -> Result<Attended<Self>> {
+                $launch(problem, runner)
             }
         }
     };
 }
-stored!(f16, F16, "f16", |problem: &Problem<Self>, planner| Ok(
-    problem.attend(planner, 1)?
-));
-stored!(bf16, BF16, "bf16", |problem: &Problem<Self>, planner| Ok(
-    problem.attend(planner, 1)?
-));
+stored!(f16, F16, "f16", launch);
+stored!(bf16, BF16, "bf16", launch);
 stored!(f32, F32, "f32", |_, _| bail!(
     "the kernels take f16 and bf16"
 ));
+
+/// What runs the CUDA kernels.
+#[derive(Clone, Copy)]
+pub enum Runner<'a> {
+    /// The emulator runs the PTX of those that a planner chooses.
+    Emulator(&'a Planner),
+    /// A stream's GPU runs those for prefill.
+    Gpu(&'a Arc<CudaStream>),
+}
+
+fn launch<T: OnDevice + cuda::Element>(
+    problem: &Problem<T>,
+    runner: Runner,
+) -> Result<Attended<T>> {
+    Ok(match runner {
+        Runner::Emulator(planner) => problem.attend(planner, 1)?,
+        Runner::Gpu(stream) => problem.attend_on(stream)?,
+    })
+}
 
 impl<T: Stored> Case<T> {
     fn new(name: String, description: &Description, tensors: &SafeTensors) -> Result<Self> {
@@ -273,8 +292,8 @@ impl<T: Stored> Case<T> {
         Ok(inputs)
     }
 
-    /// Runs the PTX of the kernels that a planner chooses.
-    pub fn on_emulator(&self, planner: &Planner) -> Result<Computed> {
+    /// Runs the CUDA kernels.
+    pub fn launch(&self, runner: Runner) -> Result<Computed> {
         let (out, lse) = (
             vec![T::from_f32(0.0); self.out.len()],
             vec![0.0; self.lse.len()],
@@ -299,7 +318,7 @@ impl<T: Stored> Case<T> {
             leftpad_k: self.leftpad_k.as_deref(),
             block_table: None,
         };
-        let attended = T::emulate(&problem, planner)?;
+        let attended = T::launch(&problem, runner)?;
         Ok(Computed {
             out: attended.out.iter().map(|x| x.to_f32().into()).collect(),
             lse: attended.lse.iter().map(|&x| x.into()).collect(),

@@ -1,25 +1,28 @@
 //! Checks a backend against golden files: does this machine compute ALiBi attention to the crate's accuracy contract?
 //!
 //! ```text
-//! cargo run --release --example check_golden -- [--backend cpu|oracle|emulator|emulator-decode] [DIR_OR_FILE]...
+//! cargo run --release --example check_golden -- [--backend cpu|oracle|emulator|emulator-decode|cuda] [DIR_OR_FILE]...
 //! ```
 //!
 //! Without paths it checks the files that come with the crate, `tests/golden`. The exit status is 0 when all cases pass,
 //! 1 otherwise. See `golden.rs` for the format of the files.
 
 mod accuracy;
+mod device;
 mod emulator;
 mod golden;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use accuracy::LSE_LIMIT;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use flash_alibi::cpu;
+use flash_alibi::cuda::cudarc::driver::CudaStream;
 use flash_alibi::plan::Plan;
-use golden::{Case, Computed, Golden, Stored};
+use flash_alibi::{cpu, cuda};
+use golden::{Case, Computed, Golden, Runner, Stored};
 
 /// Checks a backend against golden files.
 #[derive(Parser)]
@@ -32,7 +35,7 @@ struct Arguments {
     paths: Vec<PathBuf>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Backend {
     /// The fast path on this machine's processor.
     Cpu,
@@ -42,11 +45,17 @@ enum Backend {
     Emulator,
     /// Likewise the kernels for decoding.
     EmulatorDecode,
+    /// The CUDA kernel on the first GPU: f16 and bf16.
+    Cuda,
 }
 
 impl Backend {
-    /// The one place that knows how each backend is called.
-    fn attend<T: Stored>(self, case: &Case<T>) -> Result<Computed> {
+    /// The one place that knows how each backend is called. `stream` is one of the GPU's, for the backend that needs it.
+    fn attend<T: Stored>(
+        self,
+        case: &Case<T>,
+        stream: Option<&Arc<CudaStream>>,
+    ) -> Result<Computed> {
         let inputs = case.inputs()?;
         Ok(match self {
             Self::Cpu => {
@@ -63,21 +72,33 @@ impl Backend {
                     lse: result.lse,
                 }
             }
-            Self::Emulator => case.on_emulator(&Plan::prefill)?,
-            Self::EmulatorDecode => case.on_emulator(&Plan::decode)?,
+            Self::Emulator => case.launch(Runner::Emulator(&Plan::prefill))?,
+            Self::EmulatorDecode => case.launch(Runner::Emulator(&Plan::decode))?,
+            Self::Cuda => case.launch(Runner::Gpu(stream.expect("made for this backend")))?,
         })
     }
 }
 
 fn main() -> ExitCode {
     let Arguments { backend, paths } = Arguments::parse();
-    let files = match golden::find(&paths) {
-        Ok(files) => files,
+    match check_files(backend, &paths) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
-            return ExitCode::FAILURE;
+            ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints a line a case, and returns how many are bad.
+fn check_files(backend: Backend, paths: &[PathBuf]) -> Result<usize> {
+    let files = golden::find(paths)?;
+    let stream = match backend {
+        Backend::Cuda => Some(cuda::context(0)?.new_stream()?),
+        _ => None,
     };
+    let stream = stream.as_ref();
     let backend_name = backend.to_possible_value().expect("no variant is hidden");
     println!(
         "{} golden files, backend {}\n",
@@ -94,9 +115,9 @@ fn main() -> ExitCode {
             let context =
                 |e: anyhow::Error| e.context(format!("{}: cannot be computed", file.display()));
             match &golden {
-                Golden::F16(case) => check(backend, case),
-                Golden::Bf16(case) => check(backend, case),
-                Golden::F32(case) => check(backend, case),
+                Golden::F16(case) => check(backend, case, stream),
+                Golden::Bf16(case) => check(backend, case, stream),
+                Golden::F32(case) => check(backend, case, stream),
             }
             .map_err(context)
         });
@@ -106,15 +127,16 @@ fn main() -> ExitCode {
         }));
     }
     println!("\n{} passed, {bad} failed", files.len() - bad);
-    match bad {
-        0 => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
-    }
+    Ok(bad)
 }
 
 /// Computes one case and prints its line.
-fn check<T: Stored>(backend: Backend, case: &Case<T>) -> Result<bool> {
-    let accuracy = case.judge(&backend.attend(case)?);
+fn check<T: Stored>(
+    backend: Backend,
+    case: &Case<T>,
+    stream: Option<&Arc<CudaStream>>,
+) -> Result<bool> {
+    let accuracy = case.judge(&backend.attend(case, stream)?);
     println!(
         "{:<40} {:<5} {:>9.1e} {:>9.1e}   {:>9.1e} {:>9.1e}  {}",
         case.name,

@@ -7,20 +7,25 @@
 #![allow(dead_code)] // Each test file uses a part.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use flash_alibi::cpu::{self, Element, oracle};
+use flash_alibi::cuda;
+use flash_alibi::cuda::cudarc::driver::CudaStream;
 use flash_alibi::{Attention, Inputs, Layout, Mask, Slopes, View, ViewMut};
 
 #[path = "../../examples/check_golden/accuracy.rs"]
 pub mod accuracy;
+#[path = "../../examples/check_golden/device.rs"]
+pub mod device;
 #[path = "../../examples/check_golden/emulator.rs"]
 pub mod emulator;
+pub mod matrix;
 pub mod paged;
 pub mod strategy;
 
 use accuracy::{Accuracy, LSE_LIMIT, Sequence, low_precision, sees};
-use emulator::{OnDevice, Placed, Planner, Problem};
-use paged::Paged;
+use emulator::{Attended, Failure, OnDevice, Placed, Planner, Problem};
 use ptx_emulator::Report;
 
 /// Random numbers by position: the value of an element does not depend on how the tensor is laid out.
@@ -414,61 +419,71 @@ impl<T: Element> LaidOut<T> {
         self.gather(&out, &output.lse, 0.0)
     }
 
-    /// Runs a planner's kernels under the emulator, twice in different orders, on buffers full of a mark, and checks that it
-    /// stays wherever no sequence's row is.
+    /// Runs a planner's kernels under the emulator, twice in different orders.
     pub fn attend_on_emulator(&self, planner: &Planner) -> Result<(Vec<Rows>, Vec<Report>), String>
     where
         T: OnDevice,
     {
-        self.run_on_emulator(planner, None)
+        self.attend_twice(|problem, turn| problem.attend(planner, turn))
     }
 
-    /// The same with keys and values in pages, if there are any.
-    fn run_on_emulator(
+    /// Runs the prefill kernel on a GPU, twice.
+    pub fn attend_on_device(&self, stream: &Arc<CudaStream>) -> Result<Vec<Rows>, String>
+    where
+        T: OnDevice + cuda::Element,
+    {
+        let (rows, _) = self.attend_twice(|problem, _| problem.attend_on(stream))?;
+        Ok(rows)
+    }
+
+    /// Runs a kernel twice on buffers full of a mark, and checks that it stays wherever no sequence's row is.
+    fn attend_twice(
         &self,
-        planner: &Planner,
-        pages: Option<&Paged<T>>,
+        attend: impl Fn(&Problem<'_, T>, u64) -> Result<Attended<T>, Failure>,
     ) -> Result<(Vec<Rows>, Vec<Report>), String>
     where
         T: OnDevice,
     {
         let out = self.out.like(T::from_f32(UNTOUCHED));
         let lse = vec![UNTOUCHED; self.lse_len()];
-        let attend = |lse, seed| {
-            let mut problem = Problem {
-                attention: &self.attention,
-                q: self.q.placed(),
-                k: self.k.placed(),
-                v: self.v.placed(),
-                out: out.placed(),
-                lse,
-                cu_seqlens_q: self.cu.as_ref().map(|(q, _)| &q[..]),
-                cu_seqlens_k: self.cu.as_ref().map(|(_, k)| &k[..]),
-                seqused_k: self.seqused_k.as_deref(),
-                leftpad_k: self.leftpad_k.as_deref(),
-                block_table: None,
-            };
-            if let Some(pages) = pages {
-                pages.replace_keys(&mut problem);
-            }
-            problem.attend(planner, seed).map_err(|e| e.to_string())
-        };
-        let attended = attend(Some(&lse), 1)?;
-        let again = attend(None, 2)?;
+        let problem = self.problem(&out, Some(&lse));
+        let attended = attend(&problem, 1).map_err(|e| e.to_string())?;
+        let problem = self.problem(&out, None);
+        let again = attend(&problem, 2).map_err(|e| e.to_string())?;
         if bits(&attended.out) != bits(&again.out) {
             return Err("out depends on the order, or on whether lse is wanted".into());
         }
-        let out = Tensor {
-            data: attended.out,
-            ..out
-        };
-        Ok((
-            self.gather(&out, &attended.lse, UNTOUCHED)?,
-            attended.reports,
-        ))
+        let rows = self.rows(&attended)?;
+        Ok((rows, attended.reports))
     }
 
-    fn lse_len(&self) -> usize {
+    /// This case for a kernel, with what its outputs hold before.
+    pub fn problem<'a>(&'a self, out: &'a Tensor<T>, lse: Option<&'a [f32]>) -> Problem<'a, T> {
+        Problem {
+            attention: &self.attention,
+            q: self.q.placed(),
+            k: self.k.placed(),
+            v: self.v.placed(),
+            out: out.placed(),
+            lse,
+            cu_seqlens_q: self.cu.as_ref().map(|(q, _)| &q[..]),
+            cu_seqlens_k: self.cu.as_ref().map(|(_, k)| &k[..]),
+            seqused_k: self.seqused_k.as_deref(),
+            leftpad_k: self.leftpad_k.as_deref(),
+            block_table: None,
+        }
+    }
+
+    /// What a kernel made of each sequence, on buffers full of a mark.
+    pub fn rows(&self, attended: &Attended<T>) -> Result<Vec<Rows>, String> {
+        let out = Tensor {
+            data: attended.out.clone(),
+            ..self.out.clone()
+        };
+        self.gather(&out, &attended.lse, UNTOUCHED)
+    }
+
+    pub fn lse_len(&self) -> usize {
         self.out.shape[..3].iter().product()
     }
 
@@ -655,7 +670,7 @@ impl<T: Element> Tensor<T> {
         }
     }
 
-    fn like(&self, value: T) -> Self {
+    pub fn like(&self, value: T) -> Self {
         Self {
             data: vec![value; self.data.len()],
             ..self.clone()

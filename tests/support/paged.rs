@@ -120,20 +120,24 @@ impl<T: OnDevice> Paged<T> {
         &self,
         planner: &Planner,
     ) -> Result<(Vec<Rows>, Vec<Report>), String> {
-        self.dense.run_on_emulator(planner, Some(self))
+        self.dense
+            .attend_twice(|problem, turn| self.of_pages(problem).attend(planner, turn))
     }
 
-    /// Lets a problem read the pages.
-    pub fn replace_keys<'a>(&'a self, problem: &mut Problem<'a, T>) {
-        problem.k = self.k.placed();
-        problem.v = self.v.placed();
-        problem.cu_seqlens_k = None;
-        problem.seqused_k = Some(&self.seqused_k);
+    /// The same problem, with keys and values in the pages.
+    pub fn of_pages<'a>(&'a self, problem: &Problem<'a, T>) -> Problem<'a, T> {
         let paged = plan::Paged {
             columns: self.max_pages,
             stride: self.max_pages,
             max_seqlen_k: usize::MAX,
         };
-        problem.block_table = Some((&self.block_table, paged));
+        Problem {
+            k: self.k.placed(),
+            v: self.v.placed(),
+            cu_seqlens_k: None,
+            seqused_k: Some(&self.seqused_k),
+            block_table: Some((&self.block_table, paged)),
+            ..*problem
+        }
     }
 }

@@ -4,6 +4,8 @@ mod bundle;
 mod toolkit;
 
 use std::env;
+use std::ffi::OsStr;
+use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -12,6 +14,7 @@ use toolkit::Toolkit;
 const USAGE: &str = "usage: cargo xtask TASK
 
     test         format, lints, builds with and without features, all tests, the documentation
+    emulate      runs cargo with the arguments that follow, such as `test --test cuda`, on an emulated GPU
     toolkit      fetches the pinned CUDA compiler into the target directory, and prints where nvcc is
     kernels      compiles the kernels and prints their registers, shared memory and spills
     gpu-bundle   gathers what tests and measures on a machine with a GPU and without Rust";
@@ -29,6 +32,10 @@ fn main() -> ExitCode {
             "--nocapture",
             "--quiet",
         ]),
+        "emulate" => {
+            let arguments: Vec<String> = env::args().skip(2).collect();
+            on_emulated_device(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+        }
         "gpu-bundle" => bundle::make(),
         _ => Err(USAGE.into()),
     };
@@ -55,11 +62,36 @@ fn test() -> Result<(), String> {
         "warnings",
     ])?;
     cargo(&["test", "--workspace"])?;
+    if cfg!(target_os = "linux") {
+        on_emulated_device(&["test", "--test", "cuda", "--test", "cuda_calls"])?;
+    }
     cargo(&["doc", "--workspace", "--no-deps", "--all-features"])
+}
+
+/// Runs cargo with the arguments where the emulator's CUDA driver is found before any other.
+fn on_emulated_device(arguments: &[&str]) -> Result<(), String> {
+    cargo(&["build", "--package", "ptx-emulator-driver"])?;
+    let folder = toolkit::target().join("driver");
+    let failed = |error| format!("{}: {error}", folder.display());
+    fs::create_dir_all(&folder).map_err(failed)?;
+    let library = folder.join("../debug/libptx_emulator_driver.so");
+    for name in ["libcuda.so", "libcuda.so.1"] {
+        // A program may be using the one that is there: it keeps it.
+        let _ = fs::remove_file(folder.join(name));
+        fs::copy(&library, folder.join(name)).map_err(failed)?;
+    }
+    let found = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let folders = [folder].into_iter().chain(env::split_paths(&found));
+    let folders = env::join_paths(folders).map_err(|error| error.to_string())?;
+    cargo_with(arguments, &[("LD_LIBRARY_PATH", &folders)])
 }
 
 /// Runs cargo with the arguments and the toolkit.
 fn cargo(arguments: &[&str]) -> Result<(), String> {
+    cargo_with(arguments, &[])
+}
+
+fn cargo_with(arguments: &[&str], variables: &[(&str, &OsStr)]) -> Result<(), String> {
     let toolkit = Toolkit::get()?;
     println!("==> cargo {}", arguments.join(" "));
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -68,7 +100,8 @@ fn cargo(arguments: &[&str]) -> Result<(), String> {
         .args(arguments)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .env("RUSTDOCFLAGS", "-D warnings")
-        .env("LIBCLANG_PATH", &toolkit.libclang);
+        .env("LIBCLANG_PATH", &toolkit.libclang)
+        .envs(variables.iter().copied());
     // A compiler that was chosen is used.
     if env::var_os("NVCC").is_none() {
         command.env("NVCC", &toolkit.nvcc);

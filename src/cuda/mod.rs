@@ -1,0 +1,49 @@
+//! Attention on NVIDIA GPUs, of compute capability 8.0 and later, in f16 and bf16.
+//!
+//! Contexts, streams and buffers are those of [`cudarc`], which engines already have; a [`Layer`] launches on the stream
+//! that it is given.
+//!
+//! ```no_run
+//! use flash_alibi::cuda::{self, Inputs, Layer, View, ViewMut};
+//! use flash_alibi::Attention;
+//! use half::f16;
+//!
+//! let stream = cuda::context(0)?.new_stream()?;
+//!
+//! // When the model is loaded: finds the kernels and uploads the slopes.
+//! let layer = Layer::new(&stream, Attention::new(16, 16, 64).build()?)?;
+//!
+//! // For each call: checks everything, then launches one kernel.
+//! let shape = [1, 2048, 16, 64]; // [batch, seqlen, heads, head_dim]
+//! let qkv = stream.alloc_zeros::<f16>(3 * 2048 * 16 * 64)?;
+//! let mut out = stream.alloc_zeros::<f16>(2048 * 16 * 64)?;
+//! let part = |i: usize| qkv.slice(i * 2048 * 16 * 64..);
+//! let (q, k, v) = (part(0), part(1), part(2));
+//! let inputs = Inputs::new(View::new(&q, &shape)?, View::new(&k, &shape)?, View::new(&v, &shape)?);
+//! layer.prefill(&stream, &inputs, ViewMut::new(&mut out, &shape)?, None)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Streams, threads and graphs
+//!
+//! Everything here is `Send` and `Sync`: one layer serves any number of threads and streams at once. Calls wait for nothing;
+//! buffers are ordered between streams by cudarc's events, as with every other use of them.
+//!
+//! A call can be captured in a graph. Events that were recorded before a capture may not be waited for within it, so
+//! cudarc's event tracking must be off then (`CudaContext::disable_event_tracking`). The graph holds the addresses: the
+//! layer and all buffers must outlive it. Do not make or drop layers of a context while one of its streams captures, since
+//! both wait for work to end.
+
+mod driver;
+mod error;
+mod kernels;
+mod layer;
+mod tensor;
+
+pub use cudarc;
+
+pub use driver::context;
+pub use error::{Error, Result};
+pub use kernels::{Kernels, Launcher};
+pub use layer::Layer;
+pub use tensor::{Element, Inputs, View, ViewMut};

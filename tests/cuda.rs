@@ -1,0 +1,582 @@
+//! Launches on a GPU, against the oracle. Where there is none, tests that need one say so and pass.
+
+#[path = "../examples/check_golden/golden.rs"]
+#[allow(dead_code)] // The example uses the rest.
+mod golden;
+mod support;
+
+use std::io::Write as _;
+use std::mem::ManuallyDrop;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
+
+use flash_alibi::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use flash_alibi::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtrMut};
+use flash_alibi::cuda::{self, Error, Inputs, Kernels, Layer, View, ViewMut};
+use flash_alibi::{Attention, Slopes};
+use golden::{Golden, Runner, Stored};
+use half::{bf16, f16};
+use proptest::prelude::*;
+use support::device::OnGpu;
+use support::emulator::OnDevice;
+use support::strategy::{case, config, fail};
+use support::{Case, LaidOut, Lengths, SlopeKind, UNTOUCHED, expect, matrix};
+use support::{accuracy, emulator};
+
+/// How much work one random case may be.
+const WORK: usize = 1_000_000;
+
+/// What captures a graph, or counts who holds a context, is alone: other tests wait for their contexts.
+static ALONE: RwLock<()> = RwLock::new(());
+
+/// The first device's context; none, and a message, where there is no GPU.
+fn context() -> Option<Arc<CudaContext>> {
+    match cuda::context(0) {
+        Ok(context) => Some(context),
+        Err(why @ (Error::NoDriver { .. } | Error::NoDevice { .. })) => {
+            skipped(&why.to_string());
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Unlike what `eprintln!` prints, this shows when the test passes.
+fn skipped(why: &str) {
+    let line = format!("skipped: {why}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// Runs a test on a stream of its own.
+fn on_gpu(test: impl FnOnce(&Arc<CudaStream>)) {
+    let _shared = ALONE.read().unwrap_or_else(PoisonError::into_inner);
+    if let Some(context) = context() {
+        test(&context.new_stream().unwrap());
+    }
+}
+
+/// Runs a test while no other uses the device.
+fn alone_on_gpu(test: impl FnOnce(Arc<CudaContext>)) {
+    let _alone = ALONE.write().unwrap_or_else(PoisonError::into_inner);
+    if let Some(context) = context() {
+        test(context);
+    }
+}
+
+fn check<T: OnDevice + cuda::Element>(stream: &Arc<CudaStream>, case: &Case) -> Result<(), String> {
+    let laid_out = case.lay_out::<T>();
+    let rows = laid_out.attend_on_device(stream)?;
+    laid_out.check(&rows)
+}
+
+#[track_caller]
+fn check_both(stream: &Arc<CudaStream>, case: &Case) {
+    let f16 = check::<f16>(stream, case).map_err(|why| format!("f16: {why}"));
+    expect(case, f16);
+    let bf16 = check::<bf16>(stream, case).map_err(|why| format!("bf16: {why}"));
+    expect(case, bf16);
+}
+
+#[test]
+fn without_a_driver_there_is_an_error_and_no_panic() {
+    match cuda::context(0) {
+        Err(Error::NoDriver { reason }) => {
+            assert!(!reason.is_empty());
+            let expected = format!(
+                "found no CUDA driver ({reason}): install NVIDIA's driver (in a container, pass the GPU in), or compute on \
+                 the CPU"
+            );
+            assert_eq!(Error::NoDriver { reason }.to_string(), expected);
+        }
+        _ => skipped("there is a driver"),
+    }
+}
+
+#[test]
+fn errors_say_what_was_found_and_what_to_do() {
+    let driver = |name: &str| Error::Driver {
+        name: name.into(),
+        description: "as it says".into(),
+        doing: "when a kernel was launched",
+    };
+    for (error, message) in [
+        (
+            Error::NoDevice {
+                ordinal: 2,
+                found: 1,
+            },
+            "found 1 CUDA devices, expected one numbered 2, from 0: see `nvidia-smi` and CUDA_VISIBLE_DEVICES",
+        ),
+        (
+            Error::DeviceTooOld { found: (7, 5) },
+            "found a device of compute capability 7.5, expected 8.0 (Ampere) or later: use another device, or compute on the \
+             CPU",
+        ),
+        (
+            Error::NoKernelImage {
+                device: (12, 0),
+                name: "CUDA_ERROR_UNSUPPORTED_PTX_VERSION".into(),
+            },
+            "found no kernels for compute capability 12.0 (CUDA_ERROR_UNSUPPORTED_PTX_VERSION): build flash-alibi with \
+             FLASH_ALIBI_CUDA_ARCHS=120, or install a newer driver",
+        ),
+        (
+            Error::OutOfMemory {
+                doing: "when slopes were uploaded",
+            },
+            "out of device memory when slopes were uploaded: free some, or use a smaller model or batch",
+        ),
+        (
+            Error::Context {
+                argument: "seqused_k",
+                found: "0x10".into(),
+                found_device: 1,
+                expected: "0x20".into(),
+                expected_device: 0,
+            },
+            "seqused_k: found context 0x10 (device 1), expected 0x20 (device 0), the layer's: copy it there, or make a layer \
+             in its context",
+        ),
+        (
+            driver("CUDA_ERROR_INVALID_VALUE"),
+            "the CUDA driver said CUDA_ERROR_INVALID_VALUE (as it says) when a kernel was launched",
+        ),
+        (
+            driver("CUDA_ERROR_STREAM_CAPTURE_ISOLATION"),
+            "the CUDA driver said CUDA_ERROR_STREAM_CAPTURE_ISOLATION (as it says) when a kernel was launched: turn cudarc's \
+             event tracking off before a stream captures",
+        ),
+    ] {
+        assert_eq!(error.to_string(), message);
+    }
+}
+
+#[test]
+fn layers_are_for_all_threads() {
+    fn both<T: Send + Sync>() {}
+    both::<Layer>();
+    both::<Kernels>();
+    both::<Error>();
+}
+
+#[test]
+fn a_device_that_is_not_there() {
+    on_gpu(|_| {
+        let found = CudaContext::device_count().unwrap() as usize;
+        for ordinal in [found, usize::MAX] {
+            let error = cuda::context(ordinal).unwrap_err();
+            assert_eq!(error, Error::NoDevice { ordinal, found });
+        }
+    });
+}
+
+#[test]
+fn random_problems() {
+    fn of<T: OnDevice + cuda::Element>(stream: &Arc<CudaStream>) {
+        let cases = config(60);
+        proptest!(cases, |(case in case(WORK))| fail(check::<T>(stream, &case))?);
+    }
+    on_gpu(of::<f16>);
+    on_gpu(of::<bf16>);
+}
+
+#[test]
+fn a_value_that_is_not_finite_reaches_the_rows_that_see_it_and_no_other() {
+    on_gpu(|stream| {
+        let attend = |laid_out: &LaidOut<_>| laid_out.attend_on_device(stream);
+        let part = || 0.0..1.0;
+        proptest!(config(60), |(
+            case in case(WORK / 4),
+            place in [part(), part(), part(), part()],
+            value in prop::sample::select(vec![f32::NAN, f32::INFINITY]),
+        )| fail(matrix::not_finite(case, place, value, attend))?);
+    });
+}
+
+/// The cases that the emulator runs too.
+fn check_all(cases: fn() -> Vec<Case>) {
+    on_gpu(|stream| cases().iter().for_each(|case| check_both(stream, case)));
+}
+
+#[test]
+fn head_dims() {
+    check_all(matrix::head_dims);
+}
+
+#[test]
+fn edges_of_tiles() {
+    check_all(matrix::edges_of_tiles);
+}
+
+#[test]
+fn shapes_that_peers_test() {
+    check_all(matrix::shapes_that_peers_test);
+}
+
+#[test]
+fn variable_lengths() {
+    check_all(matrix::variable_lengths);
+}
+
+#[test]
+fn unaligned_tensors() {
+    check_all(matrix::unaligned_tensors);
+}
+
+#[test]
+fn scales_and_softcaps() {
+    check_all(matrix::scales);
+    check_all(matrix::softcaps);
+}
+
+#[test]
+fn calls_with_nothing_to_do() {
+    let packed = |sequences: &[Lengths]| Case {
+        sequences: sequences.to_vec(),
+        packed: true,
+        slopes: SlopeKind::PerSequence(0.3),
+        ..Case::dense(0, 0, 0, (4, 2), 64)
+    };
+    let no_queries = Lengths {
+        k: 7,
+        ..Lengths::default()
+    };
+    let cases = [
+        packed(&[no_queries, Lengths::default()]),
+        packed(&[]),
+        Case::dense(2, 0, 5, (2, 2), 64),
+        Case::dense(0, 5, 5, (2, 2), 64),
+    ];
+    on_gpu(|stream| cases.iter().for_each(|case| check_both(stream, case)));
+}
+
+#[test]
+fn golden_files() {
+    fn check<T: Stored>(stream: &Arc<CudaStream>, case: &golden::Case<T>) {
+        let accuracy = case.judge(&case.launch(Runner::Gpu(stream)).unwrap());
+        let (name, limit) = (&case.name, accuracy.out_limit());
+        assert!(accuracy.passes(), "{name}: {accuracy:?}, limit {limit:e}");
+    }
+    on_gpu(|stream| {
+        // Tests run in the package's folder, wherever it is.
+        for file in golden::find(&[PathBuf::from("tests/golden")]).unwrap() {
+            match Golden::read(&file).unwrap() {
+                Golden::F16(case) => check(stream, &case),
+                Golden::Bf16(case) => check(stream, &case),
+                // The kernels take no f32.
+                Golden::F32(_) => {}
+            }
+        }
+    });
+}
+
+/// A problem for tests of how it is launched: a batch of two, grouped heads, padding.
+fn plain_case(seed: u64) -> Case {
+    let sequence = |k, leftpad| Lengths {
+        q: 130,
+        k,
+        leftpad,
+        unused: 150 - k,
+    };
+    Case {
+        sequences: vec![sequence(150, 0), sequence(140, 9)],
+        seed,
+        ..Case::dense(0, 0, 0, (4, 2), 64)
+    }
+}
+
+#[test]
+fn threads_and_streams_share_a_layer() {
+    on_gpu(|stream| {
+        let layer = Layer::new(stream, plain_case(0).attention()).unwrap();
+        thread::scope(|scope| {
+            for turn in 0..4 {
+                let layer = &layer;
+                scope.spawn(move || {
+                    let own = layer.kernels().context().new_stream().unwrap();
+                    for again in 0..3 {
+                        let case = plain_case(10 * turn + again);
+                        let laid_out = case.lay_out::<f16>();
+                        let out = laid_out.out.like(f16::from_f32(UNTOUCHED));
+                        let lse = vec![UNTOUCHED; laid_out.lse_len()];
+                        let mut call =
+                            OnGpu::new(&own, &laid_out.problem(&out, Some(&lse))).unwrap();
+                        call.attend(layer, &own).unwrap();
+                        let rows = laid_out.rows(&call.outputs(&own).unwrap()).unwrap();
+                        expect(&case, laid_out.check(&rows));
+                    }
+                });
+            }
+        });
+    });
+}
+
+/// What one stream writes, another attends to, and the first reads: nobody waits but the streams.
+#[test]
+fn streams_wait_for_each_other() {
+    on_gpu(|stream| {
+        let other = stream.context().new_stream().unwrap();
+        let layer = Layer::new(stream, plain_case(0).attention()).unwrap();
+        for seed in 0..8 {
+            let case = plain_case(seed);
+            let laid_out = case.lay_out::<bf16>();
+            let out = laid_out.out.like(bf16::from_f32(UNTOUCHED));
+            let lse = vec![UNTOUCHED; laid_out.lse_len()];
+            let mut call = OnGpu::new(stream, &laid_out.problem(&out, Some(&lse))).unwrap();
+            call.attend(&layer, &other).unwrap();
+            let rows = laid_out.rows(&call.outputs(stream).unwrap()).unwrap();
+            expect(&case, laid_out.check(&rows));
+        }
+    });
+}
+
+#[test]
+fn a_context_has_its_kernels_once_and_is_not_kept() {
+    alone_on_gpu(|context| {
+        let stream = context.default_stream();
+        let layer = || Layer::new(&stream, plain_case(0).attention()).unwrap();
+        let (first, second) = (layer(), layer());
+        assert!(Arc::ptr_eq(first.kernels(), second.kernels()));
+        assert!(Arc::ptr_eq(
+            first.kernels(),
+            &Kernels::of(&cuda::context(0).unwrap()).unwrap()
+        ));
+        let kernels = Arc::downgrade(first.kernels());
+        drop(first);
+        assert!(kernels.upgrade().is_some());
+        drop(second);
+        assert!(kernels.upgrade().is_none());
+        drop(stream);
+        assert_eq!(Arc::strong_count(&context), 1);
+    });
+}
+
+#[test]
+fn a_captured_call_is_replayed_on_other_data() {
+    alone_on_gpu(|context| {
+        // SAFETY: one stream uses everything.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().unwrap();
+        let case = plain_case(1);
+        let laid_out = case.lay_out::<f16>();
+        let out = laid_out.out.like(f16::from_f32(UNTOUCHED));
+        let lse = vec![UNTOUCHED; laid_out.lse_len()];
+        let mut call = OnGpu::new(&stream, &laid_out.problem(&out, Some(&lse))).unwrap();
+        let layer = Layer::new(&stream, case.attention()).unwrap();
+
+        stream
+            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            .unwrap();
+        call.attend(&layer, &stream).unwrap();
+        let graph = stream
+            .end_capture(CUgraphInstantiate_flags(0))
+            .unwrap()
+            .expect("something was captured");
+
+        // Capturing computes nothing.
+        let untouched = call.outputs(&stream).unwrap();
+        assert!(untouched.out.iter().all(|&x| x == f16::from_f32(UNTOUCHED)));
+        for seed in [1, 2, 3] {
+            let case = plain_case(seed);
+            let laid_out = case.lay_out::<f16>();
+            for (tensor, data) in [
+                (&mut call.q, &laid_out.q),
+                (&mut call.k, &laid_out.k),
+                (&mut call.v, &laid_out.v),
+            ] {
+                stream.memcpy_htod(&data.data, &mut tensor.buffer).unwrap();
+            }
+            graph.launch().unwrap();
+            let rows = laid_out.rows(&call.outputs(&stream).unwrap()).unwrap();
+            expect(&case, laid_out.check(&rows));
+        }
+    });
+}
+
+/// Small buffers of one problem, to be called wrongly: `[2, 3, 2, 8]`, or packed `[6, 2, 8]`.
+struct Small {
+    x: CudaSlice<f16>,
+    out: CudaSlice<f16>,
+    lse: CudaSlice<f32>,
+    cu_seqlens: CudaSlice<i32>,
+    used: CudaSlice<i32>,
+}
+
+const DENSE: [usize; 4] = [2, 3, 2, 8];
+const PACKED: [usize; 3] = [6, 2, 8];
+
+impl Small {
+    fn new(stream: &Arc<CudaStream>) -> Self {
+        Self {
+            x: stream.clone_htod(&[f16::ONE; 96]).unwrap(),
+            out: stream.clone_htod(&[f16::NAN; 96]).unwrap(),
+            lse: stream.clone_htod(&[f32::NAN; 13]).unwrap(),
+            cu_seqlens: stream.clone_htod(&[0, 3, 6]).unwrap(),
+            used: stream.clone_htod(&[3, 2]).unwrap(),
+        }
+    }
+
+    fn layer(stream: &Arc<CudaStream>) -> Layer {
+        let attention = Attention::new(2, 2, 8).slopes(Slopes::zero(2));
+        Layer::new(stream, attention.build().unwrap()).unwrap()
+    }
+}
+
+fn inputs<'a>(shape: &[usize], [q, k, v]: [&'a CudaSlice<f16>; 3]) -> Inputs<'a, f16> {
+    let view = |x| View::new(x, shape).unwrap();
+    Inputs::new(view(q), view(k), view(v))
+}
+
+/// The error of a call, after which the output is as before.
+fn refused(
+    layer: &Layer,
+    stream: &CudaStream,
+    inputs: Inputs<'_, f16>,
+    shape: &[usize],
+    out: &mut CudaSlice<f16>,
+    lse: &mut dyn DevicePtrMut<f32>,
+) -> Error {
+    let view = ViewMut::new(out, shape).unwrap();
+    let error = layer.prefill(stream, &inputs, view, Some(lse)).unwrap_err();
+    let out = out.stream().clone_dtoh(out).unwrap();
+    stream.context().synchronize().unwrap();
+    assert!(out.iter().all(|x| x.is_nan()));
+    error
+}
+
+#[test]
+fn wrong_lengths_are_errors_and_launch_nothing() {
+    on_gpu(|stream| {
+        let layer = Small::layer(stream);
+        let Small {
+            x,
+            mut out,
+            mut lse,
+            cu_seqlens: cu,
+            used,
+        } = Small::new(stream);
+        let none = used.slice(..0);
+        let (dense, packed) = (inputs(&DENSE, [&x; 3]), inputs(&PACKED, [&x; 3]));
+        let cases: [(Inputs<f16>, &[usize], usize, &str); 8] = [
+            (
+                dense,
+                &DENSE,
+                11,
+                "lse: found 11 elements, expected 12 for [batch, heads_q, seqlen_q] = [2, 2, 3]",
+            ),
+            (
+                packed.varlen(&cu, &cu, 3, 3),
+                &PACKED,
+                13,
+                "lse: found 13 elements, expected 12 for [heads_q, total_q] = [2, 6]",
+            ),
+            (
+                packed,
+                &PACKED,
+                12,
+                "q: found shape [6, 2, 8], expected [batch, seqlen_q, 2, 8]",
+            ),
+            (
+                dense.varlen(&cu, &cu, 3, 3),
+                &DENSE,
+                12,
+                "q: found shape [2, 3, 2, 8], expected [total_q, 2, 8]",
+            ),
+            (
+                dense.seqused_k(&cu),
+                &DENSE,
+                12,
+                "seqused_k: found 3 elements, expected batch = 2",
+            ),
+            (
+                dense.leftpad_k(&none),
+                &DENSE,
+                12,
+                "leftpad_k: found 0 elements, expected batch = 2",
+            ),
+            (
+                packed.varlen(&cu, &used, 3, 3),
+                &PACKED,
+                12,
+                "cu_seqlens_k: found 2 elements, expected 3, as for q",
+            ),
+            (
+                packed.varlen(&none, &none, 3, 3),
+                &PACKED,
+                12,
+                "cu_seqlens_q: found 0 elements, expected batch + 1, at least 1",
+            ),
+        ];
+        for (inputs, shape, len, expected) in cases {
+            let mut lse = lse.slice_mut(..len);
+            let error = refused(&layer, stream, inputs, shape, &mut out, &mut lse);
+            assert_eq!(error.to_string(), expected);
+        }
+    });
+}
+
+#[test]
+fn views_must_fit_their_buffers() {
+    on_gpu(|stream| {
+        let mut buffer = stream.clone_htod(&[f16::ONE; 95]).unwrap();
+        let expected = flash_alibi::Error::Length {
+            argument: "tensor",
+            found: 95,
+            expected: "at least 96 for shape [2, 3, 2, 8] and strides [48, 16, 8, 1]".into(),
+        };
+        assert_eq!(View::new(&buffer, &DENSE).err(), Some(expected));
+        let strides = [0, 16, 8, 1];
+        assert!(View::strided(&buffer, &DENSE, &strides).is_ok());
+        assert!(ViewMut::new(&mut buffer, &DENSE).is_err());
+        let error = ViewMut::strided(&mut buffer, &DENSE, &strides).err();
+        assert!(matches!(error, Some(flash_alibi::Error::Strides { .. })));
+    });
+}
+
+/// A context that is another to all who ask, though the driver knows it as the first device's.
+fn other_context(context: &Arc<CudaContext>) -> ManuallyDrop<Arc<CudaContext>> {
+    let (device, handle) = (context.cu_device(), context.cu_ctx());
+    // SAFETY: the device and the context are valid; and since it is never dropped, it does not destroy what it does not own.
+    let other = unsafe { CudaContext::from_raw_context(context.ordinal() + 7, device, handle) };
+    ManuallyDrop::new(other.unwrap())
+}
+
+#[test]
+fn streams_and_buffers_of_other_contexts_are_errors() {
+    on_gpu(|stream| {
+        let other = other_context(stream.context()).default_stream();
+        let layer = Small::layer(stream);
+        let (mut here, mut there) = (Small::new(stream), Small::new(&other));
+        let wrong = |argument, stream: &CudaStream, inputs, out: &mut _, lse: &mut CudaSlice<_>| {
+            let lse = &mut lse.slice_mut(..12);
+            let error = refused(&layer, stream, inputs, &PACKED, out, lse);
+            match error {
+                Error::Context {
+                    argument: found,
+                    found_device: 7,
+                    expected_device: 0,
+                    ..
+                } => assert_eq!(found, argument),
+                error => panic!("{argument}: {error}"),
+            }
+        };
+        let (x, y) = (&here.x, &there.x);
+        let (cu, cu_there) = (&here.cu_seqlens, &there.cu_seqlens);
+        let (out, lse) = (&mut here.out, &mut here.lse);
+        let of = |views| inputs(&PACKED, views).varlen(cu, cu, 3, 3);
+        let right = of([x, x, x]);
+        wrong("stream", &other, right, out, lse);
+        wrong("q", stream, of([y, x, x]), out, lse);
+        wrong("k", stream, of([x, y, x]), out, lse);
+        wrong("v", stream, of([x, x, y]), out, lse);
+        let inputs = right.varlen(cu_there, cu, 3, 3);
+        wrong("cu_seqlens_q", stream, inputs, out, lse);
+        let inputs = right.varlen(cu, cu_there, 3, 3);
+        wrong("cu_seqlens_k", stream, inputs, out, lse);
+        wrong("seqused_k", stream, right.seqused_k(&there.used), out, lse);
+        wrong("leftpad_k", stream, right.leftpad_k(&there.used), out, lse);
+        wrong("out", stream, right, &mut there.out, lse);
+        wrong("lse", stream, right, out, &mut there.lse);
+    });
+}
