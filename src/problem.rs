@@ -114,7 +114,7 @@ pub(crate) struct BlockTable<'a> {
 
 impl<'a> BlockTable<'a> {
     fn new(entries: &'a [i32], batch: usize, page_size: usize) -> Result<Self> {
-        if entries.len() % batch.max(1) != 0 || batch == 0 && !entries.is_empty() {
+        if !entries.len().is_multiple_of(batch) {
             return Err(Error::Length {
                 argument: "block_table",
                 found: entries.len(),
@@ -138,10 +138,10 @@ impl<'a> BlockTable<'a> {
         if seen.is_empty() {
             return Ok(());
         }
-        let table = self.of(b);
-        for at in seen.start / self.page_size..seen.end.div_ceil(self.page_size) {
-            if !usize::try_from(table[at]).is_ok_and(|page| page < pages) {
-                let found = format!("{} at index [{b}, {at}]", table[at]);
+        let needed = seen.start / self.page_size..seen.end.div_ceil(self.page_size);
+        for (at, &page) in needed.clone().zip(&self.of(b)[needed]) {
+            if !usize::try_from(page).is_ok_and(|page| page < pages) {
+                let found = format!("{page} at index [{b}, {at}]");
                 let expected = format!("one of the {pages} pages, from 0");
                 return Err(value("block_table", found, expected));
             }
@@ -400,7 +400,7 @@ fn check_paged_shapes(
 
 /// Checks the number of tokens of a page.
 pub(crate) fn check_page_size(page_size: usize) -> Result<()> {
-    match page_size > 0 && page_size % 8 == 0 {
+    match page_size > 0 && page_size.is_multiple_of(8) {
         true => Ok(()),
         false => Err(value("page_size", page_size, "a positive multiple of 8")),
     }
