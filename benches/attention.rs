@@ -1,5 +1,6 @@
 //! The CPU path beside its peers, in one run: candle-nn's CPU flash attention with its own ALiBi, and attention by
-//! candle's matrix products with the bias materialised. Causal, 8 heads; the machine's threads for all three.
+//! candle's matrix products with the bias materialised. Causal, 8 heads; the machine's threads for all. Decoding also from
+//! a paged cache, in pages of 16 tokens that lie in no order.
 //!
 //! `cargo bench --bench attention -- prefill/f32/64/4096` runs one row.
 
@@ -38,17 +39,32 @@ impl Data {
     }
 }
 
-fn ours<T: Element + candle_core::WithDType>(data: &Data) -> Result<impl FnMut()> {
+/// Tokens of a page.
+const PAGE_SIZE: usize = 16;
+
+/// Attention by this crate; the keys and values are a cache of pages if `paged`.
+fn ours<T: Element + candle_core::WithDType>(data: &Data, paged: bool) -> Result<impl FnMut()> {
     let values = |t: &Tensor| t.flatten_all()?.to_vec1::<T>();
     let (q, k, v) = (values(&data.q)?, values(&data.k)?, values(&data.v)?);
-    let (shape_q, shape_k) = (data.q.dims().to_vec(), data.k.dims().to_vec());
+    let (shape_q, mut shape_k) = (data.q.dims().to_vec(), data.k.dims().to_vec());
+    let pages = shape_k[1] / PAGE_SIZE;
+    let seqused_k = [shape_k[1] as i32];
+    // A permutation: 37 divides no power of two.
+    let block_table: Vec<i32> = (0..pages).map(|i| (i * 37 % pages) as i32).collect();
+    if paged {
+        shape_k = vec![pages, PAGE_SIZE, HEADS, data.head_dim];
+    }
     let layer = Attention::new(HEADS, HEADS, data.head_dim)
         .build()
         .expect("valid");
     let mut out = q.clone();
     Ok(move || {
         let view = |data, shape| View::new(data, shape).expect("fits");
-        let inputs = Inputs::new(view(&q, &shape_q), view(&k, &shape_k), view(&v, &shape_k));
+        let (q, k, v) = (view(&q, &shape_q), view(&k, &shape_k), view(&v, &shape_k));
+        let inputs = match paged {
+            true => Inputs::paged(q, k, v, &block_table, &seqused_k),
+            false => Inputs::new(q, k, v),
+        };
         let out = ViewMut::new(&mut out, &shape_q).expect("fits");
         cpu::attend_into(&layer, &inputs, out, None).expect("fits");
     })
@@ -121,8 +137,12 @@ where
     };
     let operations = 4 * HEADS * head_dim * (seqlen_q * seqlen_k - hidden);
     group.throughput(Throughput::Elements(operations as u64));
-    let mut run = ours::<T>(&data)?;
+    let mut run = ours::<T>(&data, false)?;
     group.bench_function(name("flash-alibi"), |b| b.iter(&mut run));
+    if seqlen_q == 1 {
+        let mut run = ours::<T>(&data, true)?;
+        group.bench_function(name("flash-alibi paged"), |b| b.iter(&mut run));
+    }
     group.bench_function(name("candle-nn flash"), |b| {
         b.iter(|| candle_flash::<T>(&data))
     });

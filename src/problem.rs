@@ -139,13 +139,7 @@ impl<'a> BlockTable<'a> {
             return Ok(());
         }
         let needed = seen.start / self.page_size..seen.end.div_ceil(self.page_size);
-        for (at, &page) in self
-            .of(b)
-            .iter()
-            .enumerate()
-            .take(needed.end)
-            .skip(needed.start)
-        {
+        for (at, &page) in needed.clone().zip(&self.of(b)[needed]) {
             if !usize::try_from(page).is_ok_and(|page| page < pages) {
                 let found = format!("{page} at index [{b}, {at}]");
                 let expected = format!("one of the {pages} pages, from 0");
