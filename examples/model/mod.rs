@@ -1,8 +1,9 @@
 //! A decoder of the BLOOM or MPT family, from a Hugging Face checkpoint folder, in f32: candle's tensors, this crate's
-//! attention.
+//! attention, which on a GPU is in f16.
 
 #![allow(dead_code)] // Each example uses its part.
 
+mod backend;
 mod bloom;
 mod checkpoint;
 mod mpt;
@@ -11,11 +12,14 @@ mod tokenizer;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{D, DType, Device, IndexOp, Tensor};
+use candle_core::{D, Device, IndexOp, Tensor};
 use candle_nn::{Embedding, LayerNorm, Linear, Module};
 use flash_alibi::Attention;
 use flash_alibi::candle::{Lengths, attend};
 
+use backend::attention_dtype;
+
+pub use backend::Backend;
 pub use tokenizer::Tokenizer;
 
 /// A loaded model.
@@ -70,9 +74,9 @@ pub struct Cache {
 
 impl Model {
     /// Loads a folder with `config.json` and safetensors.
-    pub fn load(folder: &Path) -> Result<Self> {
+    pub fn load(folder: &Path, device: &Device) -> Result<Self> {
         let config = checkpoint::config(folder)?;
-        let weights = checkpoint::weights(folder)?;
+        let weights = checkpoint::weights(folder, device)?;
         let family = config["model_type"].as_str().unwrap_or("none");
         match family {
             "bloom" => bloom::load(&config, weights),
@@ -80,6 +84,10 @@ impl Model {
             _ => bail!("config.json: found model_type {family}, expected bloom or mpt"),
         }
         .with_context(|| format!("{} ({family})", folder.display()))
+    }
+
+    fn device(&self) -> &Device {
+        self.embedding.embeddings().device()
     }
 
     /// An empty cache for `batch` sequences of up to `capacity` tokens.
@@ -90,7 +98,8 @@ impl Model {
             self.attention.heads_k(),
             self.attention.head_dim(),
         );
-        let zeros = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
+        let device = self.device();
+        let zeros = || Tensor::zeros(shape, attention_dtype(device), device);
         let blocks = self.blocks.iter().map(|_| Ok((zeros()?, zeros()?)));
         Ok(Cache {
             blocks: blocks.collect::<Result<_>>()?,
@@ -112,7 +121,7 @@ impl Model {
             n <= space,
             "the cache has space for {space} more tokens, found {n}"
         );
-        let ids = Tensor::from_vec(tokens.concat(), (tokens.len(), n), &Device::Cpu)?;
+        let ids = Tensor::from_vec(tokens.concat(), (tokens.len(), n), self.device())?;
         let mut x = self.embedding.forward(&ids)?;
         if let Some(norm) = &self.embedding_norm {
             x = norm.forward(&x)?;
@@ -184,14 +193,14 @@ impl Block {
             Fused::AcrossHeads => ([batch, n, 3, heads, head_dim], 2),
         };
         let qkv = qkv.reshape(&shape[..])?;
+        let qkv = qkv.to_dtype(attention_dtype(qkv.device()))?;
         let part = |i| qkv.narrow(three, i, 1)?.squeeze(three);
         // Appended in place; attention reads what is filled, without a copy.
         keys.slice_set(&part(1)?.contiguous()?, 1, past)?;
         values.slice_set(&part(2)?.contiguous()?, 1, past)?;
         let (keys, values) = (keys.narrow(1, 0, past + n)?, values.narrow(1, 0, past + n)?);
         let (out, _lse) = attend(attention, &part(0)?, &keys, &values, Lengths::dense())?;
-        Ok(self
-            .out
-            .forward(&out.reshape((batch, n, heads * head_dim))?)?)
+        let out = out.reshape((batch, n, heads * head_dim))?;
+        Ok(self.out.forward(&out.to_dtype(x.dtype())?)?)
     }
 }
