@@ -1,5 +1,4 @@
 //! The candle functions on CUDA tensors, against the same functions on the CPU. Where there is no GPU, all is skipped.
-#![cfg(feature = "candle-cuda")]
 
 use std::io::Write as _;
 

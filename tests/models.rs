@@ -12,7 +12,7 @@ use std::process::Command;
 
 use candle_core::{D, Device, IndexOp, Tensor};
 use flash_alibi::cuda;
-use model::{Model, Tokenizer};
+use model::{Backend, Model, Tokenizer};
 
 fn folder(name: &str) -> PathBuf {
     // Tests run in the package's folder, wherever it is.
@@ -324,6 +324,8 @@ fn examples_without_a_gpu_end_with_one_clear_line() {
     let Err(expected) = cuda::context(0) else {
         return;
     };
+    let error = Backend::Cuda.device().unwrap_err();
+    assert_eq!(error.to_string(), expected.to_string());
     let tests = env::current_exe().unwrap();
     let examples = tests.ancestors().nth(2).unwrap().join("examples");
     for example in ["generate", "extrapolate"] {
@@ -338,6 +340,8 @@ fn examples_without_a_gpu_end_with_one_clear_line() {
         }
         let output = Command::new(program)
             .args(["--device", "cuda"])
+            .env("RUST_BACKTRACE", "0")
+            .env_remove("RUST_LIB_BACKTRACE")
             .output()
             .unwrap();
         assert_eq!(output.status.code(), Some(1), "{example}");

@@ -4,6 +4,7 @@ mod bundle;
 mod toolkit;
 
 use std::env;
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -55,11 +56,41 @@ fn test() -> Result<(), String> {
         "warnings",
     ])?;
     cargo(&["test", "--workspace"])?;
+    candle_cuda()?;
     cargo(&["doc", "--workspace", "--no-deps", "--all-features"])
+}
+
+/// Checks the types of the feature `candle-cuda`. candle's own kernels take nvcc many minutes and are not looked at.
+fn candle_cuda() -> Result<(), String> {
+    let stand_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("nvcc-stand-in.sh");
+    // In a target directory of its own, so that it does not undo the other builds.
+    let folder = toolkit::target().join("candle-cuda");
+    cargo_with(
+        &[
+            "clippy",
+            "--package=flash-alibi",
+            "--features=candle-cuda",
+            "--lib",
+            "--examples",
+            "--test=cuda_candle",
+            "--",
+            "-D",
+            "warnings",
+        ],
+        &[
+            ("NVCC", stand_in.as_os_str()),
+            ("CUDA_COMPUTE_CAP", "80".as_ref()),
+            ("CARGO_TARGET_DIR", folder.as_os_str()),
+        ],
+    )
 }
 
 /// Runs cargo with the arguments and the toolkit.
 fn cargo(arguments: &[&str]) -> Result<(), String> {
+    cargo_with(arguments, &[])
+}
+
+fn cargo_with(arguments: &[&str], variables: &[(&str, &OsStr)]) -> Result<(), String> {
     let toolkit = Toolkit::get()?;
     println!("==> cargo {}", arguments.join(" "));
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -73,6 +104,7 @@ fn cargo(arguments: &[&str]) -> Result<(), String> {
     if env::var_os("NVCC").is_none() {
         command.env("NVCC", &toolkit.nvcc);
     }
+    command.envs(variables.iter().copied());
     let status = command
         .status()
         .map_err(|error| format!("cargo: {error}"))?;
