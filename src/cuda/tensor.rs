@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::plan::Dtype;
 use crate::tensor::Layout;
 
-/// An element type that kernels take: [`f16`] and [`bf16`].
+/// An element type that kernels take: [`half::f16`] and [`half::bf16`].
 pub trait Element: DeviceRepr + Copy + Send + Sync + sealed::Sealed + 'static {
     /// Its name in plans.
     const DTYPE: Dtype;
