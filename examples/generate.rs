@@ -1,6 +1,6 @@
 //! Continues a prompt greedily with an ALiBi model.
 //!
-//! `cargo run --release --example generate -- [--model DIR] [--prompt TEXT] [--tokens N] [--quiet]`
+//! `cargo run --release --example generate -- [--model DIR] [--device cpu|cuda] [--prompt TEXT] [--tokens N] [--quiet]`
 
 mod model;
 
@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use model::{Model, Tokenizer};
+use model::{Backend, Model, Tokenizer};
 
 #[derive(Parser)]
 #[command(about = "Continues a prompt with an ALiBi model of the BLOOM or MPT family")]
@@ -18,6 +18,9 @@ struct Arguments {
     /// A Hugging Face checkpoint folder: config.json, safetensors and, unless the model reads bytes, tokenizer.json.
     #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kjv-bloom"))]
     model: PathBuf,
+    /// Where the model runs. A GPU needs a build with `--features candle-cuda`.
+    #[arg(long, value_enum, default_value_t = Backend::Cpu)]
+    device: Backend,
     /// The text to continue.
     #[arg(
         long,
@@ -35,7 +38,7 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let model = Model::load(&arguments.model)?;
+    let model = Model::load(&arguments.model, &arguments.device.device()?)?;
     let tokenizer = Tokenizer::load(&arguments.model)?;
     let prompt = tokenizer.encode(&arguments.prompt)?;
     ensure!(!prompt.is_empty(), "the prompt is empty");

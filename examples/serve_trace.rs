@@ -1,6 +1,6 @@
 //! Serves a recorded trace of requests: sequences of different lengths decode together from one paged cache.
 //!
-//! `cargo run --release --example serve_trace -- [--model DIR] [--trace FILE] [--pages N] [--page-size N] [--texts]`
+//! `cargo run --release --example serve_trace -- [--model DIR] [--device cpu|cuda] [--trace FILE] [--pages N] [--page-size N] [--texts]`
 
 mod model;
 mod serve;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use model::{Model, Tokenizer};
+use model::{Backend, Model, Tokenizer};
 use serve::{Request, serve};
 
 #[derive(Parser)]
@@ -19,6 +19,9 @@ struct Arguments {
     /// A Hugging Face checkpoint folder: config.json, safetensors and, unless the model reads bytes, tokenizer.json.
     #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kjv-bloom"))]
     model: PathBuf,
+    /// Where the model runs. A GPU needs a build with `--features candle-cuda`.
+    #[arg(long, value_enum, default_value_t = Backend::Cpu)]
+    device: Backend,
     /// A JSON list of requests in the order of arrival: {"arrival": STEP, "prompt": TEXT, "tokens": N}.
     #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/serve/trace.json"))]
     trace: PathBuf,
@@ -35,7 +38,7 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let model = Model::load(&arguments.model)?;
+    let model = Model::load(&arguments.model, &arguments.device.device()?)?;
     let tokenizer = Tokenizer::load(&arguments.model)?;
     let trace = &arguments.trace;
     let text = fs::read_to_string(trace).with_context(|| trace.display().to_string())?;

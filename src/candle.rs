@@ -23,9 +23,13 @@
 //!
 //! # Tensors
 //! q, k and v are f16, bf16 or f32, all of one type, with any strides and offset as long as the last dimension is
-//! contiguous; they are not copied. `out` is a new contiguous tensor of q's shape, type and device. Tensors must be on
-//! the CPU: this build has no CUDA path. There is no backward pass: `backward` through `out` is an error, as in
-//! candle-flash-attn, and the lse is detached.
+//! contiguous; they are not copied. `out` is a new contiguous tensor of q's shape, type and device. There is no backward
+//! pass: `backward` through `out` is an error, as in candle-flash-attn, and the lse is detached.
+//!
+//! With the feature `candle-cuda` all tensors may be on a CUDA device, q, k and v in f16 or bf16. Calls are enqueued on the
+//! device's stream and wait for nothing; slopes and lengths stay on the device, so what is wrong with their values is no
+//! error there: lengths that exceed the tensors are cut off, so that no access leaves them. The first call on a device loads
+//! the kernels. [`attend`] uploads the slopes of its layer in each call; an engine that minds keeps a `cuda::Layer`.
 //!
 //! # Differences from candle-flash-attn
 //! On purpose:
@@ -34,7 +38,7 @@
 //! - A window is applied as given: one larger than the sequence covers all of it.
 //! - The lse of [`attend`] is that of the true biased scores `x(i,j)` of [`Attention`]; the FlashAttention-2 kernels
 //!   below candle-flash-attn omit a term of the row in theirs when the mask is causal.
-//! - Lengths are checked: decreasing ones, ones past the end of a tensor and ones above `max_seqlen_q` or
+//! - On the CPU lengths are checked: decreasing ones, ones past the end of a tensor and ones above `max_seqlen_q` or
 //!   `max_seqlen_k` are errors. Rows of q past the last sequence give zeros.
 //!
 //! # Errors
@@ -53,6 +57,9 @@
 //! # Ok(())
 //! # }
 //! ```
+
+#[cfg(feature = "candle-cuda")]
+mod cuda;
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -137,15 +144,13 @@ impl<'a> Lengths<'a> {
         self
     }
 
-    fn tensors(&self) -> impl Iterator<Item = (&'static str, &'a Tensor)> {
+    fn tensors(&self) -> [(&'static str, Option<&'a Tensor>); 4] {
         [
             ("seqlens_q", self.packed.map(|p| p.seqlens_q)),
             ("seqlens_k", self.packed.map(|p| p.seqlens_k)),
             ("seqused_k", self.seqused_k),
             ("leftpad_k", self.leftpad_k),
         ]
-        .into_iter()
-        .filter_map(|(name, tensor)| Some((name, tensor?)))
     }
 }
 
@@ -173,7 +178,8 @@ impl<'a> Lengths<'a> {
 /// ```
 ///
 /// # Errors
-/// When tensors are not on the CPU, not all on one device, of another type, or do not fit the layer or each other.
+/// When tensors are not all on one device that this build computes on, of another type, or do not fit the layer or each
+/// other; on a CUDA device also what [`crate::Error`] does not name: a `candle_core::Error::Cuda`.
 pub fn attend(
     attention: &Attention,
     q: &Tensor,
@@ -406,33 +412,51 @@ struct Description<'a> {
 impl Call<'_> {
     /// The one place where the device decides.
     fn run(&self) -> Result<(Tensor, Tensor)> {
-        let slopes = match &self.layer {
-            Layer::Prepared(_) => None,
-            Layer::Described(layer) => layer.alibi_slopes,
-        };
-        let others = [("k", self.k), ("v", self.v)]
-            .into_iter()
-            .chain(slopes.map(|slopes| ("alibi_slopes", slopes)))
-            .chain(self.lengths.tensors());
+        let others = [
+            ("k", Some(self.k)),
+            ("v", Some(self.v)),
+            ("alibi_slopes", self.slopes()),
+        ];
         let device = self.q.device().location();
-        for (argument, tensor) in others {
-            check_device(argument, tensor.device().location(), device)?;
+        for (argument, tensor) in others.into_iter().chain(self.lengths.tensors()) {
+            if let Some(tensor) = tensor {
+                check_device(argument, tensor.device().location(), device)?;
+            }
         }
         match device {
             DeviceLocation::Cpu => self.cpu(),
-            DeviceLocation::Cuda { .. } => Err(no_path("CUDA").into()),
-            DeviceLocation::Metal { .. } => Err(no_path("Metal").into()),
+            #[cfg(feature = "candle-cuda")]
+            DeviceLocation::Cuda { .. } => self.cuda(),
+            #[cfg(not(feature = "candle-cuda"))]
+            DeviceLocation::Cuda { .. } => Err(no_path(
+                "CUDA",
+                "a CPU tensor, or a build of flash-alibi with the feature `candle-cuda`",
+            )
+            .into()),
+            DeviceLocation::Metal { .. } => Err(no_path("Metal", "a CPU or CUDA tensor").into()),
         }
     }
 
-    fn cpu(&self) -> Result<(Tensor, Tensor)> {
-        let attention = match &self.layer {
+    /// Slopes that are a tensor.
+    fn slopes(&self) -> Option<&Tensor> {
+        match &self.layer {
+            Layer::Prepared(_) => None,
+            Layer::Described(layer) => layer.alibi_slopes,
+        }
+    }
+
+    /// The layer; `values` gives those of its slopes.
+    fn attention(&self, values: fn(&Tensor) -> Result<Vec<f32>>) -> Result<Cow<'_, Attention>> {
+        Ok(match &self.layer {
             Layer::Prepared(attention) => Cow::Borrowed(*attention),
-            Layer::Described(layer) => Cow::Owned(layer.build(self)?),
-        };
+            Layer::Described(layer) => Cow::Owned(layer.build(self, values)?),
+        })
+    }
+
+    fn check_dtypes(&self, allowed: &[DType], expected: &str) -> Result<()> {
         let dtype = self.q.dtype();
-        if !matches!(dtype, DType::F16 | DType::BF16 | DType::F32) {
-            return Err(bad_dtype("q", dtype, "dtype F16, BF16 or F32").into());
+        if !allowed.contains(&dtype) {
+            return Err(bad_dtype("q", dtype, expected).into());
         }
         for (argument, tensor) in [("k", self.k), ("v", self.v)] {
             if tensor.dtype() != dtype {
@@ -440,15 +464,20 @@ impl Call<'_> {
                 return Err(bad_dtype(argument, tensor.dtype(), &expected).into());
             }
         }
-        let read = |argument, tensor: Option<&Tensor>, expected| {
-            tensor
-                .map(|t| read_lengths(argument, t, expected))
-                .transpose()
+        Ok(())
+    }
+
+    fn cpu(&self) -> Result<(Tensor, Tensor)> {
+        let attention = self.attention(to_host)?;
+        let dtypes = [DType::F16, DType::BF16, DType::F32];
+        self.check_dtypes(&dtypes, "dtype F16, BF16 or F32")?;
+        let read = |argument, tensor: Option<&Tensor>| {
+            tensor.map(|t| read_lengths(argument, t)).transpose()
         };
         let packed = match self.lengths.packed {
             Some(packed) => Some(HostPacked {
-                seqlens_q: read_cumulative("seqlens_q", packed.seqlens_q)?,
-                seqlens_k: read_cumulative("seqlens_k", packed.seqlens_k)?,
+                seqlens_q: read_lengths("seqlens_q", packed.seqlens_q)?,
+                seqlens_k: read_lengths("seqlens_k", packed.seqlens_k)?,
                 max_seqlen_q: packed.max_seqlen_q,
                 max_seqlen_k: packed.max_seqlen_k,
             }),
@@ -458,23 +487,19 @@ impl Call<'_> {
         let op = CpuOp {
             attention: attention.into_owned(),
             packed,
-            seqused_k: read("seqused_k", self.lengths.seqused_k, "[batch]")?,
-            leftpad_k: read("leftpad_k", self.lengths.leftpad_k, "[batch]")?,
+            seqused_k: read("seqused_k", self.lengths.seqused_k)?,
+            leftpad_k: read("leftpad_k", self.lengths.leftpad_k)?,
             lse: Arc::clone(&lse),
         };
         let out = self.q.apply_op3(self.k, self.v, op)?;
         let lse = std::mem::take(&mut *lse.lock().unwrap_or_else(PoisonError::into_inner));
-        let lse_shape: Shape = match *out.dims() {
-            [batch, seqlen_q, heads_q, _] => (batch, heads_q, seqlen_q).into(),
-            [total_q, heads_q, _] => (heads_q, total_q).into(),
-            _ => out.shape().clone(), // Not reached: `CpuOp` refuses other ranks.
-        };
-        Ok((out, Tensor::from_vec(lse, lse_shape, self.q.device())?))
+        let lse = Tensor::from_vec(lse, lse_shape(out.shape()), self.q.device())?;
+        Ok((out, lse))
     }
 }
 
 impl Description<'_> {
-    fn build(&self, call: &Call<'_>) -> Result<Attention> {
+    fn build(&self, call: &Call<'_>, values: fn(&Tensor) -> Result<Vec<f32>>) -> Result<Attention> {
         let packed = call.lengths.packed;
         let dims = |argument, tensor: &Tensor, rows: &str, heads: &str| match *tensor.dims() {
             [_, _, heads, head_dim] if packed.is_none() => Ok((heads, head_dim)),
@@ -500,7 +525,7 @@ impl Description<'_> {
                     Some(packed) => packed.seqlens_q.elem_count().saturating_sub(1),
                     None => call.q.dims()[0],
                 };
-                read_slopes(slopes, batch, heads_q)?
+                read_slopes(slopes, batch, heads_q, values)?
             }
             None => Slopes::zero(heads_q),
         };
@@ -529,11 +554,16 @@ fn to_host<T: WithDType>(tensor: &Tensor) -> Result<Vec<T>> {
     tensor.flatten_all()?.to_vec1()
 }
 
-fn read_slopes(slopes: &Tensor, batch: usize, heads: usize) -> Result<Slopes> {
+fn read_slopes(
+    slopes: &Tensor,
+    batch: usize,
+    heads: usize,
+    values: fn(&Tensor) -> Result<Vec<f32>>,
+) -> Result<Slopes> {
     if slopes.dtype() != DType::F32 {
         return Err(bad_dtype("alibi_slopes", slopes.dtype(), "dtype F32").into());
     }
-    let values = to_host(slopes)?;
+    let values = values(slopes)?;
     match *slopes.dims() {
         [h] if h == heads => Ok(Slopes::per_head(&values)),
         [b, h] if (b, h) == (batch, heads) => Ok(Slopes::per_batch_and_head(&values, b, h)?),
@@ -545,14 +575,29 @@ fn read_slopes(slopes: &Tensor, batch: usize, heads: usize) -> Result<Slopes> {
     }
 }
 
-/// Reads u32 lengths. `expected` is their shape, in words.
-fn read_lengths(argument: &'static str, tensor: &Tensor, expected: &str) -> Result<Vec<i32>> {
+/// Checks what can be checked of lengths without reading them.
+fn check_lengths(argument: &'static str, tensor: &Tensor) -> std::result::Result<(), Error> {
+    let cumulative = argument.starts_with("seqlens");
     if tensor.dtype() != DType::U32 {
-        return Err(bad_dtype(argument, tensor.dtype(), "dtype U32").into());
+        return Err(bad_dtype(argument, tensor.dtype(), "dtype U32"));
     }
     if tensor.rank() != 1 {
-        return Err(bad_shape(argument, tensor, expected.into()).into());
+        let expected = if cumulative { "[batch + 1]" } else { "[batch]" };
+        return Err(bad_shape(argument, tensor, expected.into()));
     }
+    // At least one sequence, as candle-flash-attn requires.
+    if cumulative && tensor.elem_count() < 2 {
+        return Err(Error::Length {
+            argument,
+            found: tensor.elem_count(),
+            expected: "batch + 1, at least 2".into(),
+        });
+    }
+    Ok(())
+}
+
+fn read_lengths(argument: &'static str, tensor: &Tensor) -> Result<Vec<i32>> {
+    check_lengths(argument, tensor)?;
     let lengths = to_host::<u32>(tensor)?;
     let lengths = lengths.iter().enumerate().map(|(at, &length)| {
         i32::try_from(length).map_err(|_| {
@@ -563,18 +608,13 @@ fn read_lengths(argument: &'static str, tensor: &Tensor, expected: &str) -> Resu
     lengths.collect()
 }
 
-/// Reads cumulative lengths; at least one sequence, as candle-flash-attn requires.
-fn read_cumulative(argument: &'static str, tensor: &Tensor) -> Result<Vec<i32>> {
-    let lengths = read_lengths(argument, tensor, "[batch + 1]")?;
-    if lengths.len() < 2 {
-        return Err(Error::Length {
-            argument,
-            found: lengths.len(),
-            expected: "batch + 1, at least 2".into(),
-        }
-        .into());
+/// Of the lse that belongs to an output of this shape.
+fn lse_shape(out: &Shape) -> Shape {
+    match *out.dims() {
+        [batch, seqlen_q, heads_q, _] => (batch, heads_q, seqlen_q).into(),
+        [total_q, heads_q, _] => (heads_q, total_q).into(),
+        _ => out.clone(), // Other ranks are refused.
     }
-    Ok(lengths)
 }
 
 /// A call on the CPU. A candle operation, because that is what makes a backward pass through it an error rather than
@@ -633,9 +673,8 @@ impl CpuOp {
         if let Some(leftpad_k) = &self.leftpad_k {
             inputs = inputs.leftpad_k(leftpad_k);
         }
-        let names = [("cu_seqlens_q", "seqlens_q"), ("cu_seqlens_k", "seqlens_k")];
         // Before the maxima: cumulative lengths that make no sense are the better thing to report.
-        Problem::new(&self.attention, &inputs, None).map_err(|error| rename(error, &names))?;
+        Problem::new(&self.attention, &inputs, None).map_err(|error| rename(error, &NAMES))?;
         if let Some(packed) = &self.packed {
             check_max(
                 "max_seqlen_q",
@@ -693,8 +732,7 @@ fn check_device(
     Ok(())
 }
 
-fn no_path(device: &str) -> Error {
-    let expected = format!("a CPU tensor: this build of flash-alibi has no {device} path");
+fn no_path(device: &str, expected: &str) -> Error {
     value("q", format!("a {device} tensor"), expected)
 }
 
@@ -709,6 +747,9 @@ fn bad_shape(argument: &'static str, found: &Tensor, expected: String) -> Error 
         expected,
     }
 }
+
+/// What candle-flash-attn calls arguments of [`Inputs`].
+const NAMES: [(&str, &str); 2] = [("cu_seqlens_q", "seqlens_q"), ("cu_seqlens_k", "seqlens_k")];
 
 /// Calls an argument what the caller calls it.
 fn rename(mut error: Error, names: &[(&str, &'static str)]) -> Error {
@@ -752,8 +793,8 @@ mod tests {
             "k: found a tensor on Cpu, expected one on Cuda { gpu_id: 1 }, as q"
         );
         assert_eq!(
-            no_path("CUDA").to_string(),
-            "q: found a CUDA tensor, expected a CPU tensor: this build of flash-alibi has no CUDA path"
+            no_path("Metal", "a CPU tensor").to_string(),
+            "q: found a Metal tensor, expected a CPU tensor"
         );
     }
 }

@@ -6,10 +6,13 @@ mod model;
 use std::collections::HashMap;
 use std::env;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use candle_core::{D, Device, IndexOp, Tensor};
-use model::{Model, Tokenizer};
+use flash_alibi::cuda;
+use model::{Backend, Model, Tokenizer};
 
 fn folder(name: &str) -> PathBuf {
     // Tests run in the package's folder, wherever it is.
@@ -76,7 +79,7 @@ const LOGIT_TOLERANCE: f32 = 2e-4;
 #[test]
 fn logits_equal_those_of_transformers() {
     for name in ["kjv-bloom", "random-mpt"] {
-        let model = Model::load(&folder(name)).unwrap();
+        let model = Model::load(&folder(name), &Device::Cpu).unwrap();
         let (tokens, expected) = golden(name);
         let difference = max_difference(&logits(&model, &tokens, &[tokens[0].len()]), &expected);
         println!("{name}: logits differ by at most {difference:e}");
@@ -87,7 +90,7 @@ fn logits_equal_those_of_transformers() {
 #[test]
 fn a_cache_filled_in_chunks_or_token_by_token_gives_the_same_logits() {
     for name in ["kjv-bloom", "random-mpt"] {
-        let model = Model::load(&folder(name)).unwrap();
+        let model = Model::load(&folder(name), &Device::Cpu).unwrap();
         let tokens: Vec<Vec<u32>> = golden(name).0.iter().map(|t| t[..150].to_vec()).collect();
         let whole = logits(&model, &tokens, &[150]);
         for chunks in [&[1][..], &[64, 63, 1], &[7, 130]] {
@@ -104,7 +107,7 @@ fn a_cache_filled_in_chunks_or_token_by_token_gives_the_same_logits() {
 fn greedy_text_equals_that_of_transformers() {
     let folder = folder("kjv-bloom");
     let (model, tokenizer) = (
-        Model::load(&folder).unwrap(),
+        Model::load(&folder, &Device::Cpu).unwrap(),
         Tokenizer::load(&folder).unwrap(),
     );
     let expected = fs::read_to_string(folder.join("golden_greedy.txt")).unwrap();
@@ -124,7 +127,7 @@ fn greedy_text_equals_that_of_transformers() {
 #[test]
 fn bits_per_byte_equal_those_of_transformers_beyond_the_trained_context() {
     let folder = folder("kjv-bloom");
-    let model = Model::load(&folder).unwrap();
+    let model = Model::load(&folder, &Device::Cpu).unwrap();
     let text = fs::read(folder.join("heldout.txt")).unwrap();
     let expected = fs::read_to_string(folder.join("golden_bits_per_byte.json")).unwrap();
     let expected: HashMap<String, f64> = serde_json::from_str(&expected).unwrap();
@@ -171,7 +174,7 @@ fn a_sharded_checkpoint_without_prefix_loads_like_a_whole_one() {
     fs::write(to.join("model.safetensors.index.json"), index).unwrap();
 
     let tokens = [vec![1, 2, 3, 200]];
-    let of = |folder: &Path| logits(&Model::load(folder).unwrap(), &tokens, &[4]);
+    let of = |folder: &Path| logits(&Model::load(folder, &Device::Cpu).unwrap(), &tokens, &[4]);
     assert_eq!(max_difference(&of(&to), &of(&from)), 0.0);
 }
 
@@ -188,7 +191,7 @@ fn a_folder_that_is_no_such_model_is_an_error_that_says_why() {
             to.join("model.safetensors"),
         )
         .unwrap();
-        match Model::load(&to) {
+        match Model::load(&to, &Device::Cpu) {
             Ok(_) => panic!("{name} with a bad config.json was loaded"),
             Err(error) => format!("{error:#}"),
         }
@@ -264,12 +267,14 @@ fn a_folder_that_is_no_such_model_is_an_error_that_says_why() {
         });
         assert!(found.contains(expected), "{key}: {found}");
     }
-    let missing = Model::load(Path::new("no/such/folder")).err().unwrap();
+    let missing = Model::load(Path::new("no/such/folder"), &Device::Cpu)
+        .err()
+        .unwrap();
     assert!(
         format!("{missing:#}").starts_with("no/such/folder/config.json: "),
         "{missing:#}"
     );
-    let model = Model::load(&folder("random-mpt")).unwrap();
+    let model = Model::load(&folder("random-mpt"), &Device::Cpu).unwrap();
     // When the cache is full, no sequence of the step has grown.
     let mut cache = model.cache(2, 8).unwrap();
     let (a, b) = (cache.pages.create(), cache.pages.create());
@@ -320,4 +325,39 @@ fn a_vocabulary_is_read_from_tokenizer_json() {
     let text: String = tokens.iter().map(|&token| stream(token).unwrap()).collect();
     assert_eq!(text, "there be light");
     assert_eq!(tokenizer.text_len(&tokens).unwrap(), text.len());
+}
+
+/// Where there is no GPU, one line says so.
+#[test]
+fn examples_without_a_gpu_end_with_one_clear_line() {
+    let Err(expected) = cuda::context(0) else {
+        return;
+    };
+    let error = Backend::Cuda.device().unwrap_err();
+    assert_eq!(error.to_string(), expected.to_string());
+    let tests = env::current_exe().unwrap();
+    let examples = tests.ancestors().nth(2).unwrap().join("examples");
+    for example in ["generate", "extrapolate"] {
+        // `cargo test` builds it; `cargo test --test models` does not.
+        let program = examples
+            .join(example)
+            .with_extension(env::consts::EXE_EXTENSION);
+        if !program.exists() {
+            let line = format!("skipped: there is no {}\n", program.display());
+            std::io::stderr().write_all(line.as_bytes()).unwrap();
+            continue;
+        }
+        let output = Command::new(program)
+            .args(["--device", "cuda"])
+            .env("RUST_BACKTRACE", "0")
+            .env_remove("RUST_LIB_BACKTRACE")
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{example}");
+        assert_eq!(
+            String::from_utf8_lossy(&output.stderr),
+            format!("Error: {expected}\n")
+        );
+        assert!(output.stdout.is_empty(), "{example}");
+    }
 }

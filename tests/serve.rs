@@ -14,7 +14,7 @@ use serve::{Request, serve};
 
 fn load() -> (Model, Tokenizer) {
     let folder = Path::new("models/kjv-bloom");
-    let model = Model::load(folder).unwrap();
+    let model = Model::load(folder, &candle_core::Device::Cpu).unwrap();
     (model, Tokenizer::load(folder).unwrap())
 }
 

@@ -20,7 +20,7 @@ pub fn config(folder: &Path) -> Result<Value> {
 }
 
 /// The tensors, in f32 as they are asked for, from `model.safetensors` or from the shards that its index lists.
-pub fn weights(folder: &Path) -> Result<VarBuilder<'static>> {
+pub fn weights(folder: &Path, device: &Device) -> Result<VarBuilder<'static>> {
     let index = folder.join("model.safetensors.index.json");
     let files: Vec<PathBuf> = if index.exists() {
         let index = json(&index)?;
@@ -32,7 +32,7 @@ pub fn weights(folder: &Path) -> Result<VarBuilder<'static>> {
         vec![folder.join("model.safetensors")]
     };
     // SAFETY: the files are mapped for reading; a checkpoint does not change while it is in use.
-    let weights = unsafe { VarBuilder::from_mmaped_safetensors(&files, DType::F32, &Device::Cpu) };
+    let weights = unsafe { VarBuilder::from_mmaped_safetensors(&files, DType::F32, device) };
     let weights =
         weights.with_context(|| format!("{}: no readable safetensors", folder.display()))?;
     // Saved from the model with a head, names begin with `transformer`; from the bare model, they do not.

@@ -3,6 +3,7 @@
 
 #![allow(dead_code)] // Each example uses its part.
 
+mod backend;
 mod bloom;
 mod checkpoint;
 mod mpt;
@@ -16,6 +17,8 @@ use candle_nn::{Embedding, LayerNorm, Linear, Module};
 use flash_alibi::cpu::{self, Pools};
 use flash_alibi::{Attention, Batch, Inputs, PagedCache, SequenceId, View};
 
+#[allow(unused_imports)] // Tests choose devices themselves.
+pub use backend::Backend;
 pub use tokenizer::Tokenizer;
 
 /// A loaded model.
@@ -78,9 +81,9 @@ struct Step {
 
 impl Model {
     /// Loads a folder with `config.json` and safetensors.
-    pub fn load(folder: &Path) -> Result<Self> {
+    pub fn load(folder: &Path, device: &Device) -> Result<Self> {
         let config = checkpoint::config(folder)?;
-        let weights = checkpoint::weights(folder)?;
+        let weights = checkpoint::weights(folder, device)?;
         let family = config["model_type"].as_str().unwrap_or("none");
         match family {
             "bloom" => bloom::load(&config, weights),
@@ -88,6 +91,10 @@ impl Model {
             _ => bail!("config.json: found model_type {family}, expected bloom or mpt"),
         }
         .with_context(|| format!("{} ({family})", folder.display()))
+    }
+
+    fn device(&self) -> &Device {
+        self.embedding.embeddings().device()
     }
 
     /// A cache of `pages` pages of `page_size` tokens.
@@ -111,7 +118,7 @@ impl Model {
             .concat();
         ensure!(!ids.is_empty(), "found no tokens");
         let step = cache.append(tokens)?;
-        let ids = Tensor::new(ids, &Device::Cpu)?;
+        let ids = Tensor::new(ids, self.device())?;
         let mut x = self.embedding.forward(&ids)?;
         if let Some(norm) = &self.embedding_norm {
             x = norm.forward(&x)?;
@@ -252,6 +259,6 @@ impl Block {
             .varlen_q(&step.cu_seqlens_q);
         let out = cpu::attend(attention, &inputs)?.out;
         self.out
-            .forward(&Tensor::from_vec(out, (total, hidden), &Device::Cpu)?)
+            .forward(&Tensor::from_vec(out, (total, hidden), x.device())?)
     }
 }

@@ -89,86 +89,18 @@ impl Layer {
         out: ViewMut<'_, T>,
         lse: Option<&mut dyn DevicePtrMut<f32>>,
     ) -> Result<()> {
-        let launcher = self.kernels.on(stream)?;
-        let packed = inputs.packed()?;
-        let call = Call {
-            dtype: T::DTYPE,
-            q: inputs.q.layout,
-            k: inputs.k.layout,
-            v: inputs.v.layout,
-            out: out.layout,
-            packed,
-            paged: None,
-        };
-        let plan = Plan::prefill(&self.attention, &call, self.kernels.device())?;
-        let batch = packed
-            .map(|packed| packed.batch)
-            .or(call.q.batch)
-            .expect("the plan has checked that dense tensors have a batch");
-        self.check_buffers(inputs, batch)?;
-        self.check_context("out", out.buffer.stream())?;
-        if let Some(lse) = &lse {
-            check_lse(&self.attention, &call.q, lse.len())?;
-            self.check_context("lse", lse.stream())?;
+        // SAFETY: they are as many as the attention has, and `drop` waits before they go.
+        unsafe {
+            prefill(
+                &self.kernels,
+                &self.attention,
+                self.slopes_address,
+                stream,
+                inputs,
+                out,
+                lse,
+            )
         }
-        if plan.launches().is_empty() {
-            return Ok(());
-        }
-
-        // The guards make the stream wait for what others do with the buffers, and later others for this: they live until
-        // after the launch.
-        let (q, _q) = inputs.q.buffer.device_ptr(stream);
-        let (k, _k) = inputs.k.buffer.device_ptr(stream);
-        let (v, _v) = inputs.v.buffer.device_ptr(stream);
-        let (cu_seqlens_q, _cu_q) = read(inputs.varlen.map(|varlen| varlen.cu_seqlens_q), stream);
-        let (cu_seqlens_k, _cu_k) = read(inputs.varlen.map(|varlen| varlen.cu_seqlens_k), stream);
-        let (seqused_k, _seqused_k) = read(inputs.seqused_k, stream);
-        let (leftpad_k, _leftpad_k) = read(inputs.leftpad_k, stream);
-        let (out, _out) = out.buffer.device_ptr_mut(stream);
-        let (lse, _lse) = lse.map(|lse| lse.device_ptr_mut(stream)).unzip();
-        let addresses = Addresses {
-            q,
-            k,
-            v,
-            out,
-            lse: lse.unwrap_or(0),
-            slopes: self.slopes_address,
-            cu_seqlens_q,
-            cu_seqlens_k,
-            seqused_k,
-            leftpad_k,
-            ..Addresses::default()
-        };
-        // SAFETY: views are as long as their layouts need, and `check_lse` and `check_buffers` have checked the rest. The
-        // guards order the work before anything that frees or writes the buffers, and `drop` waits before the slopes go.
-        unsafe { plan.run(&launcher, &addresses) }
-    }
-
-    fn check_context(&self, argument: &'static str, stream: &CudaStream) -> Result<()> {
-        self.kernels.check_context(argument, stream.context())
-    }
-
-    /// Checks the contexts of all inputs, and the lengths of those that are not views.
-    fn check_buffers<T>(&self, inputs: &Inputs<'_, T>, batch: usize) -> Result<()> {
-        for (argument, view) in [("q", &inputs.q), ("k", &inputs.k), ("v", &inputs.v)] {
-            self.check_context(argument, view.buffer.stream())?;
-        }
-        if let Some(varlen) = &inputs.varlen {
-            self.check_context("cu_seqlens_q", varlen.cu_seqlens_q.stream())?;
-            self.check_context("cu_seqlens_k", varlen.cu_seqlens_k.stream())?;
-        }
-        for (argument, lengths) in [
-            ("seqused_k", inputs.seqused_k),
-            ("leftpad_k", inputs.leftpad_k),
-        ] {
-            let Some(lengths) = lengths else { continue };
-            if lengths.len() != batch {
-                let expected = format!("batch = {batch}");
-                return Err(length(argument, lengths.len(), expected));
-            }
-            self.check_context(argument, lengths.stream())?;
-        }
-        Ok(())
     }
 }
 
@@ -178,6 +110,99 @@ impl Drop for Layer {
         let context = self.slopes.context();
         context.record_err(context.synchronize());
     }
+}
+
+/// [`Layer::prefill`], with slopes wherever they are.
+///
+/// # Safety
+/// `slopes` is the address of as many f32 as the attention has, in the context of the kernels. They are written before what
+/// `stream` does now, and stay until it is done.
+pub(crate) unsafe fn prefill<T: Element>(
+    kernels: &Kernels,
+    attention: &Attention,
+    slopes: u64,
+    stream: &CudaStream,
+    inputs: &Inputs<'_, T>,
+    out: ViewMut<'_, T>,
+    lse: Option<&mut dyn DevicePtrMut<f32>>,
+) -> Result<()> {
+    let launcher = kernels.on(stream)?;
+    let packed = inputs.packed()?;
+    let call = Call {
+        dtype: T::DTYPE,
+        q: inputs.q.layout,
+        k: inputs.k.layout,
+        v: inputs.v.layout,
+        out: out.layout,
+        packed,
+        paged: None,
+    };
+    let plan = Plan::prefill(attention, &call, kernels.device())?;
+    let batch = packed
+        .map(|packed| packed.batch)
+        .or(call.q.batch)
+        .expect("the plan has checked that dense tensors have a batch");
+    check_buffers(kernels, inputs, batch)?;
+    kernels.check_context("out", out.buffer.stream().context())?;
+    if let Some(lse) = &lse {
+        check_lse(attention, &call.q, lse.len())?;
+        kernels.check_context("lse", lse.stream().context())?;
+    }
+    if plan.launches().is_empty() {
+        return Ok(());
+    }
+
+    // The guards make the stream wait for what others do with the buffers, and later others for this: they live until
+    // after the launch.
+    let (q, _q) = inputs.q.buffer.device_ptr(stream);
+    let (k, _k) = inputs.k.buffer.device_ptr(stream);
+    let (v, _v) = inputs.v.buffer.device_ptr(stream);
+    let (cu_seqlens_q, _cu_q) = read(inputs.varlen.map(|varlen| varlen.cu_seqlens_q), stream);
+    let (cu_seqlens_k, _cu_k) = read(inputs.varlen.map(|varlen| varlen.cu_seqlens_k), stream);
+    let (seqused_k, _seqused_k) = read(inputs.seqused_k, stream);
+    let (leftpad_k, _leftpad_k) = read(inputs.leftpad_k, stream);
+    let (out, _out) = out.buffer.device_ptr_mut(stream);
+    let (lse, _lse) = lse.map(|lse| lse.device_ptr_mut(stream)).unzip();
+    let addresses = Addresses {
+        q,
+        k,
+        v,
+        out,
+        lse: lse.unwrap_or(0),
+        slopes,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        seqused_k,
+        leftpad_k,
+        ..Addresses::default()
+    };
+    // SAFETY: views are as long as their layouts need, and `check_lse` and `check_buffers` have checked the rest. The
+    // guards order the work before anything that frees or writes the buffers; the caller vouches for the slopes.
+    unsafe { plan.run(&launcher, &addresses) }
+}
+
+/// Checks the contexts of all inputs, and the lengths of those that are not views.
+fn check_buffers<T>(kernels: &Kernels, inputs: &Inputs<'_, T>, batch: usize) -> Result<()> {
+    let check = |argument, stream: &CudaStream| kernels.check_context(argument, stream.context());
+    for (argument, view) in [("q", &inputs.q), ("k", &inputs.k), ("v", &inputs.v)] {
+        check(argument, view.buffer.stream())?;
+    }
+    if let Some(varlen) = &inputs.varlen {
+        check("cu_seqlens_q", varlen.cu_seqlens_q.stream())?;
+        check("cu_seqlens_k", varlen.cu_seqlens_k.stream())?;
+    }
+    for (argument, lengths) in [
+        ("seqused_k", inputs.seqused_k),
+        ("leftpad_k", inputs.leftpad_k),
+    ] {
+        let Some(lengths) = lengths else { continue };
+        if lengths.len() != batch {
+            let expected = format!("batch = {batch}");
+            return Err(length(argument, lengths.len(), expected));
+        }
+        check(argument, lengths.stream())?;
+    }
+    Ok(())
 }
 
 impl<T> Inputs<'_, T> {

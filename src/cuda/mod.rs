@@ -46,4 +46,6 @@ pub use driver::context;
 pub use error::{Error, Result};
 pub use kernels::{Kernels, Launcher};
 pub use layer::Layer;
+#[cfg(feature = "candle-cuda")]
+pub(crate) use layer::prefill;
 pub use tensor::{Element, Inputs, View, ViewMut};

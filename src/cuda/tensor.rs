@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::plan::Dtype;
 use crate::tensor::Layout;
 
-/// An element type that kernels take: [`f16`] and [`bf16`].
+/// An element type that kernels take: [`half::f16`] and [`half::bf16`].
 pub trait Element: DeviceRepr + Copy + Send + Sync + sealed::Sealed + 'static {
     /// Its name in plans.
     const DTYPE: Dtype;
@@ -44,7 +44,7 @@ impl<'a, T> View<'a, T> {
     /// [`Error::Shape`](crate::Error::Shape) for another rank, [`Error::Length`](crate::Error::Length) for a buffer that is
     /// too short.
     pub fn new(buffer: &'a dyn DevicePtr<T>, shape: &[usize]) -> Result<Self> {
-        Self::from_layout(buffer, Layout::contiguous("tensor", shape)?)
+        Self::from_layout("tensor", buffer, Layout::contiguous("tensor", shape)?)
     }
 
     /// A tensor with strides in elements; the last must be 1. A stride of 0 repeats a dimension.
@@ -56,11 +56,15 @@ impl<'a, T> View<'a, T> {
         shape: &[usize],
         strides: &[usize],
     ) -> Result<Self> {
-        Self::from_layout(buffer, Layout::new("tensor", shape, strides)?)
+        Self::from_layout("tensor", buffer, Layout::new("tensor", shape, strides)?)
     }
 
-    fn from_layout(buffer: &'a dyn DevicePtr<T>, layout: Layout) -> Result<Self> {
-        layout.check_buffer("tensor", buffer.len())?;
+    pub(crate) fn from_layout(
+        argument: &'static str,
+        buffer: &'a dyn DevicePtr<T>,
+        layout: Layout,
+    ) -> Result<Self> {
+        layout.check_buffer(argument, buffer.len())?;
         Ok(Self { buffer, layout })
     }
 

@@ -1,39 +1,16 @@
-//! What a machine with a driver and without Rust needs to test and measure: the test and bench programs, their data, and
-//! one script.
+//! What a machine with a driver and without Rust needs to test and measure: the test and bench programs, their data, the
+//! peers, and one script.
 
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::toolkit::{Toolkit, target};
 
-/// Runs each program and writes report.txt beside itself; fails if any failed.
-const SCRIPT: &str = r#"#!/usr/bin/env bash
-# Runs the bundled tests (and, with `bench`, the benches) on this machine; writes report.txt.
-set -u
-cd "$(dirname "$0")"
-failed=0
-{
-    echo "commit: $(cat commit.txt)"
-    echo "date: $(date -u +%FT%TZ)"
-    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null || echo "no GPU found"
-    for program in tests/*; do
-        echo "== $program"
-        (cd package && "../$program") || { failed=1; echo "FAILED: $program"; }
-    done
-    if [ "${1:-}" = bench ]; then
-        for program in benches/*; do
-            echo "== $program"
-            (cd package && "../$program" --bench) || { failed=1; echo "FAILED: $program"; }
-        done
-    fi
-} 2>&1 | tee report.txt
-grep -q '^FAILED' report.txt && exit 1
-exit 0
-"#;
+const SCRIPT: &str = include_str!("../gpu-bundle/run.sh");
 
 pub fn make() -> Result<(), String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -52,14 +29,9 @@ pub fn make() -> Result<(), String> {
         }
     }
     // What the tests read, by paths relative to the package.
-    let status = Command::new("cp")
-        .arg("-r")
-        .args(["tests", "models"].map(|data| root.join(data)))
-        .arg(bundle.join("package"))
-        .status();
-    if !status.is_ok_and(|status| status.success()) {
-        return Err("cp could not copy the data of the tests".into());
-    }
+    let data = ["tests", "models"].map(|folder| root.join(folder));
+    copy_folders(&data, &bundle.join("package"))?;
+    copy_folders(&[root.join("benches/peers")], &bundle)?;
     let commit = Command::new("git")
         .args(["describe", "--always", "--dirty"])
         .current_dir(&root)
@@ -115,6 +87,14 @@ fn copy(from: &Path, to: &Path) -> Result<(), String> {
     fs::copy(from, to)
         .map(drop)
         .map_err(|error| format!("{}: {error}", from.display()))
+}
+
+fn copy_folders(from: &[PathBuf], to: &Path) -> Result<(), String> {
+    let status = Command::new("cp").arg("-r").args(from).arg(to).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        _ => Err(format!("cp could not copy {from:?} to {}", to.display())),
+    }
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<(), String> {

@@ -65,7 +65,38 @@ fn test() -> Result<(), String> {
     if cfg!(target_os = "linux") {
         on_emulated_device(&["test", "--test", "cuda", "--test", "cuda_calls"])?;
     }
-    cargo(&["doc", "--workspace", "--no-deps", "--all-features"])
+    candle_cuda()?;
+    cargo(&[
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--features=flash-alibi/candle,flash-alibi/cuda",
+    ])
+}
+
+/// Checks the types of the feature `candle-cuda`. candle's own kernels take nvcc many minutes and are not looked at.
+fn candle_cuda() -> Result<(), String> {
+    let stand_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("nvcc-stand-in.sh");
+    // In a target directory of its own, so that it does not undo the other builds.
+    let folder = toolkit::target().join("candle-cuda");
+    cargo_with(
+        &[
+            "clippy",
+            "--package=flash-alibi",
+            "--features=candle-cuda",
+            "--lib",
+            "--examples",
+            "--test=cuda_candle",
+            "--",
+            "-D",
+            "warnings",
+        ],
+        &[
+            ("NVCC", stand_in.as_os_str()),
+            ("CUDA_COMPUTE_CAP", "80".as_ref()),
+            ("CARGO_TARGET_DIR", folder.as_os_str()),
+        ],
+    )
 }
 
 /// Runs cargo with the arguments where the emulator's CUDA driver is found before any other.
@@ -106,6 +137,7 @@ fn cargo_with(arguments: &[&str], variables: &[(&str, &OsStr)]) -> Result<(), St
     if env::var_os("NVCC").is_none() {
         command.env("NVCC", &toolkit.nvcc);
     }
+    command.envs(variables.iter().copied());
     let status = command
         .status()
         .map_err(|error| format!("cargo: {error}"))?;

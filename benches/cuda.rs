@@ -1,0 +1,143 @@
+//! Prefill on a GPU, timed with CUDA events: 16384 tokens and a model width of 2048, as FlashAttention's own benchmarks.
+//!
+//! `cargo bench --bench cuda -- '^prefill/bf16/d64/causal/2048$'` runs one row. Criterion's elements are FLOPs:
+//! `4 * batch * heads * seqlen^2 * head_dim`, half of it when causal; ALiBi is never counted.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use flash_alibi::cuda::cudarc::driver::sys::CUevent_flags;
+use flash_alibi::cuda::cudarc::driver::{CudaSlice, CudaStream};
+use flash_alibi::cuda::{self, Element, Inputs, Layer, View, ViewMut};
+use flash_alibi::{Attention, Mask};
+use half::{bf16, f16};
+
+const TOKENS: usize = 16384;
+const WIDTH: usize = 2048;
+
+/// A call, ready to be made any number of times.
+struct Call<T> {
+    stream: Arc<CudaStream>,
+    layer: Layer,
+    /// `[batch, seqlen, heads, head_dim]`
+    shape: [usize; 4],
+    q: CudaSlice<T>,
+    k: CudaSlice<T>,
+    v: CudaSlice<T>,
+    out: CudaSlice<T>,
+}
+
+impl<T: Element> Call<T> {
+    fn new(
+        stream: &Arc<CudaStream>,
+        shape: [usize; 4],
+        mask: Mask,
+        from_f32: fn(f32) -> T,
+    ) -> Result<Self, Box<dyn Error>> {
+        let [_, _, heads, head_dim] = shape;
+        let attention = Attention::new(heads, heads, head_dim).mask(mask).build()?;
+        let mut state = 1u64;
+        let mut normal = || {
+            // The sum of four uniform numbers is close to normal; this one has variance 1.
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            let sum: u64 = (0..4).map(|part| state >> (12 * part + 16) & 0xfff).sum();
+            from_f32((sum as f32 / 4096.0 - 2.0) * 3f32.sqrt())
+        };
+        let len = shape.iter().product();
+        let mut random = || {
+            let values: Vec<T> = (0..len).map(|_| normal()).collect();
+            stream.clone_htod(&values)
+        };
+        Ok(Self {
+            stream: stream.clone(),
+            layer: Layer::new(stream, attention)?,
+            shape,
+            q: random()?,
+            k: random()?,
+            v: random()?,
+            out: random()?,
+        })
+    }
+
+    /// The device's time for so many calls.
+    fn time(&mut self, calls: u64) -> Result<Duration, Box<dyn Error>> {
+        let Self {
+            stream,
+            layer,
+            shape,
+            q,
+            k,
+            v,
+            out,
+        } = self;
+        let inputs = Inputs::new(
+            View::new(q, shape)?,
+            View::new(k, shape)?,
+            View::new(v, shape)?,
+        );
+        let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
+        let start = stream.record_event(flags)?;
+        for _ in 0..calls {
+            layer.prefill(stream, &inputs, ViewMut::new(out, shape)?, None)?;
+        }
+        let end = stream.record_event(flags)?;
+        let milliseconds = start.elapsed_ms(&end)?;
+        Ok(Duration::from_secs_f64(f64::from(milliseconds) / 1e3))
+    }
+}
+
+fn rows<T: Element>(
+    criterion: &mut Criterion,
+    stream: &Arc<CudaStream>,
+    dtype: &str,
+    from_f32: fn(f32) -> T,
+) {
+    for head_dim in [64, 128] {
+        for (mask, name) in [(Mask::Causal, "causal"), (Mask::Bidirectional, "full")] {
+            let mut group =
+                criterion.benchmark_group(format!("prefill/{dtype}/d{head_dim}/{name}"));
+            group
+                .sample_size(20)
+                .warm_up_time(Duration::from_secs(1))
+                .measurement_time(Duration::from_secs(2));
+            for seqlen in (9..=14).map(|power| 1 << power) {
+                let shape = [TOKENS / seqlen, seqlen, WIDTH / head_dim, head_dim];
+                let full = 4 * TOKENS * seqlen * WIDTH;
+                let flops = if mask == Mask::Causal { full / 2 } else { full };
+                group.throughput(Throughput::Elements(flops as u64));
+                // Made only if asked for.
+                let mut made = None;
+                group.bench_function(BenchmarkId::from_parameter(seqlen), |bencher| {
+                    let call = made.get_or_insert_with(|| {
+                        Call::new(stream, shape, mask, from_f32).expect("the call fits")
+                    });
+                    bencher.iter_custom(|calls| call.time(calls).expect("the device computes"));
+                });
+            }
+            group.finish();
+        }
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let context = match cuda::context(0) {
+        Ok(context) => context,
+        Err(why @ (cuda::Error::NoDriver { .. } | cuda::Error::NoDevice { .. })) => {
+            println!("skipped: {why}");
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    // SAFETY: one stream uses everything.
+    unsafe { context.disable_event_tracking() };
+    let stream = context.new_stream()?;
+    let mut criterion = Criterion::default().configure_from_args();
+    rows::<bf16>(&mut criterion, &stream, "bf16", bf16::from_f32);
+    rows::<f16>(&mut criterion, &stream, "f16", f16::from_f32);
+    criterion.final_summary();
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! The candle functions on CUDA tensors, against the same functions on the CPU. Where there is no GPU, all is skipped.
+
+use std::io::Write as _;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use flash_alibi::candle::*;
+use flash_alibi::{Attention, Slopes, cuda};
+
+const SCALE: f32 = 0.3;
+const NONE: Option<usize> = None;
+
+/// Runs a test on the first GPU.
+fn on_gpu(test: impl FnOnce(&Device) -> Result<()>) -> Result<()> {
+    match cuda::context(0) {
+        Ok(_) => test(&Device::new_cuda(0)?),
+        Err(why) => {
+            // Unlike what `eprintln!` prints, this shows when the test passes.
+            let line = format!("skipped: {why}\n");
+            std::io::stderr().write_all(line.as_bytes())?;
+            Ok(())
+        }
+    }
+}
+
+/// Both devices' tensors of the same numbers, each made strided in the same way.
+fn both(
+    gpu: &Device,
+    dtype: DType,
+    shape: &[usize],
+    strided: impl Fn(Tensor) -> Result<Tensor>,
+) -> Result<[Tensor; 2]> {
+    let x = Tensor::randn(0f32, 1.0, shape, &Device::Cpu)?.to_dtype(dtype)?;
+    Ok([strided(x.clone())?, strided(x.to_device(gpu)?)?])
+}
+
+/// The shape and memory of heads before rows, and of a part of a larger tensor.
+fn transposed(x: Tensor) -> Result<Tensor> {
+    let rows = x.rank() - 3;
+    x.transpose(rows, rows + 1)
+}
+
+fn narrowed(x: Tensor) -> Result<Tensor> {
+    let rows = x.rank() - 3;
+    let n = x.dim(rows)?;
+    x.narrow(rows, 2, n - 3)
+}
+
+#[track_caller]
+fn assert_close(cpu: &Tensor, gpu: &Tensor) -> Result<()> {
+    assert_eq!((cpu.dims(), cpu.dtype()), (gpu.dims(), gpu.dtype()));
+    assert!(gpu.device().is_cuda() && gpu.is_contiguous());
+    let values = |x: &Tensor| -> Result<Vec<f32>> {
+        let x = x.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        x.flatten_all()?.to_vec1()
+    };
+    let limit = match cpu.dtype() {
+        DType::F16 => 4e-3,
+        DType::BF16 => 3.2e-2,
+        _ => 1e-3,
+    };
+    for (at, (cpu, gpu)) in values(cpu)?.into_iter().zip(values(gpu)?).enumerate() {
+        let close = cpu == gpu || (cpu - gpu).abs() <= limit * cpu.abs().max(1.0);
+        assert!(close, "{gpu} for {cpu} at {at}");
+    }
+    Ok(())
+}
+
+#[test]
+fn dense() -> Result<()> {
+    on_gpu(|gpu| {
+        for dtype in [DType::F16, DType::BF16] {
+            let [q, q_gpu] = both(gpu, dtype, &[2, 6, 33, 80], transposed)?;
+            let [k, k_gpu] = both(gpu, dtype, &[2, 70, 2, 80], narrowed)?;
+            let [v, v_gpu] = both(gpu, dtype, &[2, 2, 67, 80], transposed)?;
+            let per_head = both(gpu, DType::F32, &[6], Ok)?;
+            let per_sequence = both(gpu, DType::F32, &[6, 2], |x| x.abs()?.t())?;
+            for [slopes, slopes_gpu] in [per_head, per_sequence] {
+                for causal in [true, false] {
+                    let cpu = flash_attn_alibi(&q, &k, &v, &slopes, SCALE, causal)?;
+                    let gpu = flash_attn_alibi(&q_gpu, &k_gpu, &v_gpu, &slopes_gpu, SCALE, causal)?;
+                    assert_close(&cpu, &gpu)?;
+                }
+                for (left, right) in [(Some(3), Some(2)), (None, Some(0)), (Some(7), None)] {
+                    let on = |q, k, v, slopes| {
+                        flash_attn_alibi_windowed(q, k, v, slopes, SCALE, left, right)
+                    };
+                    assert_close(
+                        &on(&q, &k, &v, &slopes)?,
+                        &on(&q_gpu, &k_gpu, &v_gpu, &slopes_gpu)?,
+                    )?;
+                }
+                for (some, some_gpu) in [(None, None), (Some(&slopes), Some(&slopes_gpu))] {
+                    let on = |q, k, v, slopes| {
+                        flash_attn_alibi_windowed_softcap(q, k, v, slopes, SCALE, NONE, NONE, 0.7)
+                    };
+                    assert_close(
+                        &on(&q, &k, &v, some)?,
+                        &on(&q_gpu, &k_gpu, &v_gpu, some_gpu)?,
+                    )?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn packed() -> Result<()> {
+    on_gpu(|gpu| {
+        // Two rows of each belong to no sequence: they are zero.
+        let [q, q_gpu] = both(gpu, DType::F16, &[6, 36, 64], transposed)?;
+        let [k, k_gpu] = both(gpu, DType::F16, &[108, 2, 64], narrowed)?;
+        let seqlens = |device: &Device| -> Result<[Tensor; 2]> {
+            let q = Tensor::new(&[0u32, 0, 1, 34, 34], device)?;
+            Ok([q, Tensor::new(&[0u32, 3, 70, 103, 103], device)?])
+        };
+        let ([cu_q, cu_k], [cu_q_gpu, cu_k_gpu]) = (seqlens(&Device::Cpu)?, seqlens(gpu)?);
+        let [slopes, slopes_gpu] = both(gpu, DType::F32, &[6], Ok)?;
+        for causal in [true, false] {
+            let on = |q, k, slopes, cu_q, cu_k| {
+                flash_attn_varlen_alibi(q, k, k, slopes, cu_q, cu_k, 33, 70, SCALE, causal)
+            };
+            assert_close(
+                &on(&q, &k, &slopes, &cu_q, &cu_k)?,
+                &on(&q_gpu, &k_gpu, &slopes_gpu, &cu_q_gpu, &cu_k_gpu)?,
+            )?;
+        }
+        for softcap in [0.0, 0.7] {
+            let on = |q, k, slopes, cu_q, cu_k| {
+                flash_attn_varlen_alibi_windowed_softcap(
+                    q,
+                    k,
+                    k,
+                    slopes,
+                    cu_q,
+                    cu_k,
+                    33,
+                    70,
+                    SCALE,
+                    Some(5),
+                    Some(3),
+                    softcap,
+                )
+            };
+            assert_close(
+                &on(&q, &k, Some(&slopes), &cu_q, &cu_k)?,
+                &on(&q_gpu, &k_gpu, Some(&slopes_gpu), &cu_q_gpu, &cu_k_gpu)?,
+            )?;
+        }
+        let on = |q, k, slopes, cu_q, cu_k| {
+            flash_attn_varlen_alibi_windowed(q, k, k, slopes, cu_q, cu_k, 33, 70, SCALE, NONE, NONE)
+        };
+        assert_close(
+            &on(&q, &k, &slopes, &cu_q, &cu_k)?,
+            &on(&q_gpu, &k_gpu, &slopes_gpu, &cu_q_gpu, &cu_k_gpu)?,
+        )
+    })
+}
+
+#[test]
+fn a_prepared_layer_with_lengths_and_its_lse() -> Result<()> {
+    on_gpu(|gpu| {
+        let layer = Attention::new(4, 2, 64)
+            .slopes(Slopes::geometric(4))
+            .build()?;
+        let [q, q_gpu] = both(gpu, DType::BF16, &[2, 9, 4, 64], Ok)?;
+        let [k, k_gpu] = both(gpu, DType::BF16, &[2, 93, 2, 64], narrowed)?;
+        let on = |q: &Tensor, k: &Tensor| {
+            // Every second element.
+            let lengths = |values: &[u32; 4]| -> Result<Tensor> {
+                Tensor::new(values, q.device())?
+                    .reshape((2, 2))?
+                    .narrow(1, 0, 1)?
+                    .squeeze(1)
+            };
+            let (used, pad) = (lengths(&[90, 0, 33, 0])?, lengths(&[0, 7, 31, 7])?);
+            let lengths = Lengths::dense().seqused_k(&used).leftpad_k(&pad);
+            attend(&layer, q, k, k, lengths)
+        };
+        let ((out, lse), (out_gpu, lse_gpu)) = (on(&q, &k)?, on(&q_gpu, &k_gpu)?);
+        assert_close(&out, &out_gpu)?;
+        assert_close(&lse, &lse_gpu)
+    })
+}
+
+#[test]
+fn errors() -> Result<()> {
+    on_gpu(|gpu| {
+        let slopes = Tensor::new(&[0.5f32, 0.25], gpu)?;
+        let x = Tensor::zeros((1, 4, 2, 8), DType::F32, gpu)?;
+        let error = flash_attn_alibi(&x, &x, &x, &slopes, SCALE, true).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "q: found dtype F32, expected dtype F16 or BF16 on a CUDA device"
+        );
+        let x = x.to_dtype(DType::F16)?;
+        let elsewhere = Tensor::new(&[0.5f32, 0.25], &Device::Cpu)?;
+        let error = flash_attn_alibi(&x, &x, &x, &elsewhere, SCALE, true).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "alibi_slopes: found a tensor on Cpu, expected one on Cuda { gpu_id: 0 }, as q"
+        );
+        let wrong = x.narrow(1, 0, 3)?;
+        let error = flash_attn_alibi(&x, &x, &wrong, &slopes, SCALE, true).unwrap_err();
+        assert!(error.to_string().starts_with("v: found shape [1, 3, 2, 8]"));
+
+        let q = Var::from_tensor(&x)?;
+        let out = flash_attn_alibi(&q, &x, &x, &slopes, SCALE, true)?;
+        assert!(out.sum_all()?.backward().is_err());
+        Ok(())
+    })
+}
