@@ -302,7 +302,7 @@ fn threads_and_streams_share_a_layer() {
                         let lse = vec![UNTOUCHED; laid_out.lse_len()];
                         let mut call =
                             OnGpu::new(&own, &laid_out.problem(&out, Some(&lse))).unwrap();
-                        call.attend(layer, &own).unwrap();
+                        call.attend(layer, &own, None).unwrap();
                         let rows = laid_out.rows(&call.outputs(&own).unwrap()).unwrap();
                         expect(&case, laid_out.check(&rows));
                     }
@@ -324,7 +324,7 @@ fn streams_wait_for_each_other() {
             let out = laid_out.out.like(bf16::from_f32(UNTOUCHED));
             let lse = vec![UNTOUCHED; laid_out.lse_len()];
             let mut call = OnGpu::new(stream, &laid_out.problem(&out, Some(&lse))).unwrap();
-            call.attend(&layer, &other).unwrap();
+            call.attend(&layer, &other, None).unwrap();
             let rows = laid_out.rows(&call.outputs(stream).unwrap()).unwrap();
             expect(&case, laid_out.check(&rows));
         }
@@ -368,7 +368,7 @@ fn a_captured_call_is_replayed_on_other_data() {
         stream
             .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
             .unwrap();
-        call.attend(&layer, &stream).unwrap();
+        call.attend(&layer, &stream, None).unwrap();
         let graph = stream
             .end_capture(CUgraphInstantiate_flags(0))
             .unwrap()

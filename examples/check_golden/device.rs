@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flash_alibi::cuda::cudarc::driver::{
-    CudaSlice, CudaStream, CudaView, DevicePtr, DeviceRepr, DriverError,
+    CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, DriverError,
 };
 use flash_alibi::cuda::{self, Inputs, Layer, View, ViewMut};
 
@@ -50,10 +50,12 @@ pub struct OnGpu<T> {
     pub out: Uploaded<T>,
     /// One element longer than it is, since there is no buffer of none.
     pub lse: Option<CudaSlice<f32>>,
-    cu_seqlens: Option<(CudaSlice<i32>, CudaSlice<i32>)>,
+    cu_seqlens_q: Option<CudaSlice<i32>>,
+    cu_seqlens_k: Option<CudaSlice<i32>>,
     max_seqlens: (usize, usize),
-    seqused_k: Option<CudaSlice<i32>>,
+    pub seqused_k: Option<CudaSlice<i32>>,
     leftpad_k: Option<CudaSlice<i32>>,
+    block_table: Option<CudaSlice<i32>>,
 }
 
 impl<T: OnDevice + cuda::Element> OnGpu<T> {
@@ -81,25 +83,37 @@ impl<T: OnDevice + cuda::Element> OnGpu<T> {
             v: tensor(&problem.v)?,
             out: tensor(&problem.out)?,
             lse,
-            cu_seqlens: cu_q.zip(cu_k),
+            cu_seqlens_q: cu_q,
+            cu_seqlens_k: cu_k,
             max_seqlens: (
                 problem.cu_seqlens_q.map_or(0, longest),
                 problem.cu_seqlens_k.map_or(0, longest),
             ),
             seqused_k: integers(problem.seqused_k)?,
             leftpad_k: integers(problem.leftpad_k)?,
+            block_table: integers(problem.block_table.map(|(table, _)| table))?,
         })
     }
 
-    /// Enqueues the call.
-    pub fn attend(&mut self, layer: &Layer, stream: &CudaStream) -> Result<(), cuda::Error> {
+    /// Enqueues the call: prefill, or with a workspace decoding.
+    pub fn attend(
+        &mut self,
+        layer: &Layer,
+        stream: &CudaStream,
+        workspace: Option<&mut CudaSlice<f32>>,
+    ) -> Result<(), cuda::Error> {
         let (q, k, v) = (self.q.part(), self.k.part(), self.v.part());
-        let mut inputs = Inputs::new(self.q.view(&q)?, self.k.view(&k)?, self.v.view(&v)?);
-        if let Some((cu_q, cu_k)) = &self.cu_seqlens {
-            inputs = inputs.varlen(cu_q, cu_k, self.max_seqlens.0, self.max_seqlens.1);
-        }
-        if let Some(lengths) = &self.seqused_k {
-            inputs = inputs.seqused_k(lengths);
+        let (q, k, v) = (self.q.view(&q)?, self.k.view(&k)?, self.v.view(&v)?);
+        let mut inputs = match (&self.block_table, &self.seqused_k) {
+            (Some(table), Some(lengths)) => Inputs::paged(q, k, v, table, lengths),
+            (_, Some(lengths)) => Inputs::new(q, k, v).seqused_k(lengths),
+            _ => Inputs::new(q, k, v),
+        };
+        if let Some(cu_q) = &self.cu_seqlens_q {
+            inputs = match &self.cu_seqlens_k {
+                Some(cu_k) => inputs.varlen(cu_q, cu_k, self.max_seqlens.0, self.max_seqlens.1),
+                None => inputs.varlen_q(cu_q, self.max_seqlens.0),
+            };
         }
         if let Some(lengths) = &self.leftpad_k {
             inputs = inputs.leftpad_k(lengths);
@@ -112,12 +126,11 @@ impl<T: OnDevice + cuda::Element> OnGpu<T> {
         } = &mut self.out;
         let mut out = buffer.slice_mut(*offset..);
         let out = ViewMut::strided(&mut out, shape, strides)?;
-        match &mut self.lse {
-            Some(lse) => {
-                let mut lse = lse.slice_mut(..lse.len() - 1);
-                layer.prefill(stream, &inputs, out, Some(&mut lse))
-            }
-            None => layer.prefill(stream, &inputs, out, None),
+        let mut lse = self.lse.as_mut().map(|lse| lse.slice_mut(..lse.len() - 1));
+        let lse = lse.as_mut().map(|lse| lse as &mut dyn DevicePtrMut<f32>);
+        match workspace {
+            None => layer.prefill(stream, &inputs, out, lse),
+            Some(workspace) => layer.decode(stream, &inputs, out, lse, workspace),
         }
     }
 
@@ -143,7 +156,31 @@ impl<T: OnDevice + cuda::Element> Problem<'_, T> {
     pub fn attend_on(&self, stream: &Arc<CudaStream>) -> Result<Attended<T>, Failure> {
         let mut call = OnGpu::new(stream, self)?;
         let layer = Layer::new(stream, self.attention.clone()).map_err(failure)?;
-        call.attend(&layer, stream).map_err(failure)?;
+        call.attend(&layer, stream, None).map_err(failure)?;
+        call.outputs(stream)
+    }
+
+    /// Likewise with the kernels for decoding.
+    pub fn decode_on(&self, stream: &Arc<CudaStream>) -> Result<Attended<T>, Failure> {
+        let mut call = OnGpu::new(stream, self)?;
+        let layer = Layer::new(stream, self.attention.clone()).map_err(failure)?;
+        let batch = match self.cu_seqlens_q {
+            Some(cu) => cu.len() - 1,
+            None => self.q.layout.shape()[0],
+        };
+        let [.., rows_q, _, _] = self.q.layout.shape()[..] else {
+            unreachable!("a tensor has at least 3 dimensions")
+        };
+        let [.., rows_k, _, _] = self.k.layout.shape()[..] else {
+            unreachable!("a tensor has at least 3 dimensions")
+        };
+        let keys = self
+            .block_table
+            .map_or(rows_k, |(_, paged)| paged.columns * rows_k);
+        let len = layer.decode_workspace(batch, rows_q, keys);
+        let mut workspace = stream.alloc_zeros(len).map_err(failure)?;
+        call.attend(&layer, stream, Some(&mut workspace))
+            .map_err(failure)?;
         call.outputs(stream)
     }
 }

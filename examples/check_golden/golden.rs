@@ -181,6 +181,8 @@ pub enum Runner<'a> {
     Emulator(&'a Planner),
     /// A stream's GPU runs those for prefill.
     Gpu(&'a Arc<CudaStream>),
+    /// Likewise those for decoding.
+    GpuDecode(&'a Arc<CudaStream>),
 }
 
 fn launch<T: OnDevice + cuda::Element>(
@@ -190,6 +192,7 @@ fn launch<T: OnDevice + cuda::Element>(
     Ok(match runner {
         Runner::Emulator(planner) => problem.attend(planner, 1)?,
         Runner::Gpu(stream) => problem.attend_on(stream)?,
+        Runner::GpuDecode(stream) => problem.decode_on(stream)?,
     })
 }
 

@@ -1,7 +1,7 @@
 //! Checks a backend against golden files: does this machine compute ALiBi attention to the crate's accuracy contract?
 //!
 //! ```text
-//! cargo run --release --example check_golden -- [--backend cpu|oracle|emulator|emulator-decode|cuda] [DIR_OR_FILE]...
+//! cargo run --release --example check_golden -- [--backend cpu|oracle|emulator|emulator-decode|cuda|cuda-decode] [DIR_OR_FILE]...
 //! ```
 //!
 //! Without paths it checks the files that come with the crate, `tests/golden`. The exit status is 0 when all cases pass,
@@ -45,8 +45,10 @@ enum Backend {
     Emulator,
     /// Likewise the kernels for decoding.
     EmulatorDecode,
-    /// The CUDA kernel on the first GPU: f16 and bf16.
+    /// The CUDA kernel for prefill on the first GPU: f16 and bf16.
     Cuda,
+    /// Likewise the kernels for decoding.
+    CudaDecode,
 }
 
 impl Backend {
@@ -75,6 +77,9 @@ impl Backend {
             Self::Emulator => case.launch(Runner::Emulator(&Plan::prefill))?,
             Self::EmulatorDecode => case.launch(Runner::Emulator(&Plan::decode))?,
             Self::Cuda => case.launch(Runner::Gpu(stream.expect("made for this backend")))?,
+            Self::CudaDecode => {
+                case.launch(Runner::GpuDecode(stream.expect("made for this backend")))?
+            }
         })
     }
 }
@@ -95,7 +100,7 @@ fn main() -> ExitCode {
 fn check_files(backend: Backend, paths: &[PathBuf]) -> Result<usize> {
     let files = golden::find(paths)?;
     let stream = match backend {
-        Backend::Cuda => Some(cuda::context(0)?.new_stream()?),
+        Backend::Cuda | Backend::CudaDecode => Some(cuda::context(0)?.new_stream()?),
         _ => None,
     };
     let stream = stream.as_ref();

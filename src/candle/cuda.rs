@@ -165,7 +165,8 @@ impl CudaOp {
             let lse = &mut lse.slice_mut(..rows);
             // SAFETY: the slopes were counted when the attention was described, and the guard orders what is done to them.
             unsafe {
-                cuda::prefill(
+                cuda::attend(
+                    cuda::Method::Prefill,
                     &kernels,
                     &self.attention,
                     slopes,

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 
+use super::tensor::Varlen;
 use super::{Element, Error, Inputs, Kernels, Result, ViewMut};
 use crate::attention::Attention;
 use crate::error;
-use crate::plan::{Addresses, Call, Dtype, Packed, Plan};
+use crate::plan::{Addresses, Append, Call, Dtype, Packed, Paged, Plan};
 use crate::problem::check_lse;
 use crate::tensor::Layout;
 
@@ -34,15 +35,29 @@ impl Layer {
     /// no stream: see [`context`](super::context).
     pub fn new(stream: &Arc<CudaStream>, attention: Attention) -> Result<Self> {
         let kernels = Kernels::of(stream.context())?;
+        // All that calls may need, so that none of them loads anything: a stream that captures cannot.
+        let device = kernels.device();
         for dtype in [Dtype::F16, Dtype::Bf16] {
-            let plan = Plan::prefill(
+            let mut plans = vec![Plan::prefill(
                 &attention,
-                &smallest_call(&attention, dtype)?,
-                kernels.device(),
-            )?;
-            for launch in plan.launches() {
+                &small_call(&attention, dtype, 1)?,
+                device,
+            )?];
+            for seqlen_q in [1, 32] {
+                let call = small_call(&attention, dtype, seqlen_q)?;
+                plans.push(Plan::decode_with_splits(&attention, &call, device, 2)?);
+            }
+            for launch in plans.iter().flat_map(Plan::launches) {
                 kernels.function(launch)?;
             }
+        }
+        let key = Layout::contiguous("k", &[1, attention.heads_k(), attention.head_dim()])?;
+        let page = Layout::contiguous(
+            "k_pages",
+            &[1, 8, attention.heads_k(), attention.head_dim()],
+        )?;
+        for launch in Append::new(&key, &key, &page, &page)?.launches() {
+            kernels.function(launch)?;
         }
 
         let failed = Error::driver("when slopes were uploaded");
@@ -91,7 +106,8 @@ impl Layer {
     ) -> Result<()> {
         // SAFETY: they are as many as the attention has, and `drop` waits before they go.
         unsafe {
-            prefill(
+            attend(
+                Method::Prefill,
                 &self.kernels,
                 &self.attention,
                 self.slopes_address,
@@ -101,6 +117,56 @@ impl Layer {
                 lse,
             )
         }
+    }
+
+    /// Computes attention over few queries a sequence, as decoding has: keys and values are read once for all heads that
+    /// share them, and split over the whole device. What is computed is that of [`Layer::prefill`], of any number of queries.
+    ///
+    /// `workspace` holds what the parts leave, of any content: at least [`Layer::decode_workspace`]. Calls that can run at
+    /// the same time need one each. What is launched depends on shapes alone, not on lengths: a captured call can be
+    /// replayed while they grow.
+    ///
+    /// # Errors
+    /// As [`Layer::prefill`].
+    pub fn decode<T: Element>(
+        &self,
+        stream: &CudaStream,
+        inputs: &Inputs<'_, T>,
+        out: ViewMut<'_, T>,
+        lse: Option<&mut dyn DevicePtrMut<f32>>,
+        workspace: &mut dyn DevicePtrMut<f32>,
+    ) -> Result<()> {
+        // SAFETY: as in `prefill`.
+        unsafe {
+            attend(
+                Method::Decode(workspace),
+                &self.kernels,
+                &self.attention,
+                self.slopes_address,
+                stream,
+                inputs,
+                out,
+                lse,
+            )
+        }
+    }
+
+    /// The elements of a workspace for [`Layer::decode`] with batches, queries a sequence and keys a sequence up to these.
+    pub fn decode_workspace(
+        &self,
+        max_batch: usize,
+        max_seqlen_q: usize,
+        max_seqlen_k: usize,
+    ) -> usize {
+        let bytes = Plan::decode_workspace_bytes(
+            &self.attention,
+            self.kernels.device(),
+            max_batch,
+            max_seqlen_q,
+            max_seqlen_k,
+        );
+        // No buffer is empty.
+        (bytes as usize / size_of::<f32>()).max(1)
     }
 }
 
@@ -112,12 +178,21 @@ impl Drop for Layer {
     }
 }
 
-/// [`Layer::prefill`], with slopes wherever they are.
+/// Which kernels compute a call.
+pub(crate) enum Method<'a> {
+    Prefill,
+    /// With a workspace.
+    Decode(&'a mut dyn DevicePtrMut<f32>),
+}
+
+/// [`Layer::prefill`] or [`Layer::decode`], with slopes wherever they are.
 ///
 /// # Safety
 /// `slopes` is the address of as many f32 as the attention has, in the context of the kernels. They are written before what
 /// `stream` does now, and stay until it is done.
-pub(crate) unsafe fn prefill<T: Element>(
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn attend<T: Element>(
+    method: Method<'_>,
     kernels: &Kernels,
     attention: &Attention,
     slopes: u64,
@@ -127,26 +202,25 @@ pub(crate) unsafe fn prefill<T: Element>(
     lse: Option<&mut dyn DevicePtrMut<f32>>,
 ) -> Result<()> {
     let launcher = kernels.on(stream)?;
-    let packed = inputs.packed()?;
-    let call = Call {
-        dtype: T::DTYPE,
-        q: inputs.q.layout,
-        k: inputs.k.layout,
-        v: inputs.v.layout,
-        out: out.layout,
-        packed,
-        paged: None,
+    let call = inputs.call(out.layout)?;
+    let device = kernels.device();
+    let (plan, workspace) = match method {
+        Method::Prefill => (Plan::prefill(attention, &call, device)?, None),
+        Method::Decode(workspace) => (Plan::decode(attention, &call, device)?, Some(workspace)),
     };
-    let plan = Plan::prefill(attention, &call, kernels.device())?;
-    let batch = packed
-        .map(|packed| packed.batch)
-        .or(call.q.batch)
-        .expect("the plan has checked that dense tensors have a batch");
-    check_buffers(kernels, inputs, batch)?;
+    check_buffers(kernels, inputs, call.batch().unwrap_or(0))?;
     kernels.check_context("out", out.buffer.stream().context())?;
     if let Some(lse) = &lse {
         check_lse(attention, &call.q, lse.len())?;
         kernels.check_context("lse", lse.stream().context())?;
+    }
+    if let Some(workspace) = &workspace {
+        let expected = (plan.workspace_bytes() / size_of::<f32>() as u64) as usize;
+        if workspace.len() < expected {
+            let expected = format!("at least {expected}");
+            return Err(length("workspace", workspace.len(), expected));
+        }
+        kernels.check_context("workspace", workspace.stream().context())?;
     }
     if plan.launches().is_empty() {
         return Ok(());
@@ -157,12 +231,16 @@ pub(crate) unsafe fn prefill<T: Element>(
     let (q, _q) = inputs.q.buffer.device_ptr(stream);
     let (k, _k) = inputs.k.buffer.device_ptr(stream);
     let (v, _v) = inputs.v.buffer.device_ptr(stream);
-    let (cu_seqlens_q, _cu_q) = read(inputs.varlen.map(|varlen| varlen.cu_seqlens_q), stream);
-    let (cu_seqlens_k, _cu_k) = read(inputs.varlen.map(|varlen| varlen.cu_seqlens_k), stream);
+    let (cu_seqlens_q, _cu_q) = read(inputs.varlen_q.map(|varlen| varlen.cu_seqlens), stream);
+    let (cu_seqlens_k, _cu_k) = read(inputs.varlen_k.map(|varlen| varlen.cu_seqlens), stream);
     let (seqused_k, _seqused_k) = read(inputs.seqused_k, stream);
     let (leftpad_k, _leftpad_k) = read(inputs.leftpad_k, stream);
+    let (block_table, _block_table) = read(inputs.block_table, stream);
     let (out, _out) = out.buffer.device_ptr_mut(stream);
     let (lse, _lse) = lse.map(|lse| lse.device_ptr_mut(stream)).unzip();
+    let (workspace, _workspace) = workspace
+        .map(|workspace| workspace.device_ptr_mut(stream))
+        .unzip();
     let addresses = Addresses {
         q,
         k,
@@ -174,10 +252,11 @@ pub(crate) unsafe fn prefill<T: Element>(
         cu_seqlens_k,
         seqused_k,
         leftpad_k,
-        ..Addresses::default()
+        block_table,
+        workspace: workspace.unwrap_or(0),
     };
-    // SAFETY: views are as long as their layouts need, and `check_lse` and `check_buffers` have checked the rest. The
-    // guards order the work before anything that frees or writes the buffers; the caller vouches for the slopes.
+    // SAFETY: views are as long as their layouts need, and `check_lse`, `check_buffers` and the lines above have checked the
+    // rest. The guards order the work before anything that frees or writes the buffers; the caller vouches for the slopes.
     unsafe { plan.run(&launcher, &addresses) }
 }
 
@@ -187,9 +266,16 @@ fn check_buffers<T>(kernels: &Kernels, inputs: &Inputs<'_, T>, batch: usize) -> 
     for (argument, view) in [("q", &inputs.q), ("k", &inputs.k), ("v", &inputs.v)] {
         check(argument, view.buffer.stream())?;
     }
-    if let Some(varlen) = &inputs.varlen {
-        check("cu_seqlens_q", varlen.cu_seqlens_q.stream())?;
-        check("cu_seqlens_k", varlen.cu_seqlens_k.stream())?;
+    for (argument, varlen) in [
+        ("cu_seqlens_q", inputs.varlen_q),
+        ("cu_seqlens_k", inputs.varlen_k),
+    ] {
+        if let Some(varlen) = varlen {
+            check(argument, varlen.cu_seqlens.stream())?;
+        }
+    }
+    if let Some(block_table) = inputs.block_table {
+        check("block_table", block_table.stream())?;
     }
     for (argument, lengths) in [
         ("seqused_k", inputs.seqused_k),
@@ -205,31 +291,67 @@ fn check_buffers<T>(kernels: &Kernels, inputs: &Inputs<'_, T>, batch: usize) -> 
     Ok(())
 }
 
-impl<T> Inputs<'_, T> {
-    fn packed(&self) -> Result<Option<Packed>> {
-        let Some(varlen) = &self.varlen else {
-            return Ok(None);
+impl<T: Element> Inputs<'_, T> {
+    /// The tensors without their data.
+    fn call(&self, out: Layout) -> Result<Call> {
+        let sequences = |argument, varlen: Varlen<'_>| match varlen.cu_seqlens.len() {
+            0 => Err(length(argument, 0, "batch + 1, at least 1".into())),
+            n => Ok(n - 1),
         };
-        let (found_q, found_k) = (varlen.cu_seqlens_q.len(), varlen.cu_seqlens_k.len());
-        let Some(batch) = found_q.checked_sub(1) else {
-            return Err(length(
-                "cu_seqlens_q",
-                found_q,
-                "batch + 1, at least 1".into(),
-            ));
+        let packed = match self.varlen_q {
+            None => None,
+            Some(varlen) => Some(Packed {
+                batch: sequences("cu_seqlens_q", varlen)?,
+                max_seqlen_q: varlen.max_seqlen,
+                max_seqlen_k: self.varlen_k.map_or(0, |varlen| varlen.max_seqlen),
+            }),
         };
-        if found_k != found_q {
-            return Err(length(
+        let missing = |found: &str, expected: &str| {
+            Err(Error::Argument(error::value(
                 "cu_seqlens_k",
-                found_k,
-                format!("{found_q}, as for q"),
-            ));
+                found,
+                expected,
+            )))
+        };
+        match (packed, self.varlen_k, self.block_table) {
+            (_, Some(_), Some(_)) => {
+                return missing(
+                    "row indices",
+                    "none: the lengths of a paged cache are seqused_k",
+                );
+            }
+            (Some(_), None, None) => return missing("none", "as many as cu_seqlens_q"),
+            (Some(packed), Some(varlen), None) => {
+                let found = sequences("cu_seqlens_k", varlen)?;
+                if found != packed.batch {
+                    let expected = format!("{}, as for q", packed.batch + 1);
+                    return Err(length("cu_seqlens_k", found + 1, expected));
+                }
+            }
+            _ => {}
         }
-        Ok(Some(Packed {
-            batch,
-            max_seqlen_q: varlen.max_seqlen_q,
-            max_seqlen_k: varlen.max_seqlen_k,
-        }))
+        let mut call = Call {
+            dtype: T::DTYPE,
+            q: self.q.layout,
+            k: self.k.layout,
+            v: self.v.layout,
+            out,
+            packed,
+            paged: None,
+        };
+        if let Some(block_table) = self.block_table {
+            let (found, batch) = (block_table.len(), call.batch().unwrap_or(0));
+            if batch == 0 || !found.is_multiple_of(batch) {
+                let expected = format!("a multiple of batch = {batch}");
+                return Err(length("block_table", found, expected));
+            }
+            call.paged = Some(Paged {
+                columns: found / batch,
+                stride: found / batch,
+                max_seqlen_k: self.max_seqlen_k,
+            });
+        }
+        Ok(call)
     }
 }
 
@@ -250,14 +372,15 @@ fn length(argument: &'static str, found: usize, expected: String) -> Error {
     })
 }
 
-/// One query and one key a sequence: it needs the kernels that all calls of the layer do.
-fn smallest_call(attention: &Attention, dtype: Dtype) -> error::Result<Call> {
+/// A call of few rows: it needs kernels that larger calls of the layer do.
+fn small_call(attention: &Attention, dtype: Dtype, seqlen_q: usize) -> error::Result<Call> {
     let batch = attention.slopes().batch().unwrap_or(1);
-    let layout =
-        |argument, heads| Layout::contiguous(argument, &[batch, 1, heads, attention.head_dim()]);
+    let layout = |argument, rows, heads| {
+        Layout::contiguous(argument, &[batch, rows, heads, attention.head_dim()])
+    };
     let (q, k) = (
-        layout("q", attention.heads_q())?,
-        layout("k", attention.heads_k())?,
+        layout("q", seqlen_q, attention.heads_q())?,
+        layout("k", 1, attention.heads_k())?,
     );
     Ok(Call {
         dtype,

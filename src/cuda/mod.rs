@@ -24,6 +24,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! A decoding step over a paged cache appends its keys and values ([`Kernels::append`]) and reads the pages
+//! ([`Inputs::paged`], [`Layer::decode`]).
+//!
 //! # Streams, threads and graphs
 //!
 //! Everything here is `Send` and `Sync`: one layer serves any number of threads and streams at once. Calls wait for nothing;
@@ -34,6 +37,7 @@
 //! layer and all buffers must outlive it. Do not make or drop layers of a context while one of its streams captures, since
 //! both wait for work to end.
 
+mod append;
 mod driver;
 mod error;
 mod kernels;
@@ -47,5 +51,5 @@ pub use error::{Error, Result};
 pub use kernels::{Kernels, Launcher};
 pub use layer::Layer;
 #[cfg(feature = "candle-cuda")]
-pub(crate) use layer::prefill;
+pub(crate) use layer::{Method, attend};
 pub use tensor::{Element, Inputs, View, ViewMut};

@@ -123,17 +123,18 @@ pub struct Inputs<'a, T> {
     pub(super) q: View<'a, T>,
     pub(super) k: View<'a, T>,
     pub(super) v: View<'a, T>,
-    pub(super) varlen: Option<Varlen<'a>>,
+    pub(super) varlen_q: Option<Varlen<'a>>,
+    pub(super) varlen_k: Option<Varlen<'a>>,
+    pub(super) block_table: Option<&'a dyn DevicePtr<i32>>,
+    pub(super) max_seqlen_k: usize,
     pub(super) seqused_k: Option<&'a dyn DevicePtr<i32>>,
     pub(super) leftpad_k: Option<&'a dyn DevicePtr<i32>>,
 }
 
 #[derive(Clone, Copy)]
 pub(super) struct Varlen<'a> {
-    pub(super) cu_seqlens_q: &'a dyn DevicePtr<i32>,
-    pub(super) cu_seqlens_k: &'a dyn DevicePtr<i32>,
-    pub(super) max_seqlen_q: usize,
-    pub(super) max_seqlen_k: usize,
+    pub(super) cu_seqlens: &'a dyn DevicePtr<i32>,
+    pub(super) max_seqlen: usize,
 }
 
 impl<'a, T> Inputs<'a, T> {
@@ -144,10 +145,48 @@ impl<'a, T> Inputs<'a, T> {
             q,
             k,
             v,
-            varlen: None,
+            varlen_q: None,
+            varlen_k: None,
+            block_table: None,
+            max_seqlen_k: usize::MAX,
             seqused_k: None,
             leftpad_k: None,
         }
+    }
+
+    /// A paged cache: key `j` of sequence `b` is row `j % page_size` of page `block_table[b][j / page_size]` of the pools k
+    /// and v, both `[pages, page_size, heads_k, head_dim]`, as [`crate::Inputs::paged`].
+    ///
+    /// `page_size` is a multiple of 8; `block_table` is `[batch, max_pages_per_sequence]` without gaps; `seqused_k` is
+    /// `[batch]`, the keys that each sequence has. q is `[batch, seqlen_q, heads_q, head_dim]`, or packed by
+    /// [`Inputs::varlen_q`]. Pages that do not exist are cut off to those that do.
+    pub fn paged(
+        q: View<'a, T>,
+        k: View<'a, T>,
+        v: View<'a, T>,
+        block_table: &'a dyn DevicePtr<i32>,
+        seqused_k: &'a dyn DevicePtr<i32>,
+    ) -> Self {
+        let mut inputs = Self::new(q, k, v).seqused_k(seqused_k);
+        inputs.block_table = Some(block_table);
+        inputs
+    }
+
+    /// Packed queries of a paged cache: q is `[total_q, heads_q, head_dim]`, and sequence `b` has its rows
+    /// `cu_seqlens_q[b]..cu_seqlens_q[b + 1]`, at most `max_seqlen_q`, as in [`Inputs::varlen`].
+    pub fn varlen_q(mut self, cu_seqlens_q: &'a dyn DevicePtr<i32>, max_seqlen_q: usize) -> Self {
+        self.varlen_q = Some(Varlen {
+            cu_seqlens: cu_seqlens_q,
+            max_seqlen: max_seqlen_q,
+        });
+        self
+    }
+
+    /// No sequence of a paged cache has more keys. Without it, all that its pages in `block_table` hold: as many as that
+    /// decide how keys are split over the device.
+    pub fn max_seqlen_k(mut self, max_seqlen_k: usize) -> Self {
+        self.max_seqlen_k = max_seqlen_k;
+        self
     }
 
     /// Packed sequences: q `[total_q, heads_q, head_dim]`, k and v `[total_k, heads_k, head_dim]`, where sequence `b` has the
@@ -163,13 +202,11 @@ impl<'a, T> Inputs<'a, T> {
         max_seqlen_q: usize,
         max_seqlen_k: usize,
     ) -> Self {
-        self.varlen = Some(Varlen {
-            cu_seqlens_q,
-            cu_seqlens_k,
-            max_seqlen_q,
-            max_seqlen_k,
+        self.varlen_k = Some(Varlen {
+            cu_seqlens: cu_seqlens_k,
+            max_seqlen: max_seqlen_k,
         });
-        self
+        self.varlen_q(cu_seqlens_q, max_seqlen_q)
     }
 
     /// Sequence `b` has only its first `seqused_k[b]` key rows: a padded batch, or a cache that is not yet full. The last

@@ -102,6 +102,11 @@ impl Append {
         })
     }
 
+    /// The launch, unless there is nothing to write.
+    pub fn launches(&self) -> &[Launch] {
+        self.launch.as_slice()
+    }
+
     /// Launches it, unless there is nothing to write.
     ///
     /// # Errors

@@ -151,10 +151,18 @@ pub(super) fn launches(
         block: THREADS,
         shared_bytes: 0,
     });
-    let parts = (merged.unwrap_or(0) as u64).saturating_mul(splits as u64);
-    let workspace = Workspace {
-        out: parts.saturating_mul(4 * attention.head_dim() as u64),
-        lse: parts.saturating_mul(4),
-    };
-    Ok((launches, workspace))
+    Ok((launches, workspace(attention, sizes, splits)))
+}
+
+/// What so many parts leave; one part writes the result itself.
+pub(super) fn workspace(attention: &Attention, sizes: &Sizes, splits: usize) -> Workspace {
+    if splits == 1 {
+        return Workspace::default();
+    }
+    let rows = [attention.heads_q(), sizes.seqlen_q, sizes.batch, splits];
+    let rows = (rows.iter()).fold(1u64, |rows, &n| rows.saturating_mul(n as u64));
+    Workspace {
+        out: rows.saturating_mul(4 * attention.head_dim() as u64),
+        lse: rows.saturating_mul(4),
+    }
 }

@@ -55,6 +55,13 @@ pub struct Call {
     pub paged: Option<Paged>,
 }
 
+impl Call {
+    /// The number of sequences, once q has the form that `packed` says.
+    pub fn batch(&self) -> Option<usize> {
+        self.packed.map(|packed| packed.batch).or(self.q.batch)
+    }
+}
+
 /// How many sequences are packed, and the bounds of their lengths. The lengths themselves lie on the device: what exceeds
 /// these bounds there is cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,6 +160,12 @@ pub struct Plan {
 struct Workspace {
     out: u64,
     lse: u64,
+}
+
+impl Workspace {
+    fn bytes(&self) -> u64 {
+        self.out.saturating_add(self.lse)
+    }
 }
 
 /// A call's sizes, checked.
@@ -263,6 +276,29 @@ impl Plan {
         Self::decode_with_splits(attention, call, device, splits)
     }
 
+    /// The bytes that [`Plan::decode`] needs at most for batches, queries a sequence and keys a sequence up to these.
+    pub fn decode_workspace_bytes(
+        attention: &Attention,
+        device: &Device,
+        max_batch: usize,
+        max_seqlen_q: usize,
+        max_seqlen_k: usize,
+    ) -> u64 {
+        let of = |batch, seqlen_q| {
+            let sizes = Sizes {
+                batch,
+                seqlen_q,
+                seqlen_k: max_seqlen_k,
+            };
+            decode::workspace(attention, &sizes, decode::splits(attention, &sizes, device)).bytes()
+        };
+        let batches = 1..=max_batch;
+        batches
+            .flat_map(|batch| (1..=max_seqlen_q).map(move |seqlen_q| of(batch, seqlen_q)))
+            .max()
+            .unwrap_or(0)
+    }
+
     /// As [`Plan::decode`], with the keys of every sequence split in so many parts, of blocks of their own.
     ///
     /// # Errors
@@ -292,7 +328,7 @@ impl Plan {
 
     /// The bytes that the plan needs on the device for results of its own. Calls that can run at the same time need one each.
     pub fn workspace_bytes(&self) -> u64 {
-        self.workspace.out + self.workspace.lse
+        self.workspace.bytes()
     }
 
     /// The kernels' parameters for tensors at these addresses.

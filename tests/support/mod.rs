@@ -436,6 +436,15 @@ impl<T: Element> LaidOut<T> {
         Ok(rows)
     }
 
+    /// Runs the kernels for decoding on a GPU, twice.
+    pub fn decode_on_device(&self, stream: &Arc<CudaStream>) -> Result<Vec<Rows>, String>
+    where
+        T: OnDevice + cuda::Element,
+    {
+        let (rows, _) = self.attend_twice(|problem, _| problem.decode_on(stream))?;
+        Ok(rows)
+    }
+
     /// Runs a kernel twice on buffers full of a mark, and checks that it stays wherever no sequence's row is.
     fn attend_twice(
         &self,

@@ -1,7 +1,10 @@
 //! Cases in a paged cache.
 
+use std::sync::Arc;
+
 use flash_alibi::Inputs;
 use flash_alibi::cpu::{Element, oracle};
+use flash_alibi::cuda::{self, cudarc::driver::CudaStream};
 use flash_alibi::plan;
 use ptx_emulator::Report;
 
@@ -122,6 +125,22 @@ impl<T: OnDevice> Paged<T> {
     ) -> Result<(Vec<Rows>, Vec<Report>), String> {
         self.dense
             .attend_twice(|problem, turn| self.of_pages(problem).attend(planner, turn))
+    }
+
+    /// Runs the kernels for decoding on a GPU, or those for prefill.
+    pub fn attend_on_device(
+        &self,
+        stream: &Arc<CudaStream>,
+        decode: bool,
+    ) -> Result<Vec<Rows>, String>
+    where
+        T: cuda::Element,
+    {
+        let attend = |problem: &Problem<'_, T>, _| match decode {
+            true => self.of_pages(problem).decode_on(stream),
+            false => self.of_pages(problem).attend_on(stream),
+        };
+        Ok(self.dense.attend_twice(attend)?.0)
     }
 
     /// The same problem, with keys and values in the pages.
