@@ -61,6 +61,12 @@ fn batches_of_mixed_lengths_decode() {
             expect(&case, case.check_paged::<f16>(page_size));
         }
     }
+    // BLOOM-176B.
+    let case = Case {
+        sequences: mixed(3, 1, 200),
+        ..Case::dense(0, 0, 0, (112, 112), 128)
+    };
+    expect(&case, case.check_paged::<bf16>(16));
 }
 
 #[test]
