@@ -1,6 +1,6 @@
 //! Runs a snippet of PTX once per row of a table, one thread per row, and compares.
 
-use ptx_emulator::{Fault, LaunchConfig, Memory, Module, Params};
+use ptx_emulator::{Fault, FaultKind, LaunchConfig, Memory, Module, Params};
 use std::fmt::Write;
 
 /// Module header of every test.
@@ -112,6 +112,51 @@ impl Suite {
             }
         }
     }
+
+    /// The kernel of `text` must end with a fault that `kind` accepts, at the line marked `// BAD`.
+    pub fn fault(
+        &mut self,
+        what: &str,
+        text: &str,
+        threads: u32,
+        inputs: &[u64],
+        kind: impl Fn(&FaultKind) -> bool,
+    ) {
+        self.snippets += 1;
+        self.cases += 1;
+        let line = marked(text);
+        let failure = match Module::parse(text).map(|m| launch(&m, threads, inputs, 2048)) {
+            Err(e) => e.to_string(),
+            Ok(Ok(_)) => "no fault".to_owned(),
+            Ok(Err(f)) if !kind(&f.kind) || f.place.ptx_line != line => {
+                format!("not the fault of line {line}: {f}")
+            }
+            Ok(Err(_)) => return,
+        };
+        self.failures.push(format!("{what}: {failure}"));
+    }
+
+    /// The kernel of `text` must run and its first output words be `want`.
+    pub fn runs(&mut self, what: &str, text: &str, threads: u32, inputs: &[u64], want: &[u64]) {
+        let got = Module::parse(text)
+            .map_err(|e| e.to_string())
+            .and_then(|m| launch(&m, threads, inputs, want.len()).map_err(|e| e.to_string()));
+        match got {
+            Ok(got) => self.same(what, &got, want),
+            Err(e) => {
+                self.snippets += 1;
+                self.cases += 1;
+                self.failures.push(format!("{what}: {e}"));
+            }
+        }
+    }
+}
+
+/// The line of a text that holds `// BAD`.
+pub fn marked(text: &str) -> u32 {
+    let at = |l: &str| l.contains("// BAD");
+    assert_eq!(text.lines().filter(|l| at(l)).count(), 1, "{text}");
+    text.lines().position(at).expect("a marked line") as u32 + 1
 }
 
 fn table<const N: usize>(

@@ -10,6 +10,7 @@ mod harness;
 mod atomics;
 mod collective;
 mod convert;
+mod copies;
 mod float;
 mod half_precision;
 mod integer;
