@@ -16,4 +16,5 @@ mod half_precision;
 mod integer;
 mod logic;
 mod matrix;
+mod mbarrier;
 mod memory;
