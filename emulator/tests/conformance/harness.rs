@@ -84,7 +84,7 @@ impl Suite {
     ) {
         self.snippets += 1;
         self.cases += rows.len();
-        match table(sig, code, rows) {
+        match table(sig, "", code, rows) {
             Err(e) => self.failures.push(format!("`{code}`: {e}")),
             Ok(outputs) => {
                 for (i, (row, got)) in rows.iter().zip(&outputs).enumerate() {
@@ -136,17 +136,21 @@ impl Suite {
         self.failures.push(format!("{what}: {failure}"));
     }
 
-    /// The kernel of `text` must run and its first output words be `want`.
+    /// The kernel of `text` must run and its first output words be `want`, in several schedules.
     pub fn runs(&mut self, what: &str, text: &str, threads: u32, inputs: &[u64], want: &[u64]) {
-        let got = Module::parse(text)
-            .map_err(|e| e.to_string())
-            .and_then(|m| launch(&m, threads, inputs, want.len()).map_err(|e| e.to_string()));
-        match got {
-            Ok(got) => self.same(what, &got, want),
-            Err(e) => {
-                self.snippets += 1;
-                self.cases += 1;
-                self.failures.push(format!("{what}: {e}"));
+        for seed in 0..3 {
+            let got = Module::parse(text)
+                .map_err(|e| e.to_string())
+                .and_then(|m| {
+                    scheduled(&m, threads, inputs, want.len(), seed).map_err(|e| e.to_string())
+                });
+            match got {
+                Ok(got) => self.same(what, &got, want),
+                Err(e) => {
+                    self.snippets += 1;
+                    self.cases += 1;
+                    self.failures.push(format!("{what}: {e}"));
+                }
             }
         }
     }
@@ -159,8 +163,10 @@ pub fn marked(text: &str) -> u32 {
     text.lines().position(at).expect("a marked line") as u32 + 1
 }
 
-fn table<const N: usize>(
+/// The outputs of `code` for each row; `decls` go before the kernel.
+pub fn table<const N: usize>(
     sig: &str,
+    decls: &str,
     code: &str,
     rows: &[[u64; N]],
 ) -> Result<Vec<Vec<u64>>, String> {
@@ -199,7 +205,7 @@ fn table<const N: usize>(
         writeln!(body, "{line}").expect("string");
     }
     let inputs: Vec<u64> = rows.iter().flat_map(|r| r[..nin].to_vec()).collect();
-    let got = kernel("", &body, rows.len() as u32, &inputs, rows.len() * nout)?;
+    let got = kernel(decls, &body, rows.len() as u32, &inputs, rows.len() * nout)?;
     Ok(got.chunks(nout).map(<[u64]>::to_vec).collect())
 }
 
@@ -245,11 +251,21 @@ pub fn launch(
     inputs: &[u64],
     outputs: usize,
 ) -> Result<Vec<u64>, Box<Fault>> {
+    scheduled(module, threads, inputs, outputs, 0)
+}
+
+fn scheduled(
+    module: &Module,
+    threads: u32,
+    inputs: &[u64],
+    outputs: usize,
+    seed: u64,
+) -> Result<Vec<u64>, Box<Fault>> {
     let memory = Memory::new();
     let input = memory.upload(inputs).expect("memory");
     let output = memory.alloc_zeroed(outputs as u64 * 8).expect("memory");
     let params = Params::new().arg(input).arg(output);
-    let config = LaunchConfig::new(1, threads);
+    let config = LaunchConfig::new(1, threads).seed(seed);
     module.launch(&memory, "k", &config, params.as_bytes())?;
     Ok(memory.download(output, outputs).expect("memory"))
 }

@@ -12,6 +12,7 @@ mod collective;
 mod convert;
 mod copies;
 mod float;
+mod flow;
 mod half_precision;
 mod integer;
 mod logic;
