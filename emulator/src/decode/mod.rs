@@ -82,6 +82,8 @@ pub(crate) struct Decoder<'a> {
     calls: Vec<&'a str>,
     labels: Vec<Option<u32>>,
     module_shared: HashMap<String, u32>,
+    /// Shared variables declared inside functions: one each, however often a function is inlined.
+    inner_shared: HashMap<*const Var, u32>,
     shared: u64,
     dynamic: Vec<String>,
     dynamic_align: u64,
@@ -121,6 +123,7 @@ pub(crate) fn decode(
         calls: vec![&f.name],
         labels: Vec::new(),
         module_shared: HashMap::new(),
+        inner_shared: HashMap::new(),
         shared: 0,
         dynamic: Vec::new(),
         dynamic_align: 16,
@@ -368,7 +371,15 @@ impl<'a> Decoder<'a> {
                             self.dynamic.push(v.name.clone());
                             continue;
                         }
-                        VarSpace::Shared => Sym::Shared(self.place_shared(v)?),
+                        VarSpace::Shared => {
+                            let known = self.inner_shared.get(&std::ptr::from_ref(v)).copied();
+                            let at = match known {
+                                Some(at) => at,
+                                None => self.place_shared(v)?,
+                            };
+                            self.inner_shared.insert(std::ptr::from_ref(v), at);
+                            Sym::Shared(at)
+                        }
                         VarSpace::Local | VarSpace::Param => Sym::Local(self.place_local(v)?),
                         VarSpace::Global | VarSpace::Const => {
                             return Err(

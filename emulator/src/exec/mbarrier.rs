@@ -128,8 +128,11 @@ impl Warp {
                 }
                 MbarOp::ExpectTx { tx } => {
                     let tx = i64::from(self.regs.w(*tx)[lane]);
+                    b.progress += 1;
+                    // Bytes may have been counted before they were expected.
                     if let Some(m) = b.mbars.get_mut(&at) {
                         m.tx += tx;
+                        m.complete_if_done();
                     }
                 }
                 MbarOp::CompleteTx { tx } => {

@@ -1,6 +1,6 @@
 //! Runs a snippet of PTX once per row of a table, one thread per row, and compares.
 
-use ptx_emulator::{Fault, LaunchConfig, Memory, Module, Params};
+use ptx_emulator::{Fault, FaultKind, LaunchConfig, Memory, Module, Params};
 use std::fmt::Write;
 
 /// Module header of every test.
@@ -84,7 +84,7 @@ impl Suite {
     ) {
         self.snippets += 1;
         self.cases += rows.len();
-        match table(sig, code, rows) {
+        match table(sig, "", code, rows) {
             Err(e) => self.failures.push(format!("`{code}`: {e}")),
             Ok(outputs) => {
                 for (i, (row, got)) in rows.iter().zip(&outputs).enumerate() {
@@ -112,10 +112,61 @@ impl Suite {
             }
         }
     }
+
+    /// The kernel of `text` must end with a fault that `kind` accepts, at the line marked `// BAD`.
+    pub fn fault(
+        &mut self,
+        what: &str,
+        text: &str,
+        threads: u32,
+        inputs: &[u64],
+        kind: impl Fn(&FaultKind) -> bool,
+    ) {
+        self.snippets += 1;
+        self.cases += 1;
+        let line = marked(text);
+        let failure = match Module::parse(text).map(|m| launch(&m, threads, inputs, 2048)) {
+            Err(e) => e.to_string(),
+            Ok(Ok(_)) => "no fault".to_owned(),
+            Ok(Err(f)) if !kind(&f.kind) || f.place.ptx_line != line => {
+                format!("not the fault of line {line}: {f}")
+            }
+            Ok(Err(_)) => return,
+        };
+        self.failures.push(format!("{what}: {failure}"));
+    }
+
+    /// The kernel of `text` must run and its first output words be `want`, in several schedules.
+    pub fn runs(&mut self, what: &str, text: &str, threads: u32, inputs: &[u64], want: &[u64]) {
+        for seed in 0..3 {
+            let got = Module::parse(text)
+                .map_err(|e| e.to_string())
+                .and_then(|m| {
+                    scheduled(&m, threads, inputs, want.len(), seed).map_err(|e| e.to_string())
+                });
+            match got {
+                Ok(got) => self.same(what, &got, want),
+                Err(e) => {
+                    self.snippets += 1;
+                    self.cases += 1;
+                    self.failures.push(format!("{what}: {e}"));
+                }
+            }
+        }
+    }
 }
 
-fn table<const N: usize>(
+/// The line of a text that holds `// BAD`.
+pub fn marked(text: &str) -> u32 {
+    let at = |l: &str| l.contains("// BAD");
+    assert_eq!(text.lines().filter(|l| at(l)).count(), 1, "{text}");
+    text.lines().position(at).expect("a marked line") as u32 + 1
+}
+
+/// The outputs of `code` for each row; `decls` go before the kernel.
+pub fn table<const N: usize>(
     sig: &str,
+    decls: &str,
     code: &str,
     rows: &[[u64; N]],
 ) -> Result<Vec<Vec<u64>>, String> {
@@ -154,7 +205,7 @@ fn table<const N: usize>(
         writeln!(body, "{line}").expect("string");
     }
     let inputs: Vec<u64> = rows.iter().flat_map(|r| r[..nin].to_vec()).collect();
-    let got = kernel("", &body, rows.len() as u32, &inputs, rows.len() * nout)?;
+    let got = kernel(decls, &body, rows.len() as u32, &inputs, rows.len() * nout)?;
     Ok(got.chunks(nout).map(<[u64]>::to_vec).collect())
 }
 
@@ -200,11 +251,21 @@ pub fn launch(
     inputs: &[u64],
     outputs: usize,
 ) -> Result<Vec<u64>, Box<Fault>> {
+    scheduled(module, threads, inputs, outputs, 0)
+}
+
+fn scheduled(
+    module: &Module,
+    threads: u32,
+    inputs: &[u64],
+    outputs: usize,
+    seed: u64,
+) -> Result<Vec<u64>, Box<Fault>> {
     let memory = Memory::new();
     let input = memory.upload(inputs).expect("memory");
     let output = memory.alloc_zeroed(outputs as u64 * 8).expect("memory");
     let params = Params::new().arg(input).arg(output);
-    let config = LaunchConfig::new(1, threads);
+    let config = LaunchConfig::new(1, threads).seed(seed);
     module.launch(&memory, "k", &config, params.as_bytes())?;
     Ok(memory.download(output, outputs).expect("memory"))
 }
