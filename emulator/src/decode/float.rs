@@ -177,6 +177,17 @@ fn compare<R: Reg, T: PartialOrd>(
     }
 }
 
+/// Refuses what has no default rounding without one, or one of `instead`.
+fn needs_rounding(name: &str, m: &[&str], instead: &[&str]) -> Res<()> {
+    let given = m
+        .iter()
+        .any(|s| ty::round(s).is_some() || instead.contains(s));
+    match matches!(name, "fma" | "mad" | "div" | "rcp" | "sqrt") && !given {
+        true => Err("expected a rounding".into()),
+        false => Ok(()),
+    }
+}
+
 /// Compares rows to a mask of lanes; the second mask is of the upper halves of packed types.
 type Test = Box<dyn Fn(&Regs) -> (u32, u32) + Send + Sync>;
 
@@ -208,6 +219,7 @@ impl Decoder<'_> {
         let mods = Self::f32_mods(m);
         let round = mods.round;
         let near = round == Round::Near;
+        needs_rounding(name, m, &["approx", "full"])?;
         match o {
             [d, a] => {
                 let (d, a) = (self.dw(d)?, self.w(a)?);
@@ -307,6 +319,10 @@ impl Decoder<'_> {
         known(m, &["rn", "rz", "rm", "rp", "approx", "ftz"])?;
         let round = m.iter().find_map(|s| ty::round(s)).unwrap_or(Round::Near);
         let has = |s: &str| m.contains(&s);
+        needs_rounding(name, m, &["approx"])?;
+        if has("ftz") && !has("approx") || name == "rcp" && has("approx") && !has("ftz") {
+            return Err(String::new());
+        }
         match o {
             [d, a] => {
                 let (d, a) = (self.dd(d)?, self.d(a)?);

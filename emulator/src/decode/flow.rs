@@ -17,17 +17,35 @@ impl Decoder<'_> {
             "bra" => self.bra(m, o).map(|op| (op, class)),
             "brx" => self.brx(m, o).map(|op| (op, class)),
             // In an inlined function a return goes to its end.
-            "ret" => Ok((
-                self.returns
-                    .last()
-                    .map_or(Op::Exit, |&target| Op::Branch { target }),
-                class,
-            )),
-            "exit" => Ok((Op::Exit, class)),
-            "trap" | "brkpt" => Ok((Op::Trap, class)),
-            "nanosleep" | "pmevent" | "griddepcontrol" => Ok((Op::Nop, Class::Other)),
+            "ret" => {
+                let to = self.returns.last();
+                let op = to.map_or(Op::Exit, |&target| Op::Branch { target });
+                alone(m, &[&[], &["uni"]], o, (op, class))
+            }
+            "exit" => alone(m, &[&[]], o, (Op::Exit, class)),
+            "trap" | "brkpt" => alone(m, &[&[]], o, (Op::Trap, class)),
+            "griddepcontrol" => alone(
+                m,
+                &[&["launch_dependents"], &["wait"]],
+                o,
+                (Op::Nop, Class::Other),
+            ),
+            "nanosleep" => self.nanosleep(m, o),
+            "pmevent" => match (m, o) {
+                ([] | ["mask"], [Operand::Int(_)]) => Ok((Op::Nop, Class::Other)),
+                _ => Err(String::new()),
+            },
             _ => return None,
         })
+    }
+
+    fn nanosleep(&mut self, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
+        let [time] = arity(o)?;
+        self.w(time)?;
+        match m {
+            ["u32"] => Ok((Op::Nop, Class::Other)),
+            _ => Err(String::new()),
+        }
     }
 
     fn label(&self, name: &str) -> Res<u32> {
@@ -65,5 +83,14 @@ impl Decoder<'_> {
             .map(|n| self.label(n))
             .collect::<Res<Vec<u32>>>()?;
         Ok(Op::BranchIndexed { index, targets })
+    }
+}
+
+/// `op`, of an instruction without operands and with one of these lists of modifiers.
+fn alone<T>(m: &[&str], allowed: &[&[&str]], o: &[Operand], op: T) -> Res<T> {
+    let [] = arity(o)?;
+    match allowed.contains(&m) {
+        true => Ok(op),
+        false => Err(String::new()),
     }
 }

@@ -96,9 +96,9 @@ impl Decoder<'_> {
             "st" => Some(self.store(m, o)),
             "atom" => Some(self.atom(m, o, true)),
             "red" if m.first() != Some(&"async") => Some(self.atom(m, o, false)),
-            "createpolicy" => Some(self.cache_policy(o)),
+            "createpolicy" => Some(self.cache_policy(m, o)),
             "prefetch" | "prefetchu" | "applypriority" | "discard" => {
-                Some(Ok((Op::Nop, Class::Other)))
+                Some(self.cache_hint(name, m, o))
             }
             "cp" if m.first() == Some(&"async") && !m.contains(&"bulk") => {
                 Some(self.cp_async(&m[1..], o))
@@ -107,8 +107,34 @@ impl Decoder<'_> {
         }
     }
 
+    /// What only moves data between caches does nothing here.
+    fn cache_hint(&mut self, name: &str, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
+        let levels = match (name, m) {
+            ("prefetch", ["global" | "local", level] | [level]) => {
+                matches!(*level, "L1" | "L2") || level.starts_with("L2::evict_")
+            }
+            ("prefetchu", [level]) => *level == "L1",
+            ("applypriority", ["global", level] | [level]) => *level == "L2::evict_normal",
+            ("discard", ["global", level] | [level]) => *level == "L2",
+            _ => false,
+        };
+        let address = match (name, o) {
+            ("prefetch" | "prefetchu", [a]) => a,
+            ("applypriority" | "discard", [a, Operand::Int(128)]) => a,
+            _ => return Err("operands".into()),
+        };
+        self.addr(address)?;
+        match levels {
+            true => Ok((Op::Nop, Class::Other)),
+            false => Err(String::new()),
+        }
+    }
+
     /// Policies are hints, and a hint is any number.
-    fn cache_policy(&mut self, o: &[Operand]) -> Res<(Op, Class)> {
+    fn cache_policy(&mut self, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
+        let (Some(&("fractional" | "range" | "cvt")), Some(&"b64")) = (m.first(), m.last()) else {
+            return Err(String::new());
+        };
         let (Some(d), zero) = (o.first(), self.imm_d(0)) else {
             return Err("number of operands".into());
         };
@@ -150,6 +176,9 @@ impl Decoder<'_> {
         let mods = mods(m)?;
         if !mods.rest.is_empty() {
             return Err(format!("modifier `.{}`", mods.rest[0]));
+        }
+        if matches!(mods.order, Order::Release | Order::AcqRel) {
+            return Err("a load that releases".into());
         }
         let o = if mods.cache_hint && o.len() == 3 {
             &o[..2]
@@ -209,6 +238,9 @@ impl Decoder<'_> {
         if !mods.rest.is_empty() {
             return Err(format!("modifier `.{}`", mods.rest[0]));
         }
+        if matches!(mods.order, Order::Acquire | Order::AcqRel) || m.contains(&"nc") {
+            return Err("a store that acquires, or is not coherent".into());
+        }
         let o = if mods.cache_hint && o.len() == 3 {
             &o[..2]
         } else {
@@ -251,6 +283,9 @@ impl Decoder<'_> {
         let [op] = &mods.rest[..] else {
             return Err(String::new());
         };
+        if !returns && matches!(op.as_str(), "exch" | "cas") {
+            return Err("its result is what it is for".into());
+        }
         if mods.vector != 1 {
             return Err("vector atomics".into());
         }
@@ -296,8 +331,8 @@ impl Decoder<'_> {
     fn cp_async(&mut self, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
         let class = Class::AsyncCopy;
         match m {
-            ["commit_group"] => return Ok((Op::CpCommit, class)),
-            ["wait_all"] => return Ok((Op::CpWait(None), class)),
+            ["commit_group"] => return arity::<0>(o).map(|_| (Op::CpCommit, class)),
+            ["wait_all"] => return arity::<0>(o).map(|_| (Op::CpWait(None), class)),
             ["wait_group"] => {
                 let [Operand::Int(n)] = o else {
                     return Err("expected a constant".into());
@@ -308,20 +343,22 @@ impl Decoder<'_> {
             _ => {}
         }
         let mut cache_hint = false;
-        let (mut shared, mut global, mut ca) = (false, false, false);
-        for s in m {
+        let [
+            cache @ ("ca" | "cg"),
+            "shared" | "shared::cta",
+            "global",
+            hints @ ..,
+        ] = m
+        else {
+            return Err(String::new());
+        };
+        let ca = *cache == "ca";
+        for s in hints {
             match *s {
-                "shared" | "shared::cta" => shared = true,
-                "global" => global = true,
                 "L2::cache_hint" => cache_hint = true,
-                "ca" => ca = true,
-                "cg" => {}
-                _ if hint(s) => {}
+                "L2::64B" | "L2::128B" | "L2::256B" => {}
                 _ => return Err(format!("modifier `.{s}`")),
             }
-        }
-        if !shared || !global {
-            return Err(String::new());
         }
         let o = if cache_hint {
             &o[..o.len().saturating_sub(1)]

@@ -153,7 +153,10 @@ pub(crate) fn decode(
                 source: d.source(i),
                 ..Place::default()
             },
-            None => Place::default(),
+            None => Place {
+                ptx_line: e.line,
+                ..Place::default()
+            },
         };
         fault(FaultKind::UnknownInstruction(e.message), place)
     })?;
@@ -178,10 +181,11 @@ pub(crate) fn layout(params: &[Var]) -> (Vec<ParamInfo>, u32) {
     (out, at.min(u64::from(u32::MAX)) as u32)
 }
 
-/// A decoding error with its instruction.
+/// A decoding error with its place: an instruction, or the line of a declaration.
 struct Bad {
     message: String,
     inst: Option<Rc<ast::Inst>>,
+    line: u32,
 }
 
 impl From<String> for Bad {
@@ -189,6 +193,16 @@ impl From<String> for Bad {
         Self {
             message,
             inst: None,
+            line: 0,
+        }
+    }
+}
+
+impl Bad {
+    fn at(line: u32) -> impl Fn(String) -> Self {
+        move |message| Self {
+            line,
+            ..message.into()
         }
     }
 }
@@ -339,16 +353,17 @@ impl<'a> Decoder<'a> {
                     }
                 }
                 Stmt::Targets(..) => {}
-                Stmt::Reg { ty, names } => {
+                Stmt::Reg { line, ty, names } => {
+                    let bad = Bad::at(*line);
                     let Some(parsed) = Ty::parse(ty) else {
-                        return Err(format!("registers of type `.{ty}`").into());
+                        return Err(bad(format!("registers of type `.{ty}`")));
                     };
                     for n in names {
                         let rows = u64::from(self.w_rows)
                             + u64::from(self.d_rows)
                             + u64::from(self.p_rows);
                         if rows + u64::from(n.count.unwrap_or(1)) > u64::from(MAX_ROWS) {
-                            return Err("too many registers".to_owned().into());
+                            return Err(bad("too many registers".to_owned()));
                         }
                         match n.count {
                             None => {
@@ -375,16 +390,18 @@ impl<'a> Decoder<'a> {
                             let known = self.inner_shared.get(&std::ptr::from_ref(v)).copied();
                             let at = match known {
                                 Some(at) => at,
-                                None => self.place_shared(v)?,
+                                None => self.place_shared(v).map_err(Bad::at(v.line))?,
                             };
                             self.inner_shared.insert(std::ptr::from_ref(v), at);
                             Sym::Shared(at)
                         }
-                        VarSpace::Local | VarSpace::Param => Sym::Local(self.place_local(v)?),
+                        VarSpace::Local | VarSpace::Param => {
+                            Sym::Local(self.place_local(v).map_err(Bad::at(v.line))?)
+                        }
                         VarSpace::Global | VarSpace::Const => {
-                            return Err(
-                                format!("`{}`: global variables inside functions", v.name).into()
-                            );
+                            let message =
+                                format!("`{}`: global variables inside functions", v.name);
+                            return Err(Bad::at(v.line)(message));
                         }
                     };
                     self.declare(&v.name, sym);
@@ -396,7 +413,7 @@ impl<'a> Decoder<'a> {
                 }
                 Stmt::Inst(i) => self.inst(i).map_err(|mut bad| {
                     // The innermost instruction is the one to name.
-                    if bad.inst.is_none() {
+                    if bad.inst.is_none() && bad.line == 0 {
                         bad.inst = Some(i.clone());
                     }
                     bad

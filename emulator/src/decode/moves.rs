@@ -30,14 +30,17 @@ impl Decoder<'_> {
             "selp" => alu(self.selp(m, o)),
             "slct" => alu(self.slct(m, o)),
             "isspacep" => Some(self.isspacep(m, o)),
-            "activemask" => Some(self.activemask(o)),
+            "activemask" => Some(self.activemask(m, o)),
             "mapa" => alu(self.mapa(m, o)),
             _ => None,
         }
     }
 
-    fn activemask(&mut self, o: &[Operand]) -> Res<(Op, Class)> {
+    fn activemask(&mut self, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
         let [d] = arity(o)?;
+        if m != ["b32"] {
+            return Err(String::new());
+        }
         Ok((Op::ActiveMask(self.dw(d)?), Class::Vote))
     }
 

@@ -15,15 +15,15 @@ impl Decoder<'_> {
         o: &[Operand],
     ) -> Option<Res<(Op, Class)>> {
         Some(match name {
-            "bar" | "barrier" if m.first() == Some(&"warp") => self.warp_sync(o),
+            "bar" | "barrier" if m.first() == Some(&"warp") => self.warp_sync(m, o),
             "bar" | "barrier" => self.bar(name, m, o),
-            "membar" | "fence" => fence(m, o),
+            "membar" | "fence" => fence(name, m, o),
             "shfl" => self.shfl(m, o),
             "vote" => self.vote(m, o),
             "match" => self.matching(m, o),
             "redux" => self.redux(m, o),
             "elect" => self.elect(m, o),
-            "mbarrier" if m.first() == Some(&"pending_count") => self.pending_count(o),
+            "mbarrier" if m.first() == Some(&"pending_count") => self.pending_count(m, o),
             "mbarrier" => {
                 self.note_access(MemSpace::Shared, 8);
                 self.mbarrier(m, o)
@@ -33,8 +33,11 @@ impl Decoder<'_> {
         })
     }
 
-    fn warp_sync(&mut self, o: &[Operand]) -> Res<(Op, Class)> {
+    fn warp_sync(&mut self, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
         let [mask] = arity(o)?;
+        if m != ["warp", "sync"] {
+            return Err(String::new());
+        }
         let mask = Some(self.w(mask)?);
         Ok((
             Op::Collective {
@@ -303,10 +306,10 @@ impl Decoder<'_> {
                 };
                 let extra = extra.map(|n| self.w(n)).transpose()?;
                 let drop = *kind == "arrive_drop";
-                let (count, tx, no_complete) = match rest {
-                    [] => (extra, None, false),
-                    ["noComplete"] => (extra, None, true),
-                    ["expect_tx"] => (None, extra, false),
+                let (count, tx, no_complete) = match (rest, extra) {
+                    ([], _) => (extra, None, false),
+                    (["noComplete"], Some(_)) => (extra, None, true),
+                    (["expect_tx"], Some(_)) => (None, extra, false),
                     _ => return Err(String::new()),
                 };
                 (
@@ -320,7 +323,13 @@ impl Decoder<'_> {
                     self.addr(a)?,
                 )
             }
-            (["test_wait" | "try_wait", rest @ ..], [p, a, s, ..]) => {
+            ([kind @ ("test_wait" | "try_wait"), rest @ ..], [p, a, s, hint @ ..]) => {
+                // Only `try_wait` can suspend, for a time.
+                match (*kind, hint) {
+                    (_, []) => {}
+                    ("try_wait", [time]) => _ = self.w(time)?,
+                    _ => return Err("number of operands".into()),
+                }
                 let done = self.dp(p)?;
                 let (st, parity) = match rest {
                     [] => (Some(self.d(s)?), None),
@@ -341,8 +350,11 @@ impl Decoder<'_> {
     }
 
     /// The lower word of a state is the count that was pending before the arrival.
-    fn pending_count(&mut self, o: &[Operand]) -> Res<(Op, Class)> {
+    fn pending_count(&mut self, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
         let [d, s] = arity(o)?;
+        if m != ["pending_count", "b64"] {
+            return Err(String::new());
+        }
         Ok((
             Op::Alu(map1(self.dw(d)?, self.d(s)?, |s| s as u32)),
             Class::Barrier,
@@ -373,7 +385,11 @@ impl Decoder<'_> {
     }
 }
 
-fn fence(m: &[&str], _o: &[Operand]) -> Res<(Op, Class)> {
+fn fence(name: &str, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
+    let [] = arity(o)?;
+    if m.is_empty() || name == "membar" && !matches!(m, ["gl" | "cta" | "sys"] | ["proxy", ..]) {
+        return Err(String::new());
+    }
     let known = |s: &&str| {
         matches!(
             *s,

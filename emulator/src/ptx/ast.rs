@@ -35,6 +35,7 @@ pub(crate) enum Init {
 #[derive(Debug, Clone)]
 pub(crate) struct Var {
     pub name: String,
+    pub line: u32,
     pub space: VarSpace,
     pub align: u64,
     pub size: u64,
@@ -60,6 +61,7 @@ pub(crate) enum Stmt {
     /// `label: .branchtargets a, b;`
     Targets(String, Vec<String>),
     Reg {
+        line: u32,
         ty: String,
         names: Vec<RegNames>,
     },

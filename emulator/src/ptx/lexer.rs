@@ -57,8 +57,12 @@ pub(super) fn lex(text: &str) -> Result<Vec<Token>, ParseError> {
                 continue;
             }
             b'/' if at(i + 1) == b'*' => {
+                let first = line;
                 i += 2;
-                while i < b.len() && !(b[i] == b'*' && at(i + 1) == b'/') {
+                while !(at(i) == b'*' && at(i + 1) == b'/') {
+                    if i >= b.len() {
+                        return Err(ParseError::new(first, "a comment that does not end"));
+                    }
                     line += u32::from(b[i] == b'\n');
                     i += 1;
                 }

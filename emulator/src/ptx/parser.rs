@@ -1,5 +1,6 @@
 //! Recursive descent over the tokens.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 
 use super::ast::{
@@ -21,6 +22,7 @@ pub(crate) fn parse(text: &str) -> Res<Ast> {
         at: 0,
         loc: None,
         depth: 0,
+        labels: Vec::new(),
     };
     let mut ast = Ast::default();
     while p.at < p.tokens.len() {
@@ -35,6 +37,8 @@ struct Parser<'a> {
     at: usize,
     loc: Option<(u32, u32)>,
     depth: u32,
+    /// Of the blocks around.
+    labels: Vec<HashSet<String>>,
 }
 
 impl Parser<'_> {
@@ -45,18 +49,19 @@ impl Parser<'_> {
             .map_or(1, |t| t.line)
     }
 
+    /// About what was read last.
     fn error<T>(&self, message: impl Into<String>) -> Res<T> {
-        Err(ParseError::new(self.line(), message))
+        let last = self.tokens.get(self.at.saturating_sub(1));
+        Err(ParseError::new(last.map_or(1, |t| t.line), message))
     }
 
     fn unexpected<T>(&self, wanted: &str) -> Res<T> {
-        match self.tokens.get(self.at) {
-            Some(t) => self.error(format!(
-                "expected {wanted}, found `{}`",
-                &self.text[t.start..t.end]
-            )),
-            None => self.error(format!("expected {wanted}, found the end of the text")),
-        }
+        let found = match self.tokens.get(self.at) {
+            Some(t) => format!("`{}`", &self.text[t.start..t.end]),
+            None => "the end of the text".to_owned(),
+        };
+        let message = format!("expected {wanted}, found {found}");
+        Err(ParseError::new(self.line(), message))
     }
 
     fn peek(&self) -> Option<&Tok> {
@@ -305,6 +310,10 @@ impl Parser<'_> {
 
     /// `.align 4 .b8 name[16] = {...}`, after the space.
     fn variable(&mut self, space: VarSpace, external: bool) -> Res<Var> {
+        let line = self
+            .tokens
+            .get(self.at.saturating_sub(1))
+            .map_or(1, |t| t.line);
         let mut align = None;
         let mut elem = 0;
         let mut vector = 1;
@@ -365,6 +374,7 @@ impl Parser<'_> {
         }
         Ok(Var {
             name,
+            line,
             space,
             align: align.unwrap_or(elem.max(1)),
             size,
@@ -444,9 +454,11 @@ impl Parser<'_> {
             return self.error("nested too deeply");
         }
         let mut out = Vec::new();
+        self.labels.push(HashSet::new());
         while !self.eat('}') {
             self.statement(&mut out)?;
         }
+        self.labels.pop();
         self.depth -= 1;
         Ok(out)
     }
@@ -467,6 +479,10 @@ impl Parser<'_> {
             Some(Tok::Ident(name)) => {
                 if self.peek_at(1) == Some(&Tok::Punct(':')) {
                     self.at += 2;
+                    let labels = self.labels.last_mut();
+                    if labels.is_some_and(|labels| !labels.insert(name.clone())) {
+                        return self.error(format!("a second label `{name}`"));
+                    }
                     match self.peek() {
                         Some(Tok::Dot(d)) if d == "branchtargets" => {
                             self.at += 1;
@@ -501,6 +517,7 @@ impl Parser<'_> {
             }
             "pragma" => self.skip_to_semicolon(),
             "reg" => {
+                let line = self.tokens[self.at - 1].line;
                 let mut ty = String::new();
                 while let Some(w) = self.dot() {
                     if w == "v2" || w == "v4" {
@@ -527,7 +544,7 @@ impl Parser<'_> {
                     }
                 }
                 self.expect(';')?;
-                out.push(Stmt::Reg { ty, names });
+                out.push(Stmt::Reg { line, ty, names });
             }
             "shared" | "local" | "param" | "global" | "const" => {
                 let space = match word {
@@ -568,6 +585,9 @@ impl Parser<'_> {
             operands.push(self.operand()?);
             if !self.eat(',') && !self.is(';') {
                 return self.unexpected("`,` or `;`");
+            }
+            if self.is(';') && self.tokens[self.at - 1].tok == Tok::Punct(',') {
+                return self.unexpected("an operand");
             }
         }
         let (from, to) = (self.tokens[first].start, self.tokens[self.at].start);

@@ -19,3 +19,4 @@ mod logic;
 mod matrix;
 mod mbarrier;
 mod memory;
+mod unknown;
