@@ -2,7 +2,7 @@
 //! Comparison and Selection Instructions, bar, bar.warp.sync, activemask, nanosleep, trap.
 
 use crate::harness::{HEADER, Rng, f, launch, n, suite, text};
-use ptx_emulator::{Fault, FaultKind, Module};
+use ptx_emulator::{Fault, FaultKind, LaunchConfig, Memory, Module, Params};
 use std::fmt::Write;
 
 /// Stores `%r10` at the thread's output word.
@@ -1179,5 +1179,44 @@ fn functions_of_a_module() {
         );
         let want: Vec<u64> = (0..32).map(|i| u64::from(twist(i, 17))).collect();
         t.runs("two kernels", &text, 32, &[0], &want);
+    });
+}
+
+/// Lanes that parted meet again, though all that follows is a loop and the end of the kernel.
+#[test]
+fn lanes_meet_before_a_last_loop() {
+    let text = format!(
+        "{HEADER}.visible .entry k() {{
+            .reg .pred %p<3>; .reg .b32 %r<4>;
+            mov.u32 %r0, %tid.x;
+            setp.ne.u32 %p0, %r0, 0;
+            @%p0 bra MEET;
+            add.u32 %r1, %r0, 7;
+            MEET: mov.u32 %r2, 0;
+            LOOP: add.u32 %r2, %r2, 1;
+            setp.lt.u32 %p1, %r2, 10;
+            @%p1 bra LOOP;
+            ret;
+        }}"
+    );
+    let module = Module::parse(&text).expect("parses");
+    let config = LaunchConfig::new(1, 32);
+    let report = module
+        .launch(&Memory::new(), "k", &config, Params::new().as_bytes())
+        .expect("runs");
+    suite("lanes of a last loop", |t| {
+        // A branch counts the lanes that take it.
+        let guarded = |instruction: &str| instruction.starts_with('@');
+        let lines = report.lines.iter();
+        for line in lines.filter(|line| !guarded(&line.instruction)) {
+            let (warps, lanes) = (
+                line.counters.warp_instructions,
+                line.counters.lane_instructions,
+            );
+            // All lanes at once, but for the one that parts.
+            let parts = line.instruction.starts_with("add.u32 %r1");
+            let of_warp = if parts { 1 } else { 32 };
+            t.same(&line.instruction, &[lanes], &[of_warp * warps]);
+        }
     });
 }
