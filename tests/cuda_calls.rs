@@ -1,5 +1,7 @@
 //! What a call asks of the CUDA driver: how often, which the emulator's counts, and that others wait for it, which shows
 //! best there, since it does work as late as it may (`cargo xtask emulate test --test cuda_calls`).
+// With candle's CUDA the driver is linked: nothing can be asked of it that NVIDIA's has not.
+#![cfg(not(feature = "candle-cuda"))]
 
 use std::ffi::{CStr, c_char};
 use std::fmt::Display;

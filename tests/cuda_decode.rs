@@ -241,3 +241,47 @@ fn a_captured_step_is_replayed_while_lengths_grow() {
         }
     }
 }
+
+/// The kernels cut off what does not fit; a check names it.
+#[test]
+fn what_lies_on_the_device_can_be_checked() {
+    let Some(context) = context() else { return };
+    let stream = context.new_stream().unwrap();
+    let attention = Attention::new(2, 1, 64).build().unwrap();
+    let x = stream.alloc_zeros::<f16>(4 * 8 * 64).unwrap();
+    let check = |table: &[i32], lengths: &[i32], max_seqlen_k| {
+        let (table, lengths) = (
+            stream.clone_htod(table).unwrap(),
+            stream.clone_htod(lengths).unwrap(),
+        );
+        let (q, k) = ([2, 1, 2, 64], [4, 8, 1, 64]);
+        let [q, k] = [View::new(&x, &q).unwrap(), View::new(&x, &k).unwrap()];
+        let inputs = Inputs::paged(q, k, k, &table, &lengths).max_seqlen_k(max_seqlen_k);
+        let checked = inputs.check(&attention, &stream);
+        checked.map_err(|error| error.to_string())
+    };
+    // What no query needs may be anything.
+    assert_eq!(check(&[3, 0, 1, -9], &[16, 8], 16), Ok(()));
+    for (table, lengths, max_seqlen_k, message) in [
+        (
+            [3, 4, 1, 2],
+            [16, 8],
+            16,
+            "block_table: found 4 at index [0, 1], expected one of the 4 pages, from 0",
+        ),
+        (
+            [3, 0, 1, 2],
+            [16, 17],
+            16,
+            "seqused_k: found 17 at index 1, expected 0 to max_pages_per_sequence * page_size = 16",
+        ),
+        (
+            [3, 0, 1, 2],
+            [9, 16],
+            12,
+            "max_seqlen_k: found 12, expected at least 16, the rows of sequence 1",
+        ),
+    ] {
+        assert_eq!(check(&table, &lengths, max_seqlen_k), Err(message.into()));
+    }
+}

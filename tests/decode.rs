@@ -207,15 +207,19 @@ fn keys_and_values_are_read_once() {
         let report = &attended.unwrap().1[0];
         let least = (2 * 2 * 2048 * heads.1 * head_dim * 2) as u64;
         let q = (2 * queries * heads.0 * head_dim * 2 * 4) as u64;
-        let copied: u64 = report
-            .lines
-            .iter()
-            .filter(|line| line.class == Class::AsyncCopy)
-            .map(|line| line.counters.global_bytes)
-            .sum();
+        let copies = (report.lines.iter()).filter(|line| line.class == Class::AsyncCopy);
+        let (copied, sectors) = copies.fold((0, 0), |(bytes, sectors), line| {
+            let counters = &line.counters;
+            (
+                bytes + counters.global_bytes,
+                sectors + counters.global_sectors,
+            )
+        });
         println!("{heads:?} d{head_dim}: {copied} bytes, at least {least} + Q {q}");
         assert!(copied as f64 <= 1.02 * (least + q) as f64, "{report}");
         assert!(copied >= least);
+        // Of the sectors of 32 bytes that were fetched, all is used.
+        assert_eq!(32 * sectors, copied, "{report}");
         assert_eq!(report.total().bank_conflicts, 0, "{report}");
     }
 }

@@ -38,6 +38,7 @@
 //! both wait for work to end.
 
 mod append;
+mod check;
 mod driver;
 mod error;
 mod kernels;

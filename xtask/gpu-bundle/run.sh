@@ -36,13 +36,17 @@ step() {
             for tool in memcheck racecheck synccheck initcheck; do
                 step env PROPTEST_CASES=20 compute-sanitizer --tool "$tool" --error-exitcode 1 \
                     "$root/tests/cuda" --test-threads 1 "${small[@]}"
+                step env PROPTEST_CASES=5 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+                    "$root/tests/cuda_decode" --test-threads 1
             done
         else
             echo "not run: compute-sanitizer is not installed"
         fi
     fi
     if wanted bench; then
-        step env CRITERION_HOME="$root/criterion" "$root/benches/cuda" --bench
+        for program in "$root"/benches/*; do
+            step env CRITERION_HOME="$root/criterion" "$program" --bench
+        done
     fi
     if wanted peers; then
         if python3 -c 'import torch' 2>/dev/null; then

@@ -63,7 +63,8 @@ fn test() -> Result<(), String> {
     ])?;
     cargo(&["test", "--workspace"])?;
     if cfg!(target_os = "linux") {
-        on_emulated_device(&["test", "--test", "cuda", "--test", "cuda_calls"])?;
+        let tests = ["cuda", "cuda_calls", "cuda_decode"].map(|test| ["--test", test]);
+        on_emulated_device(&[&["test"], tests.concat().as_slice()].concat())?;
     }
     candle_cuda()?;
     cargo(&[
@@ -131,12 +132,13 @@ fn cargo_with(arguments: &[&str], variables: &[(&str, &OsStr)]) -> Result<(), St
         .args(arguments)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .env("RUSTDOCFLAGS", "-D warnings")
-        .env("LIBCLANG_PATH", &toolkit.libclang)
-        .envs(variables.iter().copied());
+        .env("LIBCLANG_PATH", &toolkit.libclang);
     // A compiler that was chosen is used.
     if env::var_os("NVCC").is_none() {
         command.env("NVCC", &toolkit.nvcc);
     }
+    // These win over what the toolkit says.
+    command.envs(variables.iter().copied());
     command.envs(variables.iter().copied());
     let status = command
         .status()

@@ -1,0 +1,186 @@
+//! Decoding on a GPU, timed with CUDA events: one token a sequence against caches of 1K to 128K tokens, beside a copy of as
+//! many bytes by the driver.
+//!
+//! Criterion's bytes are those of K and V, which must be read once; a copy reads half of its bytes and writes the other half.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use flash_alibi::Attention;
+use flash_alibi::cuda::cudarc::driver::sys::CUevent_flags;
+use flash_alibi::cuda::cudarc::driver::{CudaSlice, CudaStream};
+use flash_alibi::cuda::{self, Inputs, Layer, View, ViewMut};
+use half::bf16;
+
+const PAGE_SIZE: usize = 64;
+/// What the caches of a call take at most.
+const BYTES: usize = 16 << 30;
+
+/// heads_q, heads_k and head_dim: BLOOM-7b1 and MPT-7B, a model with 4 heads a group, Falcon-7B.
+const LAYERS: [(usize, usize, usize); 3] = [(32, 32, 128), (32, 8, 128), (71, 1, 64)];
+
+type Failure = Box<dyn Error>;
+
+/// A step, ready to be made any number of times.
+struct Step {
+    stream: Arc<CudaStream>,
+    layer: Layer,
+    batch: usize,
+    keys: usize,
+    q: CudaSlice<bf16>,
+    k: CudaSlice<bf16>,
+    v: CudaSlice<bf16>,
+    out: CudaSlice<bf16>,
+    workspace: CudaSlice<f32>,
+    /// The pages of each sequence in an order that is not theirs in memory, and the lengths.
+    pages: Option<(CudaSlice<i32>, CudaSlice<i32>)>,
+}
+
+impl Step {
+    fn new(
+        stream: &Arc<CudaStream>,
+        (heads_q, heads_k, head_dim): (usize, usize, usize),
+        batch: usize,
+        keys: usize,
+        paged: bool,
+    ) -> Result<Self, Failure> {
+        let layer = Layer::new(stream, Attention::new(heads_q, heads_k, head_dim).build()?)?;
+        let workspace = stream.alloc_zeros(layer.decode_workspace(batch, 1, keys))?;
+        // The time does not depend on the values.
+        let zeros = |heads: usize, rows: usize| stream.alloc_zeros(batch * rows * heads * head_dim);
+        let pages = (batch * keys / PAGE_SIZE) as i32;
+        // An odd step visits all pages, whose number is a power of two.
+        let table: Vec<i32> = (0..pages)
+            .map(|i| i.wrapping_mul(4801) & (pages - 1))
+            .collect();
+        let pages = match paged {
+            true => Some((
+                stream.clone_htod(&table)?,
+                stream.clone_htod(&vec![keys as i32; batch])?,
+            )),
+            false => None,
+        };
+        Ok(Self {
+            stream: stream.clone(),
+            layer,
+            batch,
+            keys,
+            q: zeros(heads_q, 1)?,
+            k: zeros(heads_k, keys)?,
+            v: zeros(heads_k, keys)?,
+            out: zeros(heads_q, 1)?,
+            workspace,
+            pages,
+        })
+    }
+
+    /// The device's time for so many steps.
+    fn time(&mut self, steps: u64) -> Result<Duration, Failure> {
+        let attention = self.layer.attention();
+        let (heads_q, heads_k, d) = (
+            attention.heads_q(),
+            attention.heads_k(),
+            attention.head_dim(),
+        );
+        let shape_q = [self.batch, 1, heads_q, d];
+        let shape_k = match self.pages {
+            Some(_) => [self.batch * self.keys / PAGE_SIZE, PAGE_SIZE, heads_k, d],
+            None => [self.batch, self.keys, heads_k, d],
+        };
+        let (q, k, v) = (
+            View::new(&self.q, &shape_q)?,
+            View::new(&self.k, &shape_k)?,
+            View::new(&self.v, &shape_k)?,
+        );
+        let inputs = match &self.pages {
+            Some((table, lengths)) => Inputs::paged(q, k, v, table, lengths),
+            None => Inputs::new(q, k, v),
+        };
+        let (stream, layer, workspace) = (&self.stream, &self.layer, &mut self.workspace);
+        let out = &mut self.out;
+        timed(stream, steps, || {
+            let out = ViewMut::new(out, &shape_q)?;
+            Ok(layer.decode(stream, &inputs, out, None, workspace)?)
+        })
+    }
+}
+
+fn timed(
+    stream: &Arc<CudaStream>,
+    times: u64,
+    mut work: impl FnMut() -> Result<(), Failure>,
+) -> Result<Duration, Failure> {
+    let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
+    let start = stream.record_event(flags)?;
+    for _ in 0..times {
+        work()?;
+    }
+    let end = stream.record_event(flags)?;
+    let milliseconds = start.elapsed_ms(&end)?;
+    Ok(Duration::from_secs_f64(f64::from(milliseconds) / 1e3))
+}
+
+fn rows(criterion: &mut Criterion, stream: &Arc<CudaStream>) {
+    for (heads_q, heads_k, head_dim) in LAYERS {
+        let name = format!("decode/bf16/{heads_q}q{heads_k}k/d{head_dim}");
+        let mut group = criterion.benchmark_group(name);
+        group
+            .sample_size(20)
+            .warm_up_time(Duration::from_millis(500))
+            .measurement_time(Duration::from_secs(1));
+        for batch in [1, 8, 64] {
+            for keys in [1, 4, 16, 64, 128].map(|k| k << 10) {
+                let bytes = 2 * 2 * batch * keys * heads_k * head_dim;
+                if bytes > BYTES {
+                    continue;
+                }
+                group.throughput(Throughput::Bytes(bytes as u64));
+                for (name, paged) in [("contiguous", false), ("paged", true)] {
+                    // Made only if asked for.
+                    let mut made = None;
+                    let id = BenchmarkId::new(name, format!("{batch}x{keys}"));
+                    group.bench_function(id, |bencher| {
+                        let step = made.get_or_insert_with(|| {
+                            let layer = (heads_q, heads_k, head_dim);
+                            Step::new(stream, layer, batch, keys, paged).expect("the step fits")
+                        });
+                        bencher.iter_custom(|steps| step.time(steps).expect("the device computes"));
+                    });
+                }
+                let mut made = None;
+                let id = BenchmarkId::new("copy", format!("{batch}x{keys}"));
+                group.bench_function(id, |bencher| {
+                    let (from, to) = made.get_or_insert_with(|| {
+                        let zeros = || stream.alloc_zeros::<u8>(bytes / 2).expect("it fits");
+                        (zeros(), zeros())
+                    });
+                    bencher.iter_custom(|times| {
+                        timed(stream, times, || Ok(stream.memcpy_dtod(from, to)?))
+                            .expect("the device copies")
+                    });
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+fn main() -> Result<(), Failure> {
+    let context = match cuda::context(0) {
+        Ok(context) => context,
+        Err(why @ (cuda::Error::NoDriver { .. } | cuda::Error::NoDevice { .. })) => {
+            println!("skipped: {why}");
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    // SAFETY: one stream uses everything.
+    unsafe { context.disable_event_tracking() };
+    let stream = context.new_stream()?;
+    let mut criterion = Criterion::default().configure_from_args();
+    rows(&mut criterion, &stream);
+    criterion.final_summary();
+    Ok(())
+}

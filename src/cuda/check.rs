@@ -1,0 +1,80 @@
+//! What kernels cannot refuse: lengths and page numbers that lie on the device.
+
+use cudarc::driver::{CudaStream, DevicePtr, result};
+
+use super::tensor::Varlen;
+use super::{Element, Error, Inputs, Result};
+use crate::attention::Attention;
+use crate::error::value;
+use crate::problem::{Lengths, Problem};
+use crate::tensor::View;
+
+impl<T: Element> Inputs<'_, T> {
+    /// Checks the values of lengths, row indices and page numbers, as the CPU does before it computes.
+    ///
+    /// Kernels cut off what exceeds the tensors, so that no access leaves them, and say nothing. This reads the values back
+    /// and waits for them: it is for looking for mistakes, and cannot be captured in a graph.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for what does not fit, [`Error::Driver`] when the driver refuses.
+    pub fn check(&self, attention: &Attention, stream: &CudaStream) -> Result<()> {
+        let varlen = |varlen: Option<Varlen<'_>>| read(varlen.map(|v| v.cu_seqlens), stream);
+        let (cu_seqlens_q, cu_seqlens_k) = (varlen(self.varlen_q)?, varlen(self.varlen_k)?);
+        let block_table = read(self.block_table, stream)?;
+        let seqused_k = read(self.seqused_k, stream)?;
+        let leftpad_k = read(self.leftpad_k, stream)?;
+        stream
+            .synchronize()
+            .map_err(Error::driver("when lengths were read"))?;
+        fn view<T>(layout: crate::tensor::Layout) -> View<'static, T> {
+            View { data: &[], layout }
+        }
+        let inputs = crate::Inputs::<T> {
+            q: view(self.q.layout),
+            k: view(self.k.layout),
+            v: view(self.v.layout),
+            lengths: Lengths {
+                cu_seqlens_q: cu_seqlens_q.as_deref(),
+                cu_seqlens_k: cu_seqlens_k.as_deref(),
+                block_table: block_table.as_deref(),
+                seqused_k: seqused_k.as_deref(),
+                leftpad_k: leftpad_k.as_deref(),
+            },
+        };
+        let problem = Problem::new(attention, &inputs, None)?;
+        let bound = |varlen: Option<Varlen<'_>>| varlen.map_or(usize::MAX, |v| v.max_seqlen);
+        let max_seqlen_k = match self.block_table {
+            Some(_) => self.max_seqlen_k,
+            None => bound(self.varlen_k),
+        };
+        for sequence in &problem.sequences {
+            for (argument, found, bound) in [
+                ("max_seqlen_q", sequence.seqlen_q, bound(self.varlen_q)),
+                ("max_seqlen_k", sequence.seqlen_k, max_seqlen_k),
+            ] {
+                if found > bound {
+                    let expected =
+                        format!("at least {found}, the rows of sequence {}", sequence.index);
+                    return Err(Error::Argument(value(argument, bound, expected)));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Begins to copy integers to the host.
+fn read(buffer: Option<&dyn DevicePtr<i32>>, stream: &CudaStream) -> Result<Option<Vec<i32>>> {
+    let Some(buffer) = buffer else {
+        return Ok(None);
+    };
+    let failed = Error::driver("when lengths were read");
+    stream.context().bind_to_thread().map_err(&failed)?;
+    let mut host = vec![0; buffer.len()];
+    let (address, _guard) = buffer.device_ptr(stream);
+    // SAFETY: the buffer is as long as its copy, and the guard orders the copy before anything that writes or frees it. A
+    // copy to memory of the host that is not pinned is over before the call returns.
+    unsafe { result::memcpy_dtoh_async(&mut host, address, stream.cu_stream()) }
+        .map_err(&failed)?;
+    Ok(Some(host))
+}
