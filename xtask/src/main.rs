@@ -139,7 +139,6 @@ fn cargo_with(arguments: &[&str], variables: &[(&str, &OsStr)]) -> Result<(), St
     }
     // These win over what the toolkit says.
     command.envs(variables.iter().copied());
-    command.envs(variables.iter().copied());
     let status = command
         .status()
         .map_err(|error| format!("cargo: {error}"))?;
