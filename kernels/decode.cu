@@ -40,9 +40,7 @@ struct Decode {
     struct Block {
         Sequence s;
         int split, batch, head_k, first_r, last_r;
-        // Positions of the first and the last row, and the keys they see.
-        int first_position, last_position;
-        Visible of_first, of_last;
+        Span span;
         // The tiles of this block, from `end_tile` - 1 down to `first_tile`.
         int first_tile, end_tile;
         Alibi scale;
@@ -61,29 +59,17 @@ struct Decode {
             s = sequence(p, batch);
             last_r = min(first_r + ROWS, s.seqlen_q * p.group) - 1;
             scale = Alibi(p, batch, head_k * p.group);
-            first_position = position(s, first_r / p.group);
-            last_position = position(s, last_r / p.group);
-            of_first = ::visible(p, s, first_position);
-            of_last = ::visible(p, s, last_position);
-            const int first = begin() / KEYS, tiles = begin() < end() ? (end() - 1) / KEYS - first + 1 : 0;
+            span = Span(p, s, first_r / p.group, last_r / p.group);
+            const int begin = span.begin(), end = span.end();
+            const int first = begin / KEYS, tiles = begin < end ? (end - 1) / KEYS - first + 1 : 0;
             first_tile = first + (int)((int64_t)tiles * split / p.splits);
             end_tile = first + (int)((int64_t)tiles * (split + 1) / p.splits);
             k = {(uint64_t)row<T>(p.k, p.k_strides, 0, 0, head_k), p.k_strides.batch, p.k_strides.row};
             v = {(uint64_t)row<T>(p.v, p.v_strides, 0, 0, head_k), p.v_strides.batch, p.v_strides.row};
         }
 
-        // The keys that any row sees.
-        __device__ int begin() const { return of_first.first; }
-        __device__ int end() const { return of_last.last + 1; }
-
         // Of the `step`-th tile: first those nearest to the rows.
         __device__ int first_key(int step) const { return (end_tile - 1 - step) * KEYS; }
-
-        __device__ bool all_rows_see(int key) const {
-            return key >= of_last.first && key + WARP_KEYS - 1 <= of_first.last;
-        }
-        __device__ bool before_all_rows(int key) const { return key + WARP_KEYS - 1 <= first_position; }
-        __device__ bool after_all_rows(int key) const { return key >= last_position; }
     };
 
     // The rows of a lane; past the last they repeat it.
@@ -170,8 +156,8 @@ struct Decode {
         auto fill = [&](const PagedRows &rows, int step) {
             const Tile to = filling.next();
             if (step < steps) {
-                Copy::template paged_rows<KEYS>(to, rows, rows.offset(group), p.head_dim, block.first_key(step), block.begin(),
-                                                block.end());
+                Copy::template paged_rows<KEYS>(to, rows, rows.offset(group), p.head_dim, block.first_key(step),
+                                                block.span.begin(), block.span.end());
             }
             cp_async_commit();
         };
@@ -209,15 +195,9 @@ struct Decode {
             Scores<M, WARP_KEYS> scores;
             if (has_rows) {
                 multiply_qk<T>(scores, q, k.further(k_tile.base));
-                const int key = block.first_key(step) + key_warp * WARP_KEYS;
-                if (block.scale.cap_scale != 0) scores.cap(block.scale);
                 float constant[M][2] = {};
-                const bool before = block.before_all_rows(key);
-                if (block.all_rows_see(key) && (before || block.after_all_rows(key))) {
-                    scores.bias(rows, key, before ? 1 : -1, constant);
-                } else {
-                    scores.bias_and_mask(rows, key);
-                }
+                const int key = block.first_key(step) + key_warp * WARP_KEYS;
+                finish_scores(scores, block.scale, block.span, rows, key, constant);
                 softmax.add(scores, block.scale.scale, constant, out);
             }
 

@@ -32,9 +32,7 @@ struct Prefill {
     struct Block {
         Sequence s;
         int batch, head, first_row, last_row;
-        // Positions of the first and the last row, and the keys they see: all rows see what both see.
-        int first_position, last_position;
-        Visible of_first, of_last;
+        Span span;
         // Tiles of keys: how many any row sees, the first of them, and that of the last row's own position.
         int tiles, first_tile, nearest_tile;
         Alibi alibi;
@@ -50,17 +48,15 @@ struct Prefill {
             s = sequence(p, batch);
             alibi = Alibi(p, batch, head);
             last_row = min(first_row + ROWS, s.seqlen_q) - 1;
-            first_position = position(s, first_row);
-            last_position = position(s, last_row);
-            of_first = visible(p, s, first_position);
-            of_last = visible(p, s, last_position);
+            span = Span(p, s, first_row, last_row);
             q = rows(p.q, p.q_strides, s.first_q, head);
             k = keys(p, p.k, p.k_strides);
             v = keys(p, p.v, p.v_strides);
             out = rows(p.out, p.out_strides, s.first_q, head);
-            first_tile = begin() / KEYS;
-            tiles = begin() < end() ? (end() - 1) / KEYS - first_tile + 1 : 0;
-            nearest_tile = clamp(last_position, begin(), end() - 1) / KEYS;
+            const int begin = span.begin(), end = span.end();
+            first_tile = begin / KEYS;
+            tiles = begin < end ? (end - 1) / KEYS - first_tile + 1 : 0;
+            nearest_tile = clamp(span.last_position, begin, end - 1) / KEYS;
         }
 
         __device__ GlobalRows rows(uint64_t tensor, const TensorStrides &strides, int64_t first, int head) const {
@@ -74,19 +70,11 @@ struct Prefill {
             return {(uint64_t)row<T>(tensor, strides, entry, first, head / p.group), strides.batch, strides.row};
         }
 
-        // The keys that any row sees.
-        __device__ int begin() const { return of_first.first; }
-        __device__ int end() const { return of_last.last + 1; }
-
         // The first key of the tile that comes in this step: from the nearest back to the first, then on to the last.
         __device__ int first_key(int step) const {
             const int back = nearest_tile - first_tile;
             return (step <= back ? nearest_tile - step : first_tile + step) * KEYS;
         }
-
-        __device__ bool all_rows_see(int key) const { return key >= of_last.first && key + KEYS - 1 <= of_first.last; }
-        __device__ bool before_all_rows(int key) const { return key + KEYS - 1 <= first_position; }
-        __device__ bool after_all_rows(int key) const { return key >= last_position; }
     };
 
     // The rows of a lane.
@@ -107,9 +95,9 @@ struct Prefill {
         if (p.block_table) {
             const int last_eight = max(block.s.seqlen_k - 1, 0) / 8 * 8;
             const Place group = place(p, block.s, block.batch, clamp(key + threadIdx.x % (KEYS / 8) * 8, 0, last_eight));
-            Copy::template paged_rows<KEYS>(to, rows, rows.offset(group), p.head_dim, key, block.begin(), block.end());
+            Copy::template paged_rows<KEYS>(to, rows, rows.offset(group), p.head_dim, key, block.span.begin(), block.span.end());
         } else {
-            Copy::template rows<KEYS>(to, {rows.first, rows.row_stride}, p.head_dim, key, block.begin(), block.end());
+            Copy::template rows<KEYS>(to, {rows.first, rows.row_stride}, p.head_dim, key, block.span.begin(), block.span.end());
         }
     }
 
@@ -135,7 +123,7 @@ struct Prefill {
         }
 
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        const LaneRows rows = {p, block, block.first_position + warp * 16 * M + lane / 4};
+        const LaneRows rows = {p, block, block.span.first_position + warp * 16 * M + lane / 4};
 
         const Fragment<D> q = Fragment<D>::rows_first({q_tile.base + warp * 16 * M * Tile::ROW_BYTES});
         const Fragment<D> k = Fragment<D>::chunks_first(k_tile), v = Fragment<D>::rows_first(v_tile);
@@ -157,14 +145,8 @@ struct Prefill {
             }
             cp_async_commit();
 
-            if (block.alibi.cap_scale != 0) scores.cap(block.alibi);
             float constant[M][2] = {};
-            const bool before = block.before_all_rows(key);
-            if (block.all_rows_see(key) && (before || block.after_all_rows(key))) {
-                scores.bias(rows, key, before ? 1 : -1, constant);
-            } else {
-                scores.bias_and_mask(rows, key);
-            }
+            finish_scores(scores, block.alibi, block.span, rows, key, constant);
             softmax.add(scores, block.alibi.scale, constant, out);
             multiply_pv<T>(out, scores, v);
         }

@@ -1,4 +1,4 @@
-// The two products of attention on a warp's part of a tile.
+// What a warp does with its part of a tile: the two products of attention, and what raw scores lack between them.
 
 #pragma once
 
@@ -24,6 +24,20 @@ __device__ void multiply_qk(Scores<M, KEYS> &scores, Fragment<D> q, Fragment<D> 
                 mma(scores.s[m][2 * n + 1], a[m], b[2], b[3], T());
             }
         }
+    }
+}
+
+// Cap, bias and mask of raw scores, for rows of a span and keys from `first_key` on. What all scores of a row and tile have in
+// common is left in `constant`, which begins as 0.
+template <int M, int KEYS, typename Rows>
+__device__ void finish_scores(Scores<M, KEYS> &scores, const Alibi &alibi, const Span &span, const Rows &rows, int first_key,
+                              float (&constant)[M][2]) {
+    if (alibi.cap_scale != 0) scores.cap(alibi);
+    const bool rows_follow = span.all_rows_follow(first_key, KEYS);
+    if (span.all_rows_see(first_key, KEYS) && (rows_follow || span.all_rows_precede(first_key))) {
+        scores.bias(rows, first_key, rows_follow ? 1 : -1, constant);
+    } else {
+        scores.bias_and_mask(rows, first_key);
     }
 }
 

@@ -47,6 +47,31 @@ __device__ inline Visible visible(const AttentionParams &p, const Sequence &s, i
     return v;
 }
 
+// Rows of a sequence that stand one after the other: where the first and the last stand, and the keys those see. The rows
+// between see no others, and all see what both see.
+struct Span {
+    int first_position, last_position;
+    Visible of_first, of_last;
+
+    Span() = default;
+    __device__ Span(const AttentionParams &p, const Sequence &s, int first_row, int last_row)
+        : first_position(position(s, first_row)),
+          last_position(position(s, last_row)),
+          of_first(visible(p, s, first_position)),
+          of_last(visible(p, s, last_position)) {}
+
+    // The keys that any row sees.
+    __device__ int begin() const { return of_first.first; }
+    __device__ int end() const { return of_last.last + 1; }
+
+    // Of so many keys from the first on.
+    __device__ bool all_rows_see(int first, int keys) const {
+        return first >= of_last.first && first + keys - 1 <= of_first.last;
+    }
+    __device__ bool all_rows_follow(int first, int keys) const { return first + keys - 1 <= first_position; }
+    __device__ bool all_rows_precede(int first) const { return first >= last_position; }
+};
+
 template <typename T>
 __device__ inline T *row(uint64_t tensor, const TensorStrides &strides, int64_t batch, int64_t row, int64_t head) {
     return (T *)tensor + batch * strides.batch + row * strides.row + head * strides.head;

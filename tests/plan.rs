@@ -354,6 +354,24 @@ fn no_parts_are_none() {
 }
 
 #[test]
+fn rows_of_all_heads_are_counted() {
+    // Rows and keys that share memory, so that their number is the only limit.
+    let rows = |rows, heads| Layout::new("q", &[1, rows, heads, 8], &[0, 0, 0, 1]).unwrap();
+    let call = Call {
+        q: rows(1 << 24, 71),
+        out: Layout::contiguous("out", &[1, 1 << 24, 71, 8]).unwrap(),
+        k: rows(10, 1),
+        v: rows(10, 1),
+        ..dense(1, 1, 10, (1, 1), 8)
+    };
+    let error = Plan::decode(&layer((71, 1), 8), &call, &DEVICE).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "q: found shape [1, 16777216, 71, 8], expected at most 1073741824 rows of the heads that share keys"
+    );
+}
+
+#[test]
 fn new_keys_that_do_not_fit_the_pages() {
     let new = |shape: &[usize]| Layout::contiguous("k", shape).unwrap();
     let pages = new(&[10, 16, 2, 64]);

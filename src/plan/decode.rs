@@ -1,8 +1,8 @@
 //! The kernels of `kernels/decode.cu`: a block has (token, head) rows of one key head, and a part of its keys.
 
-use super::{Call, Device, Dtype, Launch, Sizes, Workspace, grid, rows_of_all};
+use super::{Call, Device, Dtype, Launch, MAX_SEQLEN, Sizes, Workspace, grid, rows_of_all};
 use crate::attention::Attention;
-use crate::error::{Result, value};
+use crate::error::{Error, Result, value};
 use crate::kernels;
 
 /// One kernel: the largest head dimension and number of rows of a block, and its names.
@@ -52,7 +52,7 @@ impl Kernel {
 
     /// The rows of Q, and a ring of up to 64 KiB of tiles of K and V.
     fn shared_bytes(&self) -> usize {
-        let keys = if self.rows == FEW { 64 } else { 32 };
+        let keys = if self.rows > 64 { 32 } else { 64 };
         let tile = keys * self.head_dim * 2;
         self.rows * self.head_dim * 2 + (65536 / tile).clamp(2, 8) / 2 * 2 * tile
     }
@@ -110,6 +110,13 @@ pub(super) fn launches(
         return Err(value("splits", splits.to_string(), "at least 1"));
     }
     let rows = rows(attention, sizes);
+    if rows.is_none_or(|rows| rows > MAX_SEQLEN) {
+        return Err(Error::Shape {
+            argument: "q",
+            found: call.q.shape(),
+            expected: format!("at most {MAX_SEQLEN} rows of the heads that share keys"),
+        });
+    }
     let kernel = Kernel::of(attention, rows.unwrap_or(usize::MAX));
     let shared_bytes = kernel.shared_bytes() as u32;
     device.check((8, 0), shared_bytes)?;
