@@ -1,5 +1,5 @@
-//! With the feature `cuda`: compiles each `kernels/*.cu` to a fatbin for the chosen architectures and to PTX text, and
-//! writes the module that embeds them. Without it: nothing.
+//! With the feature `cuda`: compiles each `kernels/*.cu` to a fatbin for the chosen architectures, with the feature `ptx` to
+//! PTX text too, and writes the module that embeds them. Without it: nothing.
 //!
 //! nvcc is looked for in `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `PATH`, and where `cargo xtask toolkit` puts it. Architectures
 //! come from `FLASH_ALIBI_CUDA_ARCHS` (such as `80,90a,100a`), or from `CUDA_COMPUTE_CAP` (one, such as `90`), or are 80
@@ -108,7 +108,12 @@ fn build() -> Result<(), String> {
     {
         let _ = writeln!(
             module,
-            "    Embedded {{ name: {name:?}, fatbin: include_bytes!({fatbin:?}), ptx: include_str!({ptx:?}), ptxas: include_str!({log:?}) }},"
+            "    Embedded {{ name: {name:?}, fatbin: include_bytes!({fatbin:?}), {} }},",
+            if with_text() {
+                format!("ptx: include_str!({ptx:?}), ptxas: include_str!({log:?})")
+            } else {
+                String::new()
+            }
         );
     }
     module.push_str("];\n");
@@ -154,15 +159,15 @@ impl Kernel {
         ]);
         let log = run(&fatbin, &self.fatbin)?;
         write(&self.log, &log)?;
-        run(
+        if with_text() {
             // Line numbers are for the emulator; in the fatbin they would be most of its size.
-            &[
+            let arguments = [
                 "-ptx".into(),
                 "-lineinfo".into(),
                 format!("-arch=compute_{PTX_ARCH}"),
-            ],
-            &self.ptx,
-        )?;
+            ];
+            run(&arguments, &self.ptx)?;
+        }
 
         // Headers of the toolkit too: a new one compiles anew.
         let dependencies = fs::read_to_string(&dependencies).unwrap_or_default();
@@ -177,6 +182,10 @@ impl Kernel {
         }
         Ok(())
     }
+}
+
+fn with_text() -> bool {
+    env::var_os("CARGO_FEATURE_PTX").is_some()
 }
 
 /// The architectures to compile for, such as `80` or `90a`.

@@ -15,8 +15,10 @@ pub struct Embedded {
     /// Machine code for the architectures of the build, and PTX for later ones: what a driver loads.
     pub fatbin: &'static [u8],
     /// The PTX text for compute_80: what an emulator loads.
+    #[cfg(feature = "ptx")]
     pub ptx: &'static str,
     /// What ptxas said of registers, shared memory and spills.
+    #[cfg(feature = "ptx")]
     pub ptxas: &'static str,
 }
 
