@@ -318,6 +318,8 @@ struct Args {
     slots: Tensor,
 }
 
+type Spoil = fn(&mut Args);
+
 #[test]
 fn errors_of_append_leave_the_pools_as_they_were() -> Result<()> {
     let args = || Args {
@@ -329,7 +331,7 @@ fn errors_of_append_leave_the_pools_as_they_were() -> Result<()> {
     };
     let call = |a: &Args| append(&a.k, &a.v, &a.k_pages, &a.v_pages, &a.slots);
     assert!(call(&args()).is_ok());
-    let table: &[(fn(&mut Args), &str)] = &[
+    let table: &[(Spoil, &str)] = &[
         (
             |a| a.k = a.k.to_dtype(DType::F64).unwrap(),
             "k: found dtype F64, expected dtype F16, BF16 or F32",
