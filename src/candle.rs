@@ -19,7 +19,8 @@
 //! # }
 //! ```
 //!
-//! An engine that describes its layers once calls [`attend`] instead, which also returns the lse.
+//! An engine that describes its layers once calls [`attend`] instead, which also returns the lse, and reads keys and values
+//! from a paged cache ([`Lengths::paged`]) that [`append`] writes to.
 //!
 //! # Tensors
 //! q, k and v are f16, bf16 or f32, all of one type, with any strides and offset as long as the last dimension is
@@ -27,9 +28,13 @@
 //! pass: `backward` through `out` is an error, as in candle-flash-attn, and the lse is detached.
 //!
 //! With the feature `candle-cuda` all tensors may be on a CUDA device, q, k and v in f16 or bf16. Calls are enqueued on the
-//! device's stream and wait for nothing; slopes and lengths stay on the device, so what is wrong with their values is no
-//! error there: lengths that exceed the tensors are cut off, so that no access leaves them. The first call on a device loads
-//! the kernels. [`attend`] uploads the slopes of its layer in each call; an engine that minds keeps a `cuda::Layer`.
+//! device's stream and wait for nothing; slopes, lengths and pages stay on the device, so what is wrong with their values is
+//! no error there: lengths and pages that exceed the tensors are cut off, so that no access leaves them. The first call on a
+//! device loads the kernels. A call whose sequences have up to 16 queries each runs the kernels for decoding, which split keys
+//! over the whole device.
+//!
+//! As candle's own operations do, a call allocates its results from candle's device, and when it decodes a workspace too;
+//! [`attend`] also uploads the slopes of its layer. An engine that minds, or that captures graphs, keeps a `cuda::Layer`.
 //!
 //! # Differences from candle-flash-attn
 //! On purpose:
@@ -58,8 +63,13 @@
 //! # }
 //! ```
 
+mod append;
 #[cfg(feature = "candle-cuda")]
 mod cuda;
+mod lengths;
+
+pub use append::append;
+pub use lengths::Lengths;
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -69,90 +79,9 @@ use half::{bf16, f16};
 
 use crate::cpu::{self, Element};
 use crate::error::{Error, value};
-use crate::problem::Problem;
 use crate::tensor::{Layout, View};
 use crate::{Attention, Inputs, Mask, Slopes};
-
-/// How sequences lie in the tensors of [`attend`].
-///
-/// ```
-/// # use candle_core::{Device, Tensor};
-/// # use flash_alibi::candle::Lengths;
-/// # fn main() -> candle_core::Result<()> {
-/// // Two prompts of 3 and 5 tokens, packed.
-/// let seqlens = Tensor::new(&[0u32, 3, 8], &Device::Cpu)?;
-/// let lengths = Lengths::varlen(&seqlens, &seqlens, 5, 5);
-/// // One query each against a cache of which 17 and 4 rows are in use.
-/// let used = Tensor::new(&[17u32, 4], &Device::Cpu)?;
-/// let lengths = Lengths::dense().seqused_k(&used);
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Lengths<'a> {
-    packed: Option<Packed<'a>>,
-    seqused_k: Option<&'a Tensor>,
-    leftpad_k: Option<&'a Tensor>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Packed<'a> {
-    seqlens_q: &'a Tensor,
-    seqlens_k: &'a Tensor,
-    max_seqlen_q: usize,
-    max_seqlen_k: usize,
-}
-
-impl<'a> Lengths<'a> {
-    /// q `[batch, seqlen_q, heads_q, head_dim]`, k and v `[batch, seqlen_k, heads_k, head_dim]`: every sequence has all
-    /// rows.
-    pub fn dense() -> Self {
-        Self::default()
-    }
-
-    /// q `[total_q, heads_q, head_dim]`, k and v `[total_k, heads_k, head_dim]`: sequence `b` has the query rows
-    /// `seqlens_q[b]..seqlens_q[b + 1]` and likewise the key rows. Both tensors are u32 `[batch + 1]`, start at 0 and do
-    /// not decrease. No sequence is longer than `max_seqlen_q` and `max_seqlen_k`, which need not be tight: they size
-    /// the launch where lengths lie in device memory.
-    pub fn varlen(
-        seqlens_q: &'a Tensor,
-        seqlens_k: &'a Tensor,
-        max_seqlen_q: usize,
-        max_seqlen_k: usize,
-    ) -> Self {
-        Self {
-            packed: Some(Packed {
-                seqlens_q,
-                seqlens_k,
-                max_seqlen_q,
-                max_seqlen_k,
-            }),
-            ..Self::default()
-        }
-    }
-
-    /// Sequence `b` has only its first `seqused_k[b]` key rows, u32 `[batch]`: a padded batch, or a cache that is not
-    /// yet full. The last query then stands at key position `seqused_k[b] - 1`.
-    pub fn seqused_k(mut self, seqused_k: &'a Tensor) -> Self {
-        self.seqused_k = Some(seqused_k);
-        self
-    }
-
-    /// The first `leftpad_k[b]` key rows of sequence `b`, u32 `[batch]`, are padding that no query sees.
-    pub fn leftpad_k(mut self, leftpad_k: &'a Tensor) -> Self {
-        self.leftpad_k = Some(leftpad_k);
-        self
-    }
-
-    fn tensors(&self) -> [(&'static str, Option<&'a Tensor>); 4] {
-        [
-            ("seqlens_q", self.packed.map(|p| p.seqlens_q)),
-            ("seqlens_k", self.packed.map(|p| p.seqlens_k)),
-            ("seqused_k", self.seqused_k),
-            ("leftpad_k", self.leftpad_k),
-        ]
-    }
-}
+use lengths::HostLengths;
 
 /// Attention of a layer described once, and its lse: `(out, lse)`.
 ///
@@ -420,7 +349,7 @@ impl Call<'_> {
         let device = self.q.device().location();
         for (argument, tensor) in others.into_iter().chain(self.lengths.tensors()) {
             if let Some(tensor) = tensor {
-                check_device(argument, tensor.device().location(), device)?;
+                check_device(argument, tensor.device().location(), (device, "q"))?;
             }
         }
         match device {
@@ -429,11 +358,14 @@ impl Call<'_> {
             DeviceLocation::Cuda { .. } => self.cuda(),
             #[cfg(not(feature = "candle-cuda"))]
             DeviceLocation::Cuda { .. } => Err(no_path(
+                "q",
                 "CUDA",
                 "a CPU tensor, or a build of flash-alibi with the feature `candle-cuda`",
             )
             .into()),
-            DeviceLocation::Metal { .. } => Err(no_path("Metal", "a CPU or CUDA tensor").into()),
+            DeviceLocation::Metal { .. } => {
+                Err(no_path("q", "Metal", "a CPU or CUDA tensor").into())
+            }
         }
     }
 
@@ -471,24 +403,10 @@ impl Call<'_> {
         let attention = self.attention(to_host)?;
         let dtypes = [DType::F16, DType::BF16, DType::F32];
         self.check_dtypes(&dtypes, "dtype F16, BF16 or F32")?;
-        let read = |argument, tensor: Option<&Tensor>| {
-            tensor.map(|t| read_lengths(argument, t)).transpose()
-        };
-        let packed = match self.lengths.packed {
-            Some(packed) => Some(HostPacked {
-                seqlens_q: read_lengths("seqlens_q", packed.seqlens_q)?,
-                seqlens_k: read_lengths("seqlens_k", packed.seqlens_k)?,
-                max_seqlen_q: packed.max_seqlen_q,
-                max_seqlen_k: packed.max_seqlen_k,
-            }),
-            None => None,
-        };
         let lse = Arc::new(Mutex::new(Vec::new()));
         let op = CpuOp {
             attention: attention.into_owned(),
-            packed,
-            seqused_k: read("seqused_k", self.lengths.seqused_k)?,
-            leftpad_k: read("leftpad_k", self.lengths.leftpad_k)?,
+            lengths: self.lengths.to_host(self.q)?,
             lse: Arc::clone(&lse),
         };
         let out = self.q.apply_op3(self.k, self.v, op)?;
@@ -500,7 +418,7 @@ impl Call<'_> {
 
 impl Description<'_> {
     fn build(&self, call: &Call<'_>, values: fn(&Tensor) -> Result<Vec<f32>>) -> Result<Attention> {
-        let packed = call.lengths.packed;
+        let packed = call.lengths.seqlens_q();
         let dims = |argument, tensor: &Tensor, rows: &str, heads: &str| match *tensor.dims() {
             [_, _, heads, head_dim] if packed.is_none() => Ok((heads, head_dim)),
             [_, heads, head_dim] if packed.is_some() => Ok((heads, head_dim)),
@@ -522,7 +440,7 @@ impl Description<'_> {
         let slopes = match self.alibi_slopes {
             Some(slopes) => {
                 let batch = match packed {
-                    Some(packed) => packed.seqlens_q.elem_count().saturating_sub(1),
+                    Some(seqlens) => seqlens.elem_count().saturating_sub(1),
                     None => call.q.dims()[0],
                 };
                 read_slopes(slopes, batch, heads_q, values)?
@@ -575,39 +493,6 @@ fn read_slopes(
     }
 }
 
-/// Checks what can be checked of lengths without reading them.
-fn check_lengths(argument: &'static str, tensor: &Tensor) -> std::result::Result<(), Error> {
-    let cumulative = argument.starts_with("seqlens");
-    if tensor.dtype() != DType::U32 {
-        return Err(bad_dtype(argument, tensor.dtype(), "dtype U32"));
-    }
-    if tensor.rank() != 1 {
-        let expected = if cumulative { "[batch + 1]" } else { "[batch]" };
-        return Err(bad_shape(argument, tensor, expected.into()));
-    }
-    // At least one sequence, as candle-flash-attn requires.
-    if cumulative && tensor.elem_count() < 2 {
-        return Err(Error::Length {
-            argument,
-            found: tensor.elem_count(),
-            expected: "batch + 1, at least 2".into(),
-        });
-    }
-    Ok(())
-}
-
-fn read_lengths(argument: &'static str, tensor: &Tensor) -> Result<Vec<i32>> {
-    check_lengths(argument, tensor)?;
-    let lengths = to_host::<u32>(tensor)?;
-    let lengths = lengths.iter().enumerate().map(|(at, &length)| {
-        i32::try_from(length).map_err(|_| {
-            let expected = format!("at most {}", i32::MAX);
-            value(argument, format!("{length} at index {at}"), expected).into()
-        })
-    });
-    lengths.collect()
-}
-
 /// Of the lse that belongs to an output of this shape.
 fn lse_shape(out: &Shape) -> Shape {
     match *out.dims() {
@@ -621,18 +506,9 @@ fn lse_shape(out: &Shape) -> Shape {
 /// silently nothing, and what locks the storages that q, k and v may share, as slices of one fused projection do.
 struct CpuOp {
     attention: Attention,
-    packed: Option<HostPacked>,
-    seqused_k: Option<Vec<i32>>,
-    leftpad_k: Option<Vec<i32>>,
+    lengths: HostLengths,
     /// A candle operation returns one tensor; the other result leaves through here.
     lse: Arc<Mutex<Vec<f32>>>,
-}
-
-struct HostPacked {
-    seqlens_q: Vec<i32>,
-    seqlens_k: Vec<i32>,
-    max_seqlen_q: usize,
-    max_seqlen_k: usize,
 }
 
 type Input<'a> = (&'a CpuStorage, &'a candle_core::Layout);
@@ -663,32 +539,8 @@ impl CustomOp3 for CpuOp {
 
 impl CpuOp {
     fn forward<T: Element + WithDType>(&self, [q, k, v]: [Input<'_>; 3]) -> Result<CpuStorage> {
-        let mut inputs = Inputs::new(view::<T>("q", q)?, view::<T>("k", k)?, view::<T>("v", v)?);
-        if let Some(packed) = &self.packed {
-            inputs = inputs.varlen(&packed.seqlens_q, &packed.seqlens_k);
-        }
-        if let Some(seqused_k) = &self.seqused_k {
-            inputs = inputs.seqused_k(seqused_k);
-        }
-        if let Some(leftpad_k) = &self.leftpad_k {
-            inputs = inputs.leftpad_k(leftpad_k);
-        }
-        // Before the maxima: cumulative lengths that make no sense are the better thing to report.
-        Problem::new(&self.attention, &inputs, None).map_err(|error| rename(error, &NAMES))?;
-        if let Some(packed) = &self.packed {
-            check_max(
-                "max_seqlen_q",
-                packed.max_seqlen_q,
-                "seqlens_q",
-                &packed.seqlens_q,
-            )?;
-            check_max(
-                "max_seqlen_k",
-                packed.max_seqlen_k,
-                "seqlens_k",
-                &packed.seqlens_k,
-            )?;
-        }
+        let inputs = Inputs::new(view::<T>("q", q)?, view::<T>("k", k)?, view::<T>("v", v)?);
+        let inputs = self.lengths.of(&self.attention, inputs)?;
         let cpu::Output { out, lse } = cpu::attend(&self.attention, &inputs)?;
         *self.lse.lock().unwrap_or_else(PoisonError::into_inner) = lse;
         Ok(T::to_cpu_storage_owned(out))
@@ -703,37 +555,25 @@ fn view<'a, T: WithDType>(argument: &'static str, (storage, at): Input<'a>) -> R
     Ok(View { data, layout })
 }
 
-/// `seqlens` has been validated.
-fn check_max(
-    argument: &'static str,
-    max: usize,
-    name: &str,
-    seqlens: &[i32],
-) -> std::result::Result<(), Error> {
-    let lengths = seqlens.windows(2).map(|pair| (pair[1] - pair[0]) as usize);
-    match lengths.max() {
-        Some(longest) if longest > max => {
-            let expected = format!("at least {longest}, the longest sequence in {name}");
-            Err(value(argument, max, expected))
-        }
-        _ => Ok(()),
-    }
-}
-
+/// Checks that a tensor is where the first one is, which has this name.
 fn check_device(
     argument: &'static str,
     found: DeviceLocation,
-    q: DeviceLocation,
+    (device, name): (DeviceLocation, &str),
 ) -> std::result::Result<(), Error> {
-    if found != q {
+    if found != device {
         let found = format!("a tensor on {found:?}");
-        return Err(value(argument, found, format!("one on {q:?}, as q")));
+        return Err(value(
+            argument,
+            found,
+            format!("one on {device:?}, as {name}"),
+        ));
     }
     Ok(())
 }
 
-fn no_path(device: &str, expected: &str) -> Error {
-    value("q", format!("a {device} tensor"), expected)
+fn no_path(argument: &'static str, device: &str, expected: &str) -> Error {
+    value(argument, format!("a {device} tensor"), expected)
 }
 
 fn bad_dtype(argument: &'static str, found: DType, expected: &str) -> Error {
@@ -787,13 +627,13 @@ mod tests {
     #[test]
     fn devices_are_named() {
         let (cpu, cuda) = (DeviceLocation::Cpu, DeviceLocation::Cuda { gpu_id: 1 });
-        assert_eq!(check_device("k", cuda, cuda), Ok(()));
+        assert_eq!(check_device("k", cuda, (cuda, "q")), Ok(()));
         assert_eq!(
-            check_device("k", cpu, cuda).unwrap_err().to_string(),
+            check_device("k", cpu, (cuda, "q")).unwrap_err().to_string(),
             "k: found a tensor on Cpu, expected one on Cuda { gpu_id: 1 }, as q"
         );
         assert_eq!(
-            no_path("Metal", "a CPU tensor").to_string(),
+            no_path("q", "Metal", "a CPU tensor").to_string(),
             "q: found a Metal tensor, expected a CPU tensor"
         );
     }

@@ -184,6 +184,108 @@ fn a_prepared_layer_with_lengths_and_its_lse() -> Result<()> {
 }
 
 #[test]
+fn pages() -> Result<()> {
+    on_gpu(|gpu| {
+        let layer = Attention::new(4, 2, 64)
+            .slopes(Slopes::geometric(4))
+            .build()?;
+        let (pages, page_size, used) = (20usize, 16usize, [90u32, 0, 33]);
+        // Rows of padding are left out; pages that no sequence needs are never read.
+        let table = |b: usize, i: usize| ((b * 6 + i) * 7 % pages) as u32;
+        let rows: Vec<Vec<u32>> = (0..3)
+            .map(|b| (0..6).map(|i| table(b, i)).collect())
+            .collect();
+        let slot = |b: usize, j: usize| match j < used[b] as usize {
+            true => i64::from(table(b, j / page_size)) * 16 + (j % page_size) as i64,
+            false => -1,
+        };
+        let slots: Vec<i64> = (0..3 * 96).map(|i| slot(i / 96, i % 96)).collect();
+        for dtype in [DType::F16, DType::BF16] {
+            // Slices of one fused projection, strided.
+            let kv = both(gpu, dtype, &[3 * 96, 2, 2, 64], Ok)?;
+            // Some are decoded, some are not.
+            let mut qs = Vec::new();
+            for queries in [1, 9, 16, 17, 40] {
+                qs.push(both(gpu, dtype, &[3, queries, 4, 64], Ok)?);
+            }
+            let packed = both(gpu, dtype, &[22, 4, 64], Ok)?;
+            let on = |kv: &Tensor, qs: &[Tensor], packed: &Tensor| -> Result<Vec<Tensor>> {
+                let device = kv.device();
+                let pool = || -> Result<Tensor> {
+                    let nan = Tensor::full(f32::NAN, (pages + 2, page_size, 2, 64), device)?;
+                    nan.to_dtype(dtype)?.narrow(0, 1, pages)
+                };
+                let (k_pages, v_pages) = (pool()?, pool()?);
+                let part = |i: usize| kv.narrow(1, i, 1)?.squeeze(1);
+                let slots = Tensor::new(slots.as_slice(), device)?;
+                append(&part(0)?, &part(1)?, &k_pages, &v_pages, &slots)?;
+                let (table, used) = (
+                    Tensor::new(rows.clone(), device)?,
+                    Tensor::new(&used, device)?,
+                );
+                let lengths = Lengths::paged(&table, &used);
+                let mut found = Vec::new();
+                for q in qs {
+                    let (out, lse) = attend(&layer, q, &k_pages, &v_pages, lengths)?;
+                    found.extend([out, lse]);
+                }
+                let seqlens = Tensor::new(&[0u32, 7, 7, 20], device)?;
+                for max in [13, 20] {
+                    let lengths = lengths.varlen_q(&seqlens, max);
+                    let (out, lse) = attend(&layer, packed, &k_pages, &v_pages, lengths)?;
+                    found.extend([out, lse]);
+                }
+                Ok(found)
+            };
+            let on = |at: usize| {
+                let qs: Vec<Tensor> = qs.iter().map(|q| q[at].clone()).collect();
+                on(&kv[at], &qs, &packed[at])
+            };
+            let (cpu, gpu) = (on(0)?, on(1)?);
+            for (cpu, gpu) in cpu.iter().zip(&gpu) {
+                assert_close(cpu, gpu)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn append_leaves_out_slots_that_no_page_has() -> Result<()> {
+    on_gpu(|gpu| {
+        let pool = || Tensor::zeros((2, 8, 1, 8), DType::F16, gpu);
+        let (k_pages, v_pages) = (pool()?, pool()?);
+        let new = Tensor::ones((4, 1, 8), DType::F16, gpu)?;
+        let slots = Tensor::new(&[3i64, 16, -1, 15], gpu)?;
+        append(&new, &new, &k_pages, &v_pages, &slots)?;
+        for pool in [&k_pages, &v_pages] {
+            let rows = pool.to_dtype(DType::F32)?.sum_keepdim(3)?.flatten_all()?;
+            let mut expected = [0f32; 16];
+            (expected[3], expected[15]) = (8.0, 8.0);
+            assert_eq!(rows.to_vec1::<f32>()?, expected);
+        }
+
+        let error = append(&new, &new, &k_pages, &k_pages, &slots).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "v_pages: found a tensor in the memory of k_pages, expected memory of its own"
+        );
+        let error = append(&new, &new, &k_pages, &v_pages, &slots.narrow(0, 0, 3)?).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "slot_mapping: found 3 elements, expected 4, one a token"
+        );
+        let new = new.to_dtype(DType::F32)?;
+        let error = append(&new, &new, &k_pages, &v_pages, &slots).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "k: found dtype F32, expected dtype F16 or BF16 on a CUDA device"
+        );
+        Ok(())
+    })
+}
+
+#[test]
 fn errors() -> Result<()> {
     on_gpu(|gpu| {
         let slopes = Tensor::new(&[0.5f32, 0.25], gpu)?;

@@ -337,7 +337,7 @@ fn examples_without_a_gpu_end_with_one_clear_line() {
     assert_eq!(error.to_string(), expected.to_string());
     let tests = env::current_exe().unwrap();
     let examples = tests.ancestors().nth(2).unwrap().join("examples");
-    for example in ["generate", "extrapolate"] {
+    for example in ["generate", "extrapolate", "serve_trace"] {
         // `cargo test` builds it; `cargo test --test models` does not.
         let program = examples
             .join(example)

@@ -91,6 +91,35 @@ fn hidden_states_are_those_of_each_sequence_alone_to_the_bit() {
 }
 
 #[test]
+fn a_fork_leaves_the_pages_of_the_other_as_they_were() {
+    let (model, tokenizer) = load();
+    let text = fs::read_to_string("models/kjv-bloom/heldout.txt").unwrap();
+    let tokens = tokenizer.encode(&text[..100]).unwrap();
+    // Diverges within a page.
+    let (prefix, ends) = (&tokens[..40], [&tokens[40..70], &tokens[60..90]]);
+    let mut cache = model.cache(20, 16).unwrap();
+    let first = cache.pages.create();
+    model.forward(&[(first, prefix)], &mut cache).unwrap();
+    let second = cache.pages.fork(first).unwrap();
+    for (sequence, end) in [second, first].into_iter().zip(ends) {
+        model.forward(&[(sequence, end)], &mut cache).unwrap();
+    }
+    let last = [(second, &tokens[90..]), (first, &tokens[90..])];
+    let hidden = model.forward(&last, &mut cache).unwrap();
+    for (at, end) in ends.into_iter().enumerate() {
+        let mut cache = model.cache(20, 16).unwrap();
+        let sequence = cache.pages.create();
+        for tokens in [prefix, end] {
+            model.forward(&[(sequence, tokens)], &mut cache).unwrap();
+        }
+        let alone = [(sequence, &tokens[90..])];
+        let alone = model.forward(&alone, &mut cache).unwrap();
+        let found = hidden.i(10 * at..10 * at + 10).unwrap();
+        assert!(bits(&found) == bits(&alone), "sequence {at}");
+    }
+}
+
+#[test]
 fn a_request_that_can_never_fit_is_an_error() {
     let (model, tokenizer) = load();
     let requests = [Request {

@@ -1,5 +1,5 @@
-//! A decoder of the BLOOM or MPT family, from a Hugging Face checkpoint folder, in f32: candle's tensors, this crate's
-//! attention and paged cache.
+//! A decoder of the BLOOM or MPT family, from a Hugging Face checkpoint folder, in f32 (on a GPU with attention in f16):
+//! candle's tensors, this crate's attention and paged cache.
 
 #![allow(dead_code)] // Each example uses its part.
 
@@ -12,10 +12,11 @@ mod tokenizer;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{D, Device, Tensor};
+use backend::attention_dtype;
+use candle_core::{D, Device, IndexOp, Tensor};
 use candle_nn::{Embedding, LayerNorm, Linear, Module};
-use flash_alibi::cpu::{self, Pools};
-use flash_alibi::{Attention, Batch, Inputs, PagedCache, SequenceId, View};
+use flash_alibi::candle::{self, Lengths};
+use flash_alibi::{Attention, PagedCache, SequenceId};
 
 #[allow(unused_imports)] // Tests choose devices themselves.
 pub use backend::Backend;
@@ -69,14 +70,22 @@ pub struct Cache {
     /// Who has which pages.
     pub pages: PagedCache,
     /// Of each block.
-    pools: Vec<Pools<f32>>,
+    pools: Vec<Pools>,
 }
 
-/// New tokens of some sequences, packed one after the other, and where they go.
+/// The keys and values of a block, each `[pages, page_size, heads, head_dim]`.
+struct Pools {
+    k: Tensor,
+    v: Tensor,
+}
+
+/// New tokens of some sequences, packed one after the other, and where they go: on the model's device.
 struct Step {
-    cu_seqlens_q: Vec<i32>,
-    slot_mapping: Vec<i64>,
-    batch: Batch,
+    seqlens_q: Tensor,
+    max_seqlen_q: usize,
+    slot_mapping: Tensor,
+    block_table: Tensor,
+    seqused_k: Tensor,
 }
 
 impl Model {
@@ -100,10 +109,17 @@ impl Model {
     /// A cache of `pages` pages of `page_size` tokens.
     pub fn cache(&self, pages: usize, page_size: usize) -> Result<Cache> {
         let (heads_k, head_dim) = (self.attention.heads_k(), self.attention.head_dim());
-        let pools = |_: &Block| Pools::new(pages, page_size, heads_k, head_dim);
+        let (device, dtype) = (self.device(), attention_dtype(self.device()));
+        let pool = || Tensor::zeros((pages, page_size, heads_k, head_dim), dtype, device);
+        let pools = |_: &Block| -> Result<Pools> {
+            Ok(Pools {
+                k: pool()?,
+                v: pool()?,
+            })
+        };
         Ok(Cache {
             pages: PagedCache::new(pages, page_size)?,
-            pools: self.blocks.iter().map(pools).collect::<Result<_, _>>()?,
+            pools: self.blocks.iter().map(pools).collect::<Result<_>>()?,
         })
     }
 
@@ -117,13 +133,13 @@ impl Model {
             .collect::<Vec<_>>()
             .concat();
         ensure!(!ids.is_empty(), "found no tokens");
-        let step = cache.append(tokens)?;
+        let step = cache.append(tokens, self.device())?;
         let ids = Tensor::new(ids, self.device())?;
         let mut x = self.embedding.forward(&ids)?;
         if let Some(norm) = &self.embedding_norm {
             x = norm.forward(&x)?;
         }
-        for (block, pools) in self.blocks.iter().zip(&mut cache.pools) {
+        for (block, pools) in self.blocks.iter().zip(&cache.pools) {
             x = block.forward(&x, &self.attention, pools, &step)?;
         }
         Ok(self.norm.forward(&x)?)
@@ -143,12 +159,8 @@ impl Model {
 
 impl Cache {
     /// Takes slots for new tokens of each sequence, or for none.
-    fn append(&mut self, tokens: &[(SequenceId, &[u32])]) -> Result<Step> {
-        let mut step = Step {
-            cu_seqlens_q: vec![0],
-            slot_mapping: Vec::new(),
-            batch: Batch::default(),
-        };
+    fn append(&mut self, tokens: &[(SequenceId, &[u32])], device: &Device) -> Result<Step> {
+        let (mut slot_mapping, mut seqlens_q) = (Vec::new(), vec![0]);
         for (at, &(sequence, ids)) in tokens.iter().enumerate() {
             let appended = match self.pages.append(sequence, ids.len()) {
                 Ok(appended) => appended,
@@ -160,15 +172,30 @@ impl Cache {
                     return Err(error.into());
                 }
             };
-            for pools in &mut self.pools {
-                pools.copy_pages(&appended.copies)?;
+            for (from, to) in appended.copies {
+                for pool in self.pools.iter().flat_map(|pools| [&pools.k, &pools.v]) {
+                    // A copy of its own: candle writes to no tensor that it reads.
+                    let page = pool.narrow(0, from as usize, 1)?.copy()?;
+                    pool.slice_set(&page, 0, to as usize)?;
+                }
             }
-            step.slot_mapping.extend(appended.slot_mapping);
-            step.cu_seqlens_q.push(step.slot_mapping.len() as i32);
+            slot_mapping.extend(appended.slot_mapping);
+            seqlens_q.push(slot_mapping.len() as u32);
         }
         let sequences: Vec<SequenceId> = tokens.iter().map(|&(id, _)| id).collect();
-        step.batch = self.pages.batch(&sequences)?;
-        Ok(step)
+        let batch = self.pages.batch(&sequences)?;
+        let on_device = |numbers: Vec<i32>| {
+            let numbers: Vec<u32> = numbers.into_iter().map(|n| n as u32).collect();
+            Tensor::new(numbers, device)
+        };
+        let table = (sequences.len(), batch.max_pages_per_sequence);
+        Ok(Step {
+            seqlens_q: Tensor::new(seqlens_q, device)?,
+            max_seqlen_q: tokens.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0),
+            slot_mapping: Tensor::new(slot_mapping, device)?,
+            block_table: on_device(batch.block_table)?.reshape(table)?,
+            seqused_k: on_device(batch.seqused_k)?,
+        })
     }
 }
 
@@ -205,7 +232,7 @@ impl Block {
         &self,
         x: &Tensor,
         attention: &Attention,
-        pools: &mut Pools<f32>,
+        pools: &Pools,
         step: &Step,
     ) -> Result<Tensor> {
         let normed = self.norm_1.forward(x)?;
@@ -230,7 +257,7 @@ impl Block {
         &self,
         x: &Tensor,
         attention: &Attention,
-        pools: &mut Pools<f32>,
+        pools: &Pools,
         step: &Step,
     ) -> Result<Tensor> {
         let (heads, head_dim) = (attention.heads_q(), attention.head_dim());
@@ -239,26 +266,18 @@ impl Block {
         if let Some(clip) = self.clip_qkv {
             qkv = qkv.clamp(-clip, clip)?;
         }
-        let qkv: Vec<f32> = qkv.flatten_all()?.to_vec1()?;
+        let qkv = qkv.to_dtype(pools.k.dtype())?;
         // Views of the fused projection: nothing is taken apart.
-        let (next, head_stride) = match self.fused {
-            Fused::WithinHeads => (head_dim, 3 * head_dim),
-            Fused::AcrossHeads => (hidden, head_dim),
+        let part = |i: usize| match self.fused {
+            Fused::WithinHeads => qkv.reshape((total, heads, 3, head_dim))?.i((.., .., i)),
+            Fused::AcrossHeads => qkv.reshape((total, 3, heads, head_dim))?.i((.., i)),
         };
-        let part = |i: usize| {
-            let (shape, strides) = ([total, heads, head_dim], [3 * hidden, head_stride, 1]);
-            View::strided(&qkv[i * next..], &shape, &strides)
-        };
-        pools.append(part(1)?, part(2)?, &step.slot_mapping)?;
-        let Batch {
-            block_table,
-            seqused_k,
-            ..
-        } = &step.batch;
-        let inputs = Inputs::paged(part(0)?, pools.k(), pools.v(), block_table, seqused_k)
-            .varlen_q(&step.cu_seqlens_q);
-        let out = cpu::attend(attention, &inputs)?.out;
+        let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+        candle::append(&k, &v, &pools.k, &pools.v, &step.slot_mapping)?;
+        let lengths = Lengths::paged(&step.block_table, &step.seqused_k)
+            .varlen_q(&step.seqlens_q, step.max_seqlen_q);
+        let (out, _) = candle::attend(attention, &q, &pools.k, &pools.v, lengths)?;
         self.out
-            .forward(&Tensor::from_vec(out, (total, hidden), x.device())?)
+            .forward(&out.reshape((total, hidden))?.to_dtype(x.dtype())?)
     }
 }

@@ -7,12 +7,18 @@ use candle_core::op::BackpropOp;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor,
 };
-use cudarc::driver::{CudaContext, CudaSlice, CudaView, DevicePtr, DeviceRepr, ValidAsZeroBits};
+use cudarc::driver::{
+    CudaContext, CudaSlice, CudaView, CudaViewMut, DevicePtr, DeviceRepr, ValidAsZeroBits,
+};
 use half::{bf16, f16};
 
-use super::{Call, NAMES, check_lengths, lse_shape, rename};
+use super::append::{self, Pool};
+use super::{Call, NAMES, lse_shape, rename};
 use crate::cuda::{self, Element, Inputs, Kernels, View, ViewMut};
 use crate::{Attention, tensor};
+
+/// The most queries a sequence for which the kernels for decoding are the faster ones.
+const MAX_DECODED: usize = 16;
 
 /// The kernels of a context. They stay loaded until the program ends: a call brings nothing that could keep them.
 fn kernels(context: &Arc<CudaContext>) -> Result<Arc<Kernels>> {
@@ -33,10 +39,10 @@ impl Call<'_> {
         let attention = self.attention(|slopes| Ok(vec![0.0; slopes.elem_count()]))?;
         let dtypes = [DType::F16, DType::BF16];
         self.check_dtypes(&dtypes, "dtype F16 or BF16 on a CUDA device")?;
-        let mut lengths = [const { None }; 4];
-        for (held, (argument, tensor)) in lengths.iter_mut().zip(self.lengths.tensors()) {
+        self.lengths.check(self.q)?;
+        let mut lengths = [const { None }; 5];
+        for (held, (_, tensor)) in lengths.iter_mut().zip(self.lengths.tensors()) {
             if let Some(tensor) = tensor {
-                check_lengths(argument, tensor)?;
                 *held = Some(tensor.contiguous()?);
             }
         }
@@ -45,7 +51,7 @@ impl Call<'_> {
             attention: attention.into_owned(),
             slopes: self.slopes().map(Tensor::contiguous).transpose()?,
             lengths,
-            max_seqlens: (self.lengths.packed).map_or((0, 0), |p| (p.max_seqlen_q, p.max_seqlen_k)),
+            max_seqlens: self.lengths.max_seqlens(),
             lse: Arc::clone(&lse),
         };
         let out = self.q.apply_op3(self.k, self.v, op)?;
@@ -59,9 +65,10 @@ struct CudaOp {
     attention: Attention,
     /// Those that are used, where they are a tensor.
     slopes: Option<Tensor>,
-    /// `seqlens_q`, `seqlens_k`, `seqused_k`, `leftpad_k`.
-    lengths: [Option<Tensor>; 4],
-    max_seqlens: (usize, usize),
+    /// `seqlens_q`, `seqlens_k`, `block_table`, `seqused_k`, `leftpad_k`.
+    lengths: [Option<Tensor>; 5],
+    /// `max_seqlen_q` and `max_seqlen_k`.
+    max_seqlens: [usize; 2],
     lse: Arc<Mutex<Option<Tensor>>>,
 }
 
@@ -116,27 +123,31 @@ impl CudaOp {
             from_start(k.0, k.1)?,
             from_start(v.0, v.1)?,
         ];
-        let inputs = Inputs::new(
+        let [q_view, k_view, v_view] = [
             view("q", &parts[0], q.1)?,
             view("k", &parts[1], k.1)?,
             view("v", &parts[2], v.1)?,
-        );
+        ];
         let held =
             (self.lengths.each_ref()).map(|tensor| Some(tensor.as_ref()?.storage_and_layout()));
-        let mut lengths = [const { None }; 4];
+        let mut lengths = [const { None }; 5];
         for (lengths, held) in lengths.iter_mut().zip(&held) {
             if let Some((storage, layout)) = held {
                 *lengths = Some(integers(contiguous(storage, layout)?));
             }
         }
-        let [seqlens_q, seqlens_k, seqused_k, leftpad_k] = &lengths;
-        let mut inputs = inputs;
-        if let (Some(q), Some(k)) = (seqlens_q, seqlens_k) {
-            inputs = inputs.varlen(q, k, self.max_seqlens.0, self.max_seqlens.1);
-        }
-        if let Some(seqused_k) = seqused_k {
-            inputs = inputs.seqused_k(seqused_k);
-        }
+        let [seqlens_q, seqlens_k, block_table, seqused_k, leftpad_k] = &lengths;
+        let [max_seqlen_q, max_seqlen_k] = self.max_seqlens;
+        let mut inputs = match (block_table, seqused_k) {
+            (Some(table), Some(used)) => Inputs::paged(q_view, k_view, v_view, table, used),
+            (None, Some(used)) => Inputs::new(q_view, k_view, v_view).seqused_k(used),
+            _ => Inputs::new(q_view, k_view, v_view),
+        };
+        inputs = match (seqlens_q, seqlens_k) {
+            (Some(q), Some(k)) => inputs.varlen(q, k, max_seqlen_q, max_seqlen_k),
+            (Some(q), None) => inputs.varlen_q(q, max_seqlen_q),
+            _ => inputs,
+        };
         if let Some(leftpad_k) = leftpad_k {
             inputs = inputs.leftpad_k(leftpad_k);
         }
@@ -159,14 +170,28 @@ impl CudaOp {
         let rows = lse_shape.elem_count();
         let mut out = allocate::<T>(device, shape.elem_count(), zero)?;
         let mut lse = allocate::<f32>(device, rows, zero)?;
+        let queries = match seqlens_q {
+            Some(_) => max_seqlen_q,
+            None => q_view.layout().rows,
+        };
+        let mut workspace = None;
+        if queries <= MAX_DECODED {
+            let out = tensor::Layout::contiguous("out", shape.dims())?;
+            let len = cuda::decode_workspace(&kernels, &self.attention, &inputs, out);
+            workspace = Some(allocate::<f32>(device, len.map_err(error)?, false)?);
+        }
         {
             let (slopes, _guard) = slopes.device_ptr(&stream);
             let out = ViewMut::new(&mut out, shape.dims())?;
             let lse = &mut lse.slice_mut(..rows);
+            let method = match &mut workspace {
+                Some(workspace) => cuda::Method::Decode(workspace),
+                None => cuda::Method::Prefill,
+            };
             // SAFETY: the slopes were counted when the attention was described, and the guard orders what is done to them.
             unsafe {
                 cuda::attend(
-                    cuda::Method::Prefill,
+                    method,
                     &kernels,
                     &self.attention,
                     slopes,
@@ -185,6 +210,71 @@ impl CudaOp {
     }
 }
 
+impl append::Call<'_> {
+    pub(super) fn cuda(
+        &self,
+        k_pool: &mut Pool<'_>,
+        v_pool: &mut Pool<'_>,
+        slots: &Tensor,
+    ) -> Result<()> {
+        let (Pool::Cuda(k_pool), Pool::Cuda(v_pool)) = (k_pool, v_pool) else {
+            candle_core::bail!("a call on CUDA tensors was given other pools")
+        };
+        match k_pool.slice {
+            CudaStorageSlice::F16(_) => self.launch::<f16>(k_pool, v_pool, slots),
+            _ => self.launch::<bf16>(k_pool, v_pool, slots),
+        }
+    }
+
+    fn launch<T: Element + CudaDType>(
+        &self,
+        k_pool: &mut CudaStorage,
+        v_pool: &mut CudaStorage,
+        slots: &Tensor,
+    ) -> Result<()> {
+        let stream = k_pool.device.cuda_stream();
+        let kernels = kernels(stream.context())?;
+        let [(k, k_layout), (v, v_layout), (slots, slots_layout)] =
+            [self.k, self.v, slots].map(Tensor::storage_and_layout);
+        let (Storage::Cuda(k), Storage::Cuda(v)) = (&*k, &*v) else {
+            candle_core::bail!("a call on CUDA tensors was given another tensor")
+        };
+        let (k, v) = (from_start::<T>(k, k_layout)?, from_start(v, v_layout)?);
+        let slots = contiguous::<i64>(&slots, slots_layout)?;
+        let mut k_pages = pool::<T>(k_pool, self.k_pages)?;
+        let mut v_pages = pool::<T>(v_pool, self.v_pages)?;
+        let appended = kernels.append(
+            &stream,
+            view("k", &k, k_layout)?,
+            view("v", &v, v_layout)?,
+            view_mut("k_pages", &mut k_pages, self.k_pages)?,
+            view_mut("v_pages", &mut v_pages, self.v_pages)?,
+            &slots,
+        );
+        appended.map_err(error)
+    }
+}
+
+/// A pool's storage from the pool's first element on.
+fn pool<'a, T: CudaDType>(
+    storage: &'a mut CudaStorage,
+    pool: &Tensor,
+) -> Result<CudaViewMut<'a, T>> {
+    let data = storage.as_cuda_slice_mut::<T>()?;
+    // A pool of no elements may start past the end.
+    let start = pool.layout().start_offset().min(data.len());
+    Ok(data.slice_mut(start..))
+}
+
+fn view_mut<'a, T>(
+    argument: &'static str,
+    part: &'a mut CudaViewMut<'_, T>,
+    pool: &Tensor,
+) -> Result<ViewMut<'a, T>> {
+    let layout = append::layout(argument, pool.layout())?;
+    Ok(ViewMut::from_layout(argument, part, layout)?)
+}
+
 /// A tensor's storage from the tensor's first element on.
 fn from_start<'a, T: CudaDType>(
     storage: &'a CudaStorage,
@@ -201,7 +291,7 @@ fn view<'a, T>(
     part: &'a CudaView<'_, T>,
     layout: &Layout,
 ) -> Result<View<'a, T>> {
-    let layout = tensor::Layout::new(argument, layout.dims(), layout.stride())?;
+    let layout = append::layout(argument, layout)?;
     Ok(View::from_layout(argument, part, layout)?)
 }
 
@@ -230,7 +320,7 @@ fn allocate<T: DeviceRepr + ValidAsZeroBits>(
 ) -> Result<CudaSlice<T>> {
     match zero {
         true => device.alloc_zeros(len.max(1)),
-        // SAFETY: the kernel writes all of a dense output before anything can read it.
+        // SAFETY: kernels write all of a dense output, and what they read of a workspace, before anything can read it.
         false => unsafe { device.alloc(len.max(1)) },
     }
 }

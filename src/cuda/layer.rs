@@ -185,6 +185,18 @@ pub(crate) enum Method<'a> {
     Decode(&'a mut dyn DevicePtrMut<f32>),
 }
 
+/// The elements of a workspace for this very call of [`Method::Decode`].
+#[cfg(feature = "candle-cuda")]
+pub(crate) fn decode_workspace<T: Element>(
+    kernels: &Kernels,
+    attention: &Attention,
+    inputs: &Inputs<'_, T>,
+    out: Layout,
+) -> Result<usize> {
+    let plan = Plan::decode(attention, &inputs.call(out)?, kernels.device())?;
+    Ok(plan.workspace_bytes() as usize / size_of::<f32>())
+}
+
 /// [`Layer::prefill`] or [`Layer::decode`], with slopes wherever they are.
 ///
 /// # Safety

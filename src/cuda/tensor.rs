@@ -87,7 +87,7 @@ impl<'a, T> ViewMut<'a, T> {
     /// # Errors
     /// As [`View::new`].
     pub fn new(buffer: &'a mut dyn DevicePtrMut<T>, shape: &[usize]) -> Result<Self> {
-        Self::from_layout(buffer, Layout::contiguous("out", shape)?)
+        Self::from_layout("out", buffer, Layout::contiguous("out", shape)?)
     }
 
     /// A tensor with strides in elements; the last must be 1.
@@ -99,12 +99,16 @@ impl<'a, T> ViewMut<'a, T> {
         shape: &[usize],
         strides: &[usize],
     ) -> Result<Self> {
-        Self::from_layout(buffer, Layout::new("out", shape, strides)?)
+        Self::from_layout("out", buffer, Layout::new("out", shape, strides)?)
     }
 
-    fn from_layout(buffer: &'a mut dyn DevicePtrMut<T>, layout: Layout) -> Result<Self> {
-        layout.check_buffer("out", buffer.len())?;
-        layout.check_injective("out")?;
+    pub(crate) fn from_layout(
+        argument: &'static str,
+        buffer: &'a mut dyn DevicePtrMut<T>,
+        layout: Layout,
+    ) -> Result<Self> {
+        layout.check_buffer(argument, buffer.len())?;
+        layout.check_injective(argument)?;
         Ok(Self { buffer, layout })
     }
 

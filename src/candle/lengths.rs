@@ -1,0 +1,267 @@
+//! How sequences lie in the tensors of a call.
+
+use candle_core::{DType, Result, Tensor};
+
+use super::{NAMES, bad_dtype, bad_shape, rename, to_host};
+use crate::error::{Error, value};
+use crate::problem::Problem;
+use crate::{Attention, Inputs};
+
+/// How sequences lie in the tensors of [`attend`](super::attend).
+///
+/// ```
+/// # use candle_core::{Device, Tensor};
+/// # use flash_alibi::candle::Lengths;
+/// # fn main() -> candle_core::Result<()> {
+/// // Two prompts of 3 and 5 tokens, packed.
+/// let seqlens = Tensor::new(&[0u32, 3, 8], &Device::Cpu)?;
+/// let lengths = Lengths::varlen(&seqlens, &seqlens, 5, 5);
+/// // One query each against a cache of which 17 and 4 rows are in use.
+/// let used = Tensor::new(&[17u32, 4], &Device::Cpu)?;
+/// let lengths = Lengths::dense().seqused_k(&used);
+/// // The same from pages of 16 rows: pages 2 and 0 of the first sequence, 3 of the second, which needs no other.
+/// let block_table = Tensor::new(&[[2u32, 0], [3, 0]], &Device::Cpu)?;
+/// let lengths = Lengths::paged(&block_table, &used);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Lengths<'a> {
+    packed_q: Option<Packed<'a>>,
+    packed_k: Option<Packed<'a>>,
+    block_table: Option<&'a Tensor>,
+    seqused_k: Option<&'a Tensor>,
+    leftpad_k: Option<&'a Tensor>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Packed<'a> {
+    seqlens: &'a Tensor,
+    max_seqlen: usize,
+}
+
+impl<'a> Lengths<'a> {
+    /// q `[batch, seqlen_q, heads_q, head_dim]`, k and v `[batch, seqlen_k, heads_k, head_dim]`: every sequence has all
+    /// rows.
+    pub fn dense() -> Self {
+        Self::default()
+    }
+
+    /// q `[total_q, heads_q, head_dim]`, k and v `[total_k, heads_k, head_dim]`: sequence `b` has the query rows
+    /// `seqlens_q[b]..seqlens_q[b + 1]` and likewise the key rows. Both tensors are u32 `[batch + 1]`, start at 0 and do
+    /// not decrease. No sequence is longer than `max_seqlen_q` and `max_seqlen_k`, which need not be tight: they size
+    /// the launch where lengths lie in device memory.
+    pub fn varlen(
+        seqlens_q: &'a Tensor,
+        seqlens_k: &'a Tensor,
+        max_seqlen_q: usize,
+        max_seqlen_k: usize,
+    ) -> Self {
+        let packed_k = Some(Packed {
+            seqlens: seqlens_k,
+            max_seqlen: max_seqlen_k,
+        });
+        Self {
+            packed_k,
+            ..Self::default().varlen_q(seqlens_q, max_seqlen_q)
+        }
+    }
+
+    /// A paged cache: k and v are pools `[pages, page_size, heads_k, head_dim]`, and key `j` of sequence `b` is row
+    /// `j % page_size` of page `block_table[b][j / page_size]`, as in vLLM.
+    ///
+    /// `page_size` is a multiple of 8. `block_table` is u32 `[batch, max_pages_per_sequence]`; sequences may share pages,
+    /// and entries that no query needs may be anything. `seqused_k` is u32 `[batch]`, the keys that each sequence has, those
+    /// of this call's tokens included (see [`append`](super::append)); the last query stands at the last of them. q is
+    /// `[batch, seqlen_q, heads_q, head_dim]`, or packed by [`Lengths::varlen_q`].
+    pub fn paged(block_table: &'a Tensor, seqused_k: &'a Tensor) -> Self {
+        Self {
+            block_table: Some(block_table),
+            ..Self::dense().seqused_k(seqused_k)
+        }
+    }
+
+    /// Packed queries of a paged cache: q is `[total_q, heads_q, head_dim]`, and sequence `b` has its rows
+    /// `seqlens_q[b]..seqlens_q[b + 1]`, at most `max_seqlen_q`, as in [`Lengths::varlen`].
+    pub fn varlen_q(mut self, seqlens_q: &'a Tensor, max_seqlen_q: usize) -> Self {
+        self.packed_q = Some(Packed {
+            seqlens: seqlens_q,
+            max_seqlen: max_seqlen_q,
+        });
+        self
+    }
+
+    /// Sequence `b` has only its first `seqused_k[b]` key rows, u32 `[batch]`: a padded batch, or a cache that is not
+    /// yet full. The last query then stands at key position `seqused_k[b] - 1`.
+    pub fn seqused_k(mut self, seqused_k: &'a Tensor) -> Self {
+        self.seqused_k = Some(seqused_k);
+        self
+    }
+
+    /// The first `leftpad_k[b]` key rows of sequence `b`, u32 `[batch]`, are padding that no query sees.
+    pub fn leftpad_k(mut self, leftpad_k: &'a Tensor) -> Self {
+        self.leftpad_k = Some(leftpad_k);
+        self
+    }
+
+    /// Where the rows of q begin, if it is packed.
+    pub(super) fn seqlens_q(&self) -> Option<&'a Tensor> {
+        self.packed_q.map(|packed| packed.seqlens)
+    }
+
+    /// `max_seqlen_q` and `max_seqlen_k`; 0 where nothing is packed.
+    #[cfg(feature = "candle-cuda")]
+    pub(super) fn max_seqlens(&self) -> [usize; 2] {
+        [self.packed_q, self.packed_k].map(|packed| packed.map_or(0, |packed| packed.max_seqlen))
+    }
+
+    pub(super) fn tensors(&self) -> [(&'static str, Option<&'a Tensor>); 5] {
+        [
+            ("seqlens_q", self.packed_q.map(|packed| packed.seqlens)),
+            ("seqlens_k", self.packed_k.map(|packed| packed.seqlens)),
+            ("block_table", self.block_table),
+            ("seqused_k", self.seqused_k),
+            ("leftpad_k", self.leftpad_k),
+        ]
+    }
+
+    /// Checks what can be checked without reading them.
+    pub(super) fn check(&self, q: &Tensor) -> std::result::Result<(), Error> {
+        for (argument, tensor) in self.tensors() {
+            let Some(tensor) = tensor else { continue };
+            if tensor.dtype() != DType::U32 {
+                return Err(bad_dtype(argument, tensor.dtype(), "dtype U32"));
+            }
+            let cumulative = argument.starts_with("seqlens");
+            if argument == "block_table" {
+                let batch = match (self.packed_q, q.dims()) {
+                    (Some(packed), _) => packed.seqlens.elem_count().saturating_sub(1),
+                    (None, [batch, ..]) => *batch,
+                    (None, []) => 0, // q is refused for it.
+                };
+                if !matches!(*tensor.dims(), [rows, _] if rows == batch) {
+                    let expected = format!("[{batch}, max_pages_per_sequence]");
+                    return Err(bad_shape(argument, tensor, expected));
+                }
+            } else if tensor.rank() != 1 {
+                let expected = if cumulative { "[batch + 1]" } else { "[batch]" };
+                return Err(bad_shape(argument, tensor, expected.into()));
+            }
+            // At least one sequence, as candle-flash-attn requires.
+            if cumulative && tensor.elem_count() < 2 {
+                return Err(Error::Length {
+                    argument,
+                    found: tensor.elem_count(),
+                    expected: "batch + 1, at least 2".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Their values, read from the CPU.
+    pub(super) fn to_host(self, q: &Tensor) -> Result<HostLengths> {
+        self.check(q)?;
+        let mut values = [const { None }; 5];
+        for (values, (argument, tensor)) in values.iter_mut().zip(self.tensors()) {
+            *values = match (argument, tensor) {
+                (_, None) => None,
+                ("block_table", Some(tensor)) => Some(read_pages(tensor)?),
+                (_, Some(tensor)) => Some(read_lengths(argument, tensor)?),
+            };
+        }
+        let [seqlens_q, seqlens_k, block_table, seqused_k, leftpad_k] = values;
+        let max = |packed: Option<Packed<'_>>| packed.map_or(0, |packed| packed.max_seqlen);
+        Ok(HostLengths {
+            seqlens_q,
+            seqlens_k,
+            max_seqlen_q: max(self.packed_q),
+            max_seqlen_k: max(self.packed_k),
+            block_table,
+            seqused_k,
+            leftpad_k,
+        })
+    }
+}
+
+/// [`Lengths`] that have been read.
+pub(super) struct HostLengths {
+    seqlens_q: Option<Vec<i32>>,
+    seqlens_k: Option<Vec<i32>>,
+    max_seqlen_q: usize,
+    max_seqlen_k: usize,
+    block_table: Option<Vec<i32>>,
+    seqused_k: Option<Vec<i32>>,
+    leftpad_k: Option<Vec<i32>>,
+}
+
+impl HostLengths {
+    /// The tensors with these lengths, validated.
+    pub(super) fn of<'a, T>(
+        &'a self,
+        attention: &Attention,
+        mut inputs: Inputs<'a, T>,
+    ) -> std::result::Result<Inputs<'a, T>, Error> {
+        let lengths = &mut inputs.lengths;
+        lengths.cu_seqlens_q = self.seqlens_q.as_deref();
+        lengths.cu_seqlens_k = self.seqlens_k.as_deref();
+        lengths.block_table = self.block_table.as_deref();
+        lengths.seqused_k = self.seqused_k.as_deref();
+        lengths.leftpad_k = self.leftpad_k.as_deref();
+        // Before the maxima: cumulative lengths that make no sense are the better thing to report.
+        Problem::new(attention, &inputs, None).map_err(|error| rename(error, &NAMES))?;
+        for (argument, max, name, seqlens) in [
+            (
+                "max_seqlen_q",
+                self.max_seqlen_q,
+                "seqlens_q",
+                &self.seqlens_q,
+            ),
+            (
+                "max_seqlen_k",
+                self.max_seqlen_k,
+                "seqlens_k",
+                &self.seqlens_k,
+            ),
+        ] {
+            if let Some(seqlens) = seqlens {
+                check_max(argument, max, name, seqlens)?;
+            }
+        }
+        Ok(inputs)
+    }
+}
+
+fn read_lengths(argument: &'static str, tensor: &Tensor) -> Result<Vec<i32>> {
+    let lengths = to_host::<u32>(tensor)?;
+    let lengths = lengths.iter().enumerate().map(|(at, &length)| {
+        i32::try_from(length).map_err(|_| {
+            let expected = format!("at most {}", i32::MAX);
+            value(argument, format!("{length} at index {at}"), expected).into()
+        })
+    });
+    lengths.collect()
+}
+
+/// Pages above `i32::MAX` become negative, which no page is: whether one is needed is not known here.
+fn read_pages(block_table: &Tensor) -> Result<Vec<i32>> {
+    let pages = to_host::<u32>(block_table)?;
+    Ok(pages.into_iter().map(|page| page as i32).collect())
+}
+
+/// `seqlens` has been validated.
+fn check_max(
+    argument: &'static str,
+    max: usize,
+    name: &str,
+    seqlens: &[i32],
+) -> std::result::Result<(), Error> {
+    let lengths = seqlens.windows(2).map(|pair| (pair[1] - pair[0]) as usize);
+    match lengths.max() {
+        Some(longest) if longest > max => {
+            let expected = format!("at least {longest}, the longest sequence in {name}");
+            Err(value(argument, max, expected))
+        }
+        _ => Ok(()),
+    }
+}
