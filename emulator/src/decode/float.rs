@@ -440,6 +440,10 @@ impl Decoder<'_> {
             _ => return Err(String::new()),
         };
         let cmp = Cmp::parse(cmp, ty).ok_or_else(String::new)?;
+        let bits = matches!(ty, Ty::B16 | Ty::B32 | Ty::B64);
+        if bits && !matches!(cmp, Cmp::Eq | Cmp::Ne) {
+            return Err("bits have no order".into());
+        }
         let (d, a, b, c) = match o {
             [d, a, b] if bool_op.is_none() => (d, a, b, None),
             [d, a, b, c] if bool_op.is_some() => (d, a, b, Some(self.p(c)?)),

@@ -7,6 +7,7 @@ mod flow;
 mod half;
 mod int;
 mod memory;
+mod modifiers;
 mod moves;
 mod sync;
 mod tensor;
@@ -464,6 +465,7 @@ impl<'a> Decoder<'a> {
         let m: Vec<&str> = i.op[1..].iter().map(String::as_str).collect();
         let o = &i.operands[..];
         let name = i.op[0].as_str();
+        modifiers::check(name, &m)?;
         // Each family answers `None` for opcodes that are not its own.
         if let Some(r) = self.moves(name, &m, o) {
             return r;

@@ -78,7 +78,8 @@ impl Decoder<'_> {
     fn mov(&mut self, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
         let [d, a] = arity(o)?;
         let [ty] = m else { return Err(String::new()) };
-        let ty = Ty::parse(ty).ok_or_else(String::new)?;
+        let ty = Ty::parse(ty).filter(|ty| *ty == Ty::Pred || ty.size() > 1);
+        let ty = ty.ok_or_else(String::new)?;
         let alu = |a| Ok((Op::Alu(a), Class::Move));
         if ty == Ty::Pred {
             let (d, (p, neg)) = (self.dp(d)?, self.p(a)?);
@@ -228,6 +229,9 @@ impl Decoder<'_> {
             .last()
             .and_then(|t| Ty::parse(t))
             .ok_or_else(String::new)?;
+        if ty == Ty::Pred {
+            return Err(String::new());
+        }
         let (p, neg): (P, bool) = self.p(p)?;
         let flip = if neg { FULL } else { 0 };
         Ok(if ty.size() == 8 {

@@ -1220,3 +1220,39 @@ fn lanes_meet_before_a_last_loop() {
         }
     });
 }
+
+/// Lanes that parted meet again, though some might have ended on the way.
+#[test]
+fn an_early_exit_does_not_keep_lanes_from_meeting() {
+    let text = format!(
+        "{HEADER}.visible .entry k() {{
+            .reg .pred %p<3>; .reg .b32 %r<4>;
+            mov.u32 %r0, %tid.x;
+            setp.ne.u32 %p0, %r0, 0;
+            setp.gt.u32 %p1, %r0, 99;
+            @%p0 bra MEET;
+            @%p1 bra DIE;
+            add.u32 %r1, %r0, 7;
+            MEET: mov.u32 %r2, 5;
+            mov.u32 %r3, 6;
+            ret;
+            DIE: trap;
+        }}"
+    );
+    let module = Module::parse(&text).expect("parses");
+    let config = LaunchConfig::new(1, 32);
+    let report = module
+        .launch(&Memory::new(), "k", &config, Params::new().as_bytes())
+        .expect("runs");
+    suite("lanes after an early exit", |t| {
+        for after in ["mov.u32 %r2, 5", "mov.u32 %r3, 6"] {
+            let mut lines = report.lines.iter();
+            let line = lines.find(|line| line.instruction.starts_with(after));
+            let counted = line.map(|line| {
+                let c = &line.counters;
+                (c.warp_instructions, c.lane_instructions)
+            });
+            t.same(after, &[counted], &[Some((1, 32))]);
+        }
+    });
+}
