@@ -33,6 +33,10 @@ typedef struct AttentionParams {
     /// f32 `[splits, batch, heads_k, seqlen_q * group, head_dim]` and without the last: where keys are split.
     uint64_t partial_out;
     uint64_t partial_lse;
+    /// f32 `[batch, heads_k, head_dim]`, of a cache `[heads_k, head_dim]`: a centre of the keys of each head. 0: no horizon.
+    uint64_t centres;
+    /// f32 `[batch, heads_k, tiles]`, of a cache `[pages, heads_k]`: the largest distance of a key from the centre.
+    uint64_t radii;
     TensorStrides q_strides;
     TensorStrides k_strides;
     TensorStrides v_strides;
@@ -63,6 +67,10 @@ typedef struct AttentionParams {
     float scale;
     /// 0: none.
     float softcap;
+    /// The weight that the horizon may leave out of a row. Negative: only keys whose weights are 0; 0: no horizon.
+    float tolerance;
+    /// Tiles of keys of the longest sequence.
+    int32_t tiles;
 } AttentionParams;
 
 /// New keys and values for a paged cache.
@@ -87,5 +95,5 @@ typedef struct AppendParams {
 } AppendParams;
 
 #ifdef __cplusplus
-static_assert(sizeof(AttentionParams) == 296 && sizeof(AppendParams) == 160, "the layouts that Rust has");
+static_assert(sizeof(AttentionParams) == 320 && sizeof(AppendParams) == 160, "the layouts that Rust has");
 #endif

@@ -1,6 +1,7 @@
 //! What a layer computes, described once when the model is loaded.
 
 use crate::error::{Result, value};
+use crate::horizon::Horizon;
 use crate::slopes::Slopes;
 
 /// Which keys a query may see, before windows and padding.
@@ -47,6 +48,7 @@ pub struct Attention {
     mask: Mask,
     window_left: Option<usize>,
     window_right: Option<usize>,
+    horizon: Horizon,
 }
 
 /// The largest head dimension.
@@ -59,7 +61,8 @@ impl Attention {
     /// Starts the description of a layer of `heads_q` query heads sharing `heads_k` key and value heads (equal for
     /// multi-head attention, one for multi-query attention).
     ///
-    /// Unless changed, the scale is `1/sqrt(head_dim)`, the slopes are [`Slopes::geometric`], the mask is causal.
+    /// Unless changed, the scale is `1/sqrt(head_dim)`, the slopes are [`Slopes::geometric`], the mask is causal, and the
+    /// horizon certified at 2^-24.
     #[allow(clippy::new_ret_no_self)] // A layer exists only once it has been validated.
     pub fn new(heads_q: usize, heads_k: usize, head_dim: usize) -> AttentionBuilder {
         AttentionBuilder {
@@ -71,6 +74,7 @@ impl Attention {
             slopes: None,
             mask: Mask::Causal,
             window: (None, None),
+            horizon: Horizon::default(),
         }
     }
 
@@ -126,6 +130,11 @@ impl Attention {
     pub fn mask(&self) -> Mask {
         self.mask
     }
+
+    /// Whether keys that cannot change the result are left out.
+    pub fn horizon(&self) -> Horizon {
+        self.horizon
+    }
 }
 
 /// A layer being described; see [`Attention::new`].
@@ -140,6 +149,7 @@ pub struct AttentionBuilder {
     slopes: Option<Slopes>,
     mask: Mask,
     window: (Option<usize>, Option<usize>),
+    horizon: Horizon,
 }
 
 impl AttentionBuilder {
@@ -174,12 +184,19 @@ impl AttentionBuilder {
         self
     }
 
+    /// Sets whether keys that cannot change the result are left out.
+    pub fn horizon(mut self, horizon: Horizon) -> Self {
+        self.horizon = horizon;
+        self
+    }
+
     /// Validates the description.
     ///
     /// # Errors
     /// [`Error::Value`](crate::Error::Value) for a head count of zero or above 65536, `heads_q` that is no multiple of `heads_k`, a
-    /// `head_dim` that is not a multiple of 8 up to [`MAX_HEAD_DIM`], slopes for another head count, or a scale, slope
-    /// or softcap that is not finite (a softcap must also be positive).
+    /// `head_dim` that is not a multiple of 8 up to [`MAX_HEAD_DIM`], slopes for another head count, a scale, slope or
+    /// softcap that is not finite (a softcap must also be positive), or a tolerance of the horizon that is not above 0 and
+    /// at most 0.5.
     pub fn build(self) -> Result<Attention> {
         let Self {
             heads_q,
@@ -219,6 +236,7 @@ impl AttentionBuilder {
             let found = format!("{} at index {at}", slopes.as_slice()[at]);
             return Err(value("slopes", found, "finite numbers"));
         }
+        self.horizon.check()?;
         Ok(Attention {
             heads_q,
             heads_k,
@@ -229,6 +247,7 @@ impl AttentionBuilder {
             mask: self.mask,
             window_left: self.window.0,
             window_right: self.window.1,
+            horizon: self.horizon,
         })
     }
 }

@@ -9,6 +9,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod error;
+mod horizon;
 #[cfg(feature = "cuda")]
 pub mod kernels;
 mod merge;
@@ -21,6 +22,7 @@ mod tensor;
 pub use attention::{Attention, AttentionBuilder, MAX_HEAD_DIM, Mask};
 pub use cache::{Appended, Batch, PagedCache, SequenceId};
 pub use error::{Error, Result};
+pub use horizon::Horizon;
 pub use merge::{merge_state, merge_states};
 pub use problem::Inputs;
 pub use slopes::Slopes;

@@ -48,6 +48,10 @@ pub struct AttentionParams {
     /// f32 `[splits, batch, heads_k, seqlen_q * group, head_dim]` and without the last: where keys are split.
     pub partial_out: u64,
     pub partial_lse: u64,
+    /// f32 `[batch, heads_k, head_dim]`, of a cache `[heads_k, head_dim]`: a centre of the keys of each head. 0: no horizon.
+    pub centres: u64,
+    /// f32 `[batch, heads_k, tiles]`, of a cache `[pages, heads_k]`: the largest distance of a key from the centre.
+    pub radii: u64,
     pub q_strides: TensorStrides,
     pub k_strides: TensorStrides,
     pub v_strides: TensorStrides,
@@ -78,10 +82,14 @@ pub struct AttentionParams {
     pub scale: f32,
     /// 0: none.
     pub softcap: f32,
+    /// The weight that the horizon may leave out of a row. Negative: only keys whose weights are 0; 0: no horizon.
+    pub tolerance: f32,
+    /// Tiles of keys of the longest sequence.
+    pub tiles: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 296usize];
+    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 320usize];
     ["Alignment of AttentionParams"][::std::mem::align_of::<AttentionParams>() - 8usize];
     [
         "Offset of field: AttentionParams::q",
@@ -123,77 +131,89 @@ const _: () = {
         "Offset of field: AttentionParams::partial_lse",
     ][::std::mem::offset_of!(AttentionParams, partial_lse) - 96usize];
     [
+        "Offset of field: AttentionParams::centres",
+    ][::std::mem::offset_of!(AttentionParams, centres) - 104usize];
+    [
+        "Offset of field: AttentionParams::radii",
+    ][::std::mem::offset_of!(AttentionParams, radii) - 112usize];
+    [
         "Offset of field: AttentionParams::q_strides",
-    ][::std::mem::offset_of!(AttentionParams, q_strides) - 104usize];
+    ][::std::mem::offset_of!(AttentionParams, q_strides) - 120usize];
     [
         "Offset of field: AttentionParams::k_strides",
-    ][::std::mem::offset_of!(AttentionParams, k_strides) - 128usize];
+    ][::std::mem::offset_of!(AttentionParams, k_strides) - 144usize];
     [
         "Offset of field: AttentionParams::v_strides",
-    ][::std::mem::offset_of!(AttentionParams, v_strides) - 152usize];
+    ][::std::mem::offset_of!(AttentionParams, v_strides) - 168usize];
     [
         "Offset of field: AttentionParams::out_strides",
-    ][::std::mem::offset_of!(AttentionParams, out_strides) - 176usize];
+    ][::std::mem::offset_of!(AttentionParams, out_strides) - 192usize];
     [
         "Offset of field: AttentionParams::lse_batch_stride",
-    ][::std::mem::offset_of!(AttentionParams, lse_batch_stride) - 200usize];
+    ][::std::mem::offset_of!(AttentionParams, lse_batch_stride) - 216usize];
     [
         "Offset of field: AttentionParams::lse_head_stride",
-    ][::std::mem::offset_of!(AttentionParams, lse_head_stride) - 208usize];
+    ][::std::mem::offset_of!(AttentionParams, lse_head_stride) - 224usize];
     [
         "Offset of field: AttentionParams::slopes_batch_stride",
-    ][::std::mem::offset_of!(AttentionParams, slopes_batch_stride) - 216usize];
+    ][::std::mem::offset_of!(AttentionParams, slopes_batch_stride) - 232usize];
     [
         "Offset of field: AttentionParams::table_stride",
-    ][::std::mem::offset_of!(AttentionParams, table_stride) - 224usize];
+    ][::std::mem::offset_of!(AttentionParams, table_stride) - 240usize];
     [
         "Offset of field: AttentionParams::seqlen_q",
-    ][::std::mem::offset_of!(AttentionParams, seqlen_q) - 232usize];
+    ][::std::mem::offset_of!(AttentionParams, seqlen_q) - 248usize];
     [
         "Offset of field: AttentionParams::seqlen_k",
-    ][::std::mem::offset_of!(AttentionParams, seqlen_k) - 236usize];
+    ][::std::mem::offset_of!(AttentionParams, seqlen_k) - 252usize];
     [
         "Offset of field: AttentionParams::rows_q",
-    ][::std::mem::offset_of!(AttentionParams, rows_q) - 240usize];
+    ][::std::mem::offset_of!(AttentionParams, rows_q) - 256usize];
     [
         "Offset of field: AttentionParams::rows_k",
-    ][::std::mem::offset_of!(AttentionParams, rows_k) - 244usize];
+    ][::std::mem::offset_of!(AttentionParams, rows_k) - 260usize];
     [
         "Offset of field: AttentionParams::batch",
-    ][::std::mem::offset_of!(AttentionParams, batch) - 248usize];
+    ][::std::mem::offset_of!(AttentionParams, batch) - 264usize];
     [
         "Offset of field: AttentionParams::heads_q",
-    ][::std::mem::offset_of!(AttentionParams, heads_q) - 252usize];
+    ][::std::mem::offset_of!(AttentionParams, heads_q) - 268usize];
     [
         "Offset of field: AttentionParams::group",
-    ][::std::mem::offset_of!(AttentionParams, group) - 256usize];
+    ][::std::mem::offset_of!(AttentionParams, group) - 272usize];
     [
         "Offset of field: AttentionParams::head_dim",
-    ][::std::mem::offset_of!(AttentionParams, head_dim) - 260usize];
+    ][::std::mem::offset_of!(AttentionParams, head_dim) - 276usize];
     [
         "Offset of field: AttentionParams::window_left",
-    ][::std::mem::offset_of!(AttentionParams, window_left) - 264usize];
+    ][::std::mem::offset_of!(AttentionParams, window_left) - 280usize];
     [
         "Offset of field: AttentionParams::window_right",
-    ][::std::mem::offset_of!(AttentionParams, window_right) - 268usize];
+    ][::std::mem::offset_of!(AttentionParams, window_right) - 284usize];
     [
         "Offset of field: AttentionParams::page_size",
-    ][::std::mem::offset_of!(AttentionParams, page_size) - 272usize];
+    ][::std::mem::offset_of!(AttentionParams, page_size) - 288usize];
     [
         "Offset of field: AttentionParams::pages",
-    ][::std::mem::offset_of!(AttentionParams, pages) - 276usize];
+    ][::std::mem::offset_of!(AttentionParams, pages) - 292usize];
     [
         "Offset of field: AttentionParams::table_columns",
-    ][::std::mem::offset_of!(AttentionParams, table_columns) - 280usize];
+    ][::std::mem::offset_of!(AttentionParams, table_columns) - 296usize];
     [
         "Offset of field: AttentionParams::splits",
-    ][::std::mem::offset_of!(AttentionParams, splits) - 284usize];
+    ][::std::mem::offset_of!(AttentionParams, splits) - 300usize];
     [
         "Offset of field: AttentionParams::scale",
-    ][::std::mem::offset_of!(AttentionParams, scale) - 288usize];
+    ][::std::mem::offset_of!(AttentionParams, scale) - 304usize];
     [
         "Offset of field: AttentionParams::softcap",
-    ][::std::mem::offset_of!(AttentionParams, softcap) - 292usize];
+    ][::std::mem::offset_of!(AttentionParams, softcap) - 308usize];
+    [
+        "Offset of field: AttentionParams::tolerance",
+    ][::std::mem::offset_of!(AttentionParams, tolerance) - 312usize];
+    [
+        "Offset of field: AttentionParams::tiles",
+    ][::std::mem::offset_of!(AttentionParams, tiles) - 316usize];
 };
 /// New keys and values for a paged cache.
 #[repr(C)]

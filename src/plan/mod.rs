@@ -10,6 +10,7 @@ mod prefill;
 
 use crate::attention::Attention;
 use crate::error::{Error, Result, value};
+use crate::horizon::Horizon;
 use crate::kernels::{AttentionParams, Embedded, Params as _, TensorStrides};
 use crate::problem::{check_shapes, check_slopes};
 use crate::tensor::Layout;
@@ -463,6 +464,11 @@ fn params(attention: &Attention, call: &Call, sizes: &Sizes) -> AttentionParams 
         splits: 1,
         scale: attention.scale(),
         softcap: attention.softcap().unwrap_or(0.0),
+        tolerance: match attention.horizon() {
+            Horizon::Off => 0.0,
+            Horizon::Certified { tolerance } => tolerance,
+            Horizon::Bitwise => -1.0,
+        },
         ..pages
     }
 }

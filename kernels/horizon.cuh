@@ -1,0 +1,68 @@
+// The certified horizon: the tests of src/horizon.rs, which has the theorem and its proof, in exponents of 2.
+
+#pragma once
+
+#include "alibi.cuh"
+
+// What the tests of one head compare with.
+struct Budget {
+    // For a tile and all that is farther (A); for one tile (B), without its share.
+    float tail, tile;
+    // Whether the tiles share a tolerance: whether `share` counts.
+    bool shared;
+
+    Budget() = default;
+    // For keys on one or two `sides`, and tiles of so many keys.
+    __device__ Budget(const AttentionParams &p, const Alibi &alibi, int sides, int keys) {
+        // Logarithms are rounded up.
+        constexpr float UP = 1e-3f;
+        if (p.tolerance < 0) {
+            // 2^x is 0 below 2^-126.
+            tail = tile = 127;
+            shared = false;
+        } else {
+            const float geometric = -1 / expm1f(-alibi.slope_log2 * LN_2), weights = 2 * sides / p.tolerance;
+            tail = log2f(geometric * weights) + UP;
+            tile = log2f(fminf(geometric, keys) * weights) + UP;
+            shared = true;
+        }
+    }
+
+    // log2(t (t + 1)), for the t-th tile after the nearest.
+    __device__ float share(int t) const { return shared ? log2f((float)t * (t + 1)) + 1e-3f : 0; }
+};
+
+// Whether the horizon leaves out anything of a head with this slope.
+__device__ inline bool has_horizon(const AttentionParams &p, const Alibi &alibi) {
+    return p.tolerance != 0 && alibi.slope_log2 > 0;
+}
+
+// What bounds the scores of one row.
+struct RowBound {
+    // Of a score: at the centre, for each unit of a radius, and what rounding may add to the exponent.
+    float centre, reach, slack;
+
+    RowBound() = default;
+    // `dot` is q c; `norm` is |q| and `key_norm` the largest |k|, both rounded up.
+    __device__ RowBound(const AttentionParams &p, float dot, float norm, float key_norm) {
+        centre = p.scale * dot;
+        reach = fabsf(p.scale) * norm;
+        slack = (2 * (p.head_dim + 4) * 0x1p-22f * reach * key_norm + p.softcap * 0x1p-20f) * LOG2_E;
+    }
+
+    // At least the exponent of every key within `radius` of the centre, at `distance` or farther.
+    __device__ float above(const AttentionParams &p, float slope_log2, float radius, float distance) const {
+        float score = fmaf(reach, radius, centre);
+        if (p.softcap > 0) score = p.softcap * tanhf(score / p.softcap);
+        return fmaf(score, LOG2_E, slack) - slope_log2 * distance * (1 - 0x1p-21f);
+    }
+};
+
+// The larger of two that are not negative; NaN is the largest.
+__device__ inline float max_or_nan(float x, float y) { return __uint_as_float(max(__float_as_uint(x), __float_as_uint(y))); }
+
+// At least the norm whose square was summed up in f32.
+__device__ inline float norm_above(float sum_of_squares) {
+    // The sign of a NaN does not matter, and squares below the smallest number count too.
+    return fmaf(sqrtf(fabsf(sum_of_squares)), 1 + 0x1p-12f, 0x1p-58f);
+}

@@ -1,0 +1,231 @@
+//! The certified horizon: which keys cannot change the result, and why.
+//!
+//! Every path that leaves out keys decides here, or by these formulas (`kernels/horizon.cuh`).
+//!
+//! # Theorem
+//!
+//! A row `i` has the scores `x_j = s_j - m |i - j|`, with a slope `m > 0`. Keys come in tiles of `T`, from the nearest
+//! outwards: tile `t >= 1` is the `t`-th after the nearest one, which is always kept, and `d` is the distance from the row
+//! to the nearest key of a tile. `Z_K` is the sum of `e^x` over the kept keys, `Z_P` over the pruned ones.
+//!
+//! **Bound of a score.** For any vector `c`, `s_j = scale q.k_j <= scale q.c + |scale| |q| |k_j - c| <= u + a R`, with
+//! `u = scale q.c`, `a = |scale| |q|` and `R` the largest `|k_j - c|` of the tile (Cauchy and Schwarz). A softcap is
+//! monotone, so it may be applied to both sides.
+//!
+//! **Bound of what is kept.** `Z_K >= e^M` for the score `M` of any kept key: the running maximum, even a stale one.
+//!
+//! **Bound of a tile.** On one side of the row distances differ by one at least, so the keys of a tile sum up to at most
+//! `g e^(u + a R - m d)`, `g = min(T, 1 / (1 - e^-m))`, and a tile and everything farther to at most
+//! `G e^(u + a R' - m d)`, `G = 1 / (1 - e^-m)` and `R'` the largest `R` of the tile and of everything farther.
+//!
+//! **Theorem.** If a tile is pruned only where
+//! - (A) `u + a R' - m d - M <= -ln(2 G / eps)`, and then everything farther with it, or
+//! - (B) `u + a R - m d - M <= -ln(2 g t (t + 1) / eps)`,
+//!
+//! then `Z_P <= eps Z_K`. *Proof.* What (A) prunes is one tail, of at most `(eps / 2) e^M`. What (B) prunes of tile `t` is
+//! at most `(eps / 2) e^M / (t (t + 1))`, and `1 / (t (t + 1))` sums to 1 over all `t`. With keys on both sides, each side
+//! has half of `eps`. ∎
+//!
+//! (B) needs the `t (t + 1)`: the tiles that it prunes differ in `R`, so that they are no tail, and a budget for one tail
+//! is exceeded by keys whose norms grow with the distance.
+//!
+//! **Corollary.** With `pi = Z_P / (Z_K + Z_P) <= eps`, per channel `|out - out_kept| <= 2 pi max|v|`, since
+//! `out - out_kept = pi (mean of the pruned v - mean of the kept v)`, and `0 <= lse - lse_kept = ln(1 + Z_P / Z_K) <= eps`.
+//!
+//! **Rounding.** The inequalities are of real numbers; scores are computed in f32. `slack` covers both a score and `M`:
+//! `2 (head_dim + 4) 2^-22 |scale| |q| max|k|` for the dot products, `2 * 2^-23 m d` for the bias, and `2^-20` of a
+//! softcap. Norms are rounded up. Each test is written so that a NaN keeps the tile.
+//!
+//! **Bitwise.** Where `u + a R - m d - M` is so low that every weight `e^(x - M)` underflows to 0, the tile adds zeros: it
+//! is skipped with no change at all.
+
+use std::f64::consts::LOG2_E;
+
+use crate::error::{Result, value};
+
+/// Whether keys that cannot change the result are left out.
+///
+/// ALiBi takes `slope * distance` from every score, so that far keys weigh nothing; how far depends on the slope, the
+/// queries and the keys. Tiles of keys are left out only where a bound proves it: whatever the input, the result keeps
+/// what is stated here. Keys of heads whose slope is not positive, and of sequences of less than 2048 keys, are never left
+/// out.
+///
+/// What is left out is not read: a NaN or an infinity in a value there does not spread. One in a key does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Horizon {
+    /// Every key is computed.
+    Off,
+    /// What is left out weighs at most `tolerance` of a row: an output differs by at most `2 * tolerance * max|v|` from
+    /// that with every key, an lse by at most `tolerance`. Above 0, and at most 0.5.
+    Certified {
+        /// A fraction of a row's weights.
+        tolerance: f32,
+    },
+    /// Only keys whose weights underflow to 0 are left out: the result is that of [`Horizon::Off`], bit by bit, for values
+    /// that are finite.
+    Bitwise,
+}
+
+impl Default for Horizon {
+    /// Certified at 2^-24, the weight of the last bit of an f32: below what f16 and bf16 results can show.
+    fn default() -> Self {
+        Self::Certified {
+            tolerance: 0.5f32.powi(24),
+        }
+    }
+}
+
+impl Horizon {
+    pub(crate) fn check(self) -> Result<()> {
+        match self {
+            Self::Certified { tolerance } if !(tolerance > 0.0 && tolerance <= 0.5) => {
+                Err(value("tolerance", tolerance, "above 0, and at most 0.5"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Sequences with fewer keys are computed whole: there is little to leave out.
+pub(crate) const MIN_KEYS: usize = 2048;
+
+/// What the tests of one head compare with, in units of log2.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Budget {
+    /// The slope, for each position.
+    slope: f64,
+    /// (A).
+    tail: f64,
+    /// (B), without `t (t + 1)`.
+    tile: f64,
+    /// Whether the tiles share a tolerance: whether `t (t + 1)` counts.
+    shared: bool,
+    /// Whether `M` must be the maximum that the weights are relative to.
+    pub(crate) exact: bool,
+}
+
+impl Budget {
+    /// For a slope in natural units, keys on one or two `sides`, tiles of `keys`, and weights that are 0 from
+    /// `2^-underflow` down. None where nothing is left out.
+    pub(crate) fn new(
+        horizon: Horizon,
+        slope: f32,
+        sides: u32,
+        keys: usize,
+        underflow: f64,
+    ) -> Option<Self> {
+        let slope = f64::from(slope);
+        if slope <= 0.0 {
+            return None;
+        }
+        let budget = |tail, tile, shared, exact| {
+            Some(Self {
+                slope: slope * LOG2_E,
+                tail,
+                tile,
+                shared,
+                exact,
+            })
+        };
+        match horizon {
+            Horizon::Off => None,
+            Horizon::Bitwise => budget(underflow, underflow, false, true),
+            Horizon::Certified { tolerance } => {
+                let half = f64::from(tolerance) / f64::from(2 * sides);
+                let tail = 1.0 / -(-slope).exp_m1();
+                let tile = tail.min(keys as f64);
+                budget((tail / half).log2(), (tile / half).log2(), true, false)
+            }
+        }
+    }
+
+    /// (B), for a tile none of whose scores is greater than `above`.
+    pub(crate) fn skips(&self, above: f64, max: f32, share: f64) -> bool {
+        let share = if self.shared { share } else { 0.0 };
+        above - f64::from(max) <= -(self.tile + share)
+    }
+
+    /// (A).
+    fn stops(&self, above: f64, max: f32) -> bool {
+        above - f64::from(max) <= -self.tail
+    }
+}
+
+/// `log2(t (t + 1))`: the share of the `t`-th tile.
+pub(crate) fn share(t: usize) -> f64 {
+    (t as f64 * (t as f64 + 1.0)).log2()
+}
+
+/// What is known of the keys of a tile, relative to a centre.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Radii {
+    /// `R`.
+    pub(crate) tile: f32,
+    /// `R'`.
+    pub(crate) farther: f32,
+}
+
+/// What becomes of a tile, in the order of what may be left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Verdict {
+    Keep,
+    Skip,
+    /// Skip it, and everything farther.
+    Stop,
+}
+
+/// What bounds the scores of one row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowBound {
+    budget: Budget,
+    /// `u`, in natural units.
+    centre: f64,
+    /// `a`.
+    reach: f64,
+    cap: Option<f64>,
+    slack: f64,
+}
+
+impl RowBound {
+    /// `dot` is `q.c`, `norm` is `|q|`, `key_norm` the largest `|k|`, rounded up.
+    pub(crate) fn new(
+        budget: Budget,
+        (scale, softcap): (f32, Option<f32>),
+        head_dim: usize,
+        (dot, norm): (f64, f64),
+        key_norm: f32,
+    ) -> Self {
+        let scale = f64::from(scale);
+        let (reach, cap) = (scale.abs() * norm, softcap.map(f64::from));
+        let dots = 2.0 * (head_dim as f64 + 4.0) * 0.5f64.powi(22) * reach * f64::from(key_norm);
+        Self {
+            budget,
+            centre: scale * dot,
+            reach,
+            cap,
+            slack: (dots + cap.unwrap_or(0.0) * 0.5f64.powi(20)) * LOG2_E,
+        }
+    }
+
+    /// At least every score of the keys within `radius` of the centre, at `distance` or farther; in units of log2.
+    fn above(&self, radius: f32, distance: f64) -> f64 {
+        let score = self.centre + self.reach * f64::from(radius);
+        let capped = match self.cap {
+            Some(cap) => cap * (score / cap).tanh(),
+            None => score,
+        };
+        capped * LOG2_E + self.slack - self.budget.slope * distance * (1.0 - 0.5f64.powi(22))
+    }
+
+    /// What becomes of the tile at `distance`, whose share is `share`, if the row has kept a score of `max`, in units of
+    /// log2.
+    pub(crate) fn verdict(&self, radii: Radii, distance: f64, share: f64, max: f32) -> Verdict {
+        if self.budget.stops(self.above(radii.farther, distance), max) {
+            Verdict::Stop
+        } else if (self.budget).skips(self.above(radii.tile, distance), max, share) {
+            Verdict::Skip
+        } else {
+            Verdict::Keep
+        }
+    }
+}
