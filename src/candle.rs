@@ -541,7 +541,7 @@ impl CpuOp {
     fn forward<T: Element + WithDType>(&self, [q, k, v]: [Input<'_>; 3]) -> Result<CpuStorage> {
         let inputs = Inputs::new(view::<T>("q", q)?, view::<T>("k", k)?, view::<T>("v", v)?);
         let inputs = self.lengths.of(&self.attention, inputs)?;
-        let cpu::Output { out, lse } = cpu::attend(&self.attention, &inputs)?;
+        let cpu::Output { out, lse, .. } = cpu::attend(&self.attention, &inputs)?;
         *self.lse.lock().unwrap_or_else(PoisonError::into_inner) = lse;
         Ok(T::to_cpu_storage_owned(out))
     }

@@ -217,6 +217,11 @@ impl RowBound {
         capped * LOG2_E + self.slack - self.budget.slope * distance * (1.0 - 0.5f64.powi(22))
     }
 
+    /// Whether a tile may be skipped none of whose scores is greater than `above`.
+    pub(crate) fn skips(&self, above: f32, max: f32, share: f64) -> bool {
+        self.budget.skips(f64::from(above), max, share)
+    }
+
     /// What becomes of the tile at `distance`, whose share is `share`, if the row has kept a score of `max`, in units of
     /// log2.
     pub(crate) fn verdict(&self, radii: Radii, distance: f64, share: f64, max: f32) -> Verdict {

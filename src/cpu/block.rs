@@ -6,11 +6,14 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::Element;
-use super::few::{FEW, run_few};
+use super::bounds::{FarTile, KeyBounds, Side, budget};
+use super::few::{FEW, Few, run_few};
 use super::gemm::{F32, Matrix, STRIP, Target};
+use super::report::Counts;
 use super::softmax::{Row, softmax_row};
 use super::tile::{Arithmetic, KEYS, Pages, Rows, TileRows, padded};
 use crate::Attention;
+use crate::horizon::{RowBound, Verdict, share};
 use crate::problem::{Problem, Sequence};
 use crate::tensor::Layout;
 
@@ -111,6 +114,10 @@ pub(super) struct Scratch<I> {
     scores: Vec<f32>,
     probabilities: Vec<I>,
     wide: Vec<f32>,
+    /// Of each row, where the horizon may leave out keys.
+    bounds: Vec<Option<RowBound>>,
+    /// What becomes of a tile, for each strip.
+    verdicts: Vec<Verdict>,
     /// The values of the tile, by key and column, that are not finite and hidden from some row.
     poison: Vec<(usize, usize)>,
     pub(super) state: State,
@@ -122,6 +129,7 @@ pub struct Tensors<'a, T> {
     pub(super) q: &'a [T],
     pub(super) k: &'a [T],
     pub(super) v: &'a [T],
+    pub(super) counts: Option<&'a Counts>,
 }
 
 impl<'a, T> Tensors<'a, T> {
@@ -132,22 +140,29 @@ impl<'a, T> Tensors<'a, T> {
         &self.q[at..][..layout.head_dim]
     }
 
-    fn keys(&self, block: &Block) -> Rows<'a, T> {
-        self.rows(block, self.k, &self.problem.k, block.sequence.k)
+    pub(super) fn keys(&self, sequence: &Sequence, head_k: usize) -> Rows<'a, T> {
+        self.rows(sequence, head_k, self.k, &self.problem.k, sequence.k)
     }
 
-    fn values(&self, block: &Block) -> Rows<'a, T> {
-        self.rows(block, self.v, &self.problem.v, block.sequence.v)
+    fn values(&self, sequence: &Sequence, head_k: usize) -> Rows<'a, T> {
+        self.rows(sequence, head_k, self.v, &self.problem.v, sequence.v)
     }
 
-    fn rows(&self, block: &Block, data: &'a [T], layout: &Layout, start: usize) -> Rows<'a, T> {
+    fn rows(
+        &self,
+        sequence: &Sequence,
+        head_k: usize,
+        data: &'a [T],
+        layout: &Layout,
+        start: usize,
+    ) -> Rows<'a, T> {
         let pages = self.problem.block_table.map(|table| Pages {
-            table: table.of(block.sequence.index),
+            table: table.of(sequence.index),
             size: table.page_size,
             stride: layout.batch_stride,
         });
         Rows {
-            data: &data[start + block.head_k * layout.head_stride..],
+            data: &data[start + head_k * layout.head_stride..],
             stride: layout.row_stride,
             head_dim: layout.head_dim,
             pages,
@@ -159,6 +174,10 @@ impl<'a, T> Tensors<'a, T> {
 pub(super) struct Run<'a, T, A, I> {
     pub(super) tensors: &'a Tensors<'a, T>,
     pub(super) block: &'a Block,
+    /// Of the block's keys, where the horizon may leave out some.
+    pub(super) bounds: Option<&'a KeyBounds>,
+    /// Scores that the rows have kept elsewhere: the maxima of another part of the keys.
+    pub(super) kept: Option<&'a [f32]>,
     pub(super) scratch: &'a mut Scratch<I>,
     /// From the SIMD token to the arithmetic of the products.
     pub(super) arithmetic: A,
@@ -199,18 +218,25 @@ impl<T: Element, I: Copy + Default + Send, A: ForSimd<T, I>> WithSimd for Run<'_
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let arithmetic = self.arithmetic.of(simd);
-        run(simd, arithmetic, self.tensors, self.block, self.scratch);
+        run(simd, arithmetic, self);
     }
 }
 
 #[inline(always)]
-fn run<T: Element, S: Simd, A: Arithmetic<T>>(
+fn run<T: Element, S: Simd, A: Arithmetic<T>, F>(
     simd: S,
     arithmetic: A,
-    tensors: &Tensors<'_, T>,
-    block: &Block,
-    scratch: &mut Scratch<A::Item>,
+    call: Run<'_, T, F, A::Item>,
 ) {
+    let Run {
+        tensors,
+        block,
+        bounds,
+        kept,
+        scratch,
+        ..
+    } = call;
+    let counts = tensors.counts;
     let attention = tensors.problem.attention;
     let head_dim = attention.head_dim();
     let depth = head_dim / A::STEP;
@@ -237,21 +263,35 @@ fn run<T: Element, S: Simd, A: Arithmetic<T>>(
         return;
     };
     let end = seen.map(|row| row.end).max().unwrap_or(first);
-    let (keys, values) = (tensors.keys(block), tensors.values(block));
+    // Of the sequence, not of the part of it that is here: distances count from it.
+    let nearest = {
+        let seen = block.sequence.seen(attention);
+        let last = scratch.rows[rows - 1].position;
+        last.clamp(seen.start as i64, seen.end as i64 - 1) as usize / KEYS
+    };
+    if let Some(counts) = counts {
+        counts.add_total(block, &scratch.rows, nearest);
+    }
+    let (sequence, head_k) = (&block.sequence, block.head_k);
+    let (keys, values) = (
+        tensors.keys(sequence, head_k),
+        tensors.values(sequence, head_k),
+    );
     if rows <= FEW {
-        let buffers = (&mut scratch.wide, &mut scratch.scores);
-        let query = |r| tensors.query(block, r);
-        run_few(
-            simd,
+        let few = Few {
             attention,
-            &scratch.rows,
-            query,
+            block,
+            rows: &scratch.rows,
             keys,
             values,
-            first..end,
-            buffers,
-            &mut scratch.state,
-        );
+            seen: first..end,
+            nearest,
+            kept,
+            counts,
+        };
+        let buffers = (&mut scratch.wide, &mut scratch.scores);
+        let query = |r| tensors.query(block, r);
+        run_few(simd, few, query, buffers, &mut scratch.state);
         return;
     }
 
@@ -275,9 +315,52 @@ fn run<T: Element, S: Simd, A: Arithmetic<T>>(
     scratch.probabilities.resize(STRIP * KEYS / A::STEP, zero);
     scratch.wide.resize(16 * head_dim, 0.0);
 
+    scratch.bounds.clear();
+    if let Some(bounds) = bounds {
+        scratch.bounds.extend((0..rows).map(|r| {
+            let head = block.row(attention.group(), r).1;
+            let budget = budget(attention, &block.sequence, head)?;
+            Some(bounds.row(attention, budget, tensors.query(block, r)))
+        }));
+        scratch.bounds.resize(scratch.rows.len(), None);
+    }
+
     let (mut at_keys, mut at_values) = ([0; KEYS], [0; KEYS]);
-    // From the last tile back: near keys first, so that the maxima settle at once and rescaling is rare.
-    for tile in (first / KEYS..end.div_ceil(KEYS)).rev() {
+    let tiles = first / KEYS..end.div_ceil(KEYS);
+    // From the nearest tile outwards, so that the maxima settle at once and rescaling is rare.
+    let before = tiles.start..tiles.end.min(nearest + 1);
+    let after = tiles.start.max(nearest + 1)..tiles.end;
+    let order = (before.rev().map(|tile| (Side::Before, tile)))
+        .chain(after.map(|tile| (Side::After, tile)));
+    let mut last_side = None;
+    scratch.verdicts.clear();
+    scratch
+        .verdicts
+        .resize(scratch.rows.len() / STRIP, Verdict::Keep);
+    for (side, tile) in order {
+        if last_side.replace(side) != Some(side) {
+            scratch.verdicts.fill(Verdict::Keep);
+        }
+        let mut far_share = None;
+        if let Some(bounds) = bounds
+            && tile != nearest
+        {
+            let far = FarTile {
+                side,
+                keys: tile * KEYS..(tile + 1) * KEYS,
+                radii: bounds.radii(tile, side),
+                share: share(tile.abs_diff(nearest)),
+            };
+            scratch.judge(&far, kept);
+            far_share = Some(far.share);
+            if scratch
+                .verdicts
+                .iter()
+                .all(|&verdict| verdict != Verdict::Keep)
+            {
+                continue;
+            }
+        }
         // Only keys that some row sees are read: the others may be padding, and hold anything.
         let (from, to) = ((tile * KEYS).max(first), ((tile + 1) * KEYS).min(end));
         let n = to - from;
@@ -303,17 +386,56 @@ fn run<T: Element, S: Simd, A: Arithmetic<T>>(
                 }
             }
         }
-        let tile = Tile { from, n };
+        let tile = Tile {
+            from,
+            n,
+            far_share,
+            kept,
+        };
         for strip in 0..scratch.rows.len() / STRIP {
+            if scratch.verdicts[strip] != Verdict::Keep {
+                continue;
+            }
             run_strip(simd, arithmetic, attention, &tile, values, strip, scratch);
+            if let Some(counts) = counts {
+                let strip = strip * STRIP..rows.min((strip + 1) * STRIP);
+                counts.add_kept(
+                    block,
+                    strip.start,
+                    &scratch.rows[strip],
+                    tile.from / KEYS,
+                    nearest,
+                );
+            }
+        }
+    }
+}
+
+impl<I> Scratch<I> {
+    /// What becomes of a tile, for each strip; what has ended stays so.
+    fn judge(&mut self, tile: &FarTile, kept: Option<&[f32]>) {
+        for (strip, verdict) in self.verdicts.iter_mut().enumerate() {
+            if *verdict == Verdict::Stop {
+                continue;
+            }
+            let first = strip * STRIP;
+            let max: [f32; STRIP] = std::array::from_fn(|i| {
+                let elsewhere = kept.map_or(f32::NEG_INFINITY, |kept| kept[first + i]);
+                self.state.max[first + i].max(elsewhere)
+            });
+            *verdict = tile.verdict(&self.rows[first..], &self.bounds[first..], &max);
         }
     }
 }
 
 /// Keys `from..from + n`.
-struct Tile {
+struct Tile<'a> {
     from: usize,
     n: usize,
+    /// Its share of a tolerance, where the horizon may leave it out.
+    far_share: Option<f64>,
+    /// Scores that the rows have kept elsewhere.
+    kept: Option<&'a [f32]>,
 }
 
 #[inline(always)]
@@ -321,7 +443,7 @@ fn run_strip<T: Element, S: Simd, A: Arithmetic<T>>(
     simd: S,
     arithmetic: A,
     attention: &Attention,
-    tile: &Tile,
+    tile: &Tile<'_>,
     values: TileRows<'_, '_, T>,
     strip: usize,
     scratch: &mut Scratch<A::Item>,
@@ -360,6 +482,7 @@ fn run_strip<T: Element, S: Simd, A: Arithmetic<T>>(
     arithmetic.multiply(depth, queries, keys, scores, None);
 
     let mut scale = [1.0; STRIP];
+    let mut any = false;
     for (i, (row, visible)) in rows.iter().zip(&visible).enumerate() {
         let scores = &mut scratch.scores[i * KEYS..][..columns * A::LANES];
         if visible.is_empty() {
@@ -370,15 +493,24 @@ fn run_strip<T: Element, S: Simd, A: Arithmetic<T>>(
             &mut scratch.state.max[first_row + i],
             &mut scratch.state.sum[first_row + i],
         );
-        scale[i] = softmax_row(
-            simd,
-            attention,
-            row.bias(tile.from, visible),
-            visible,
-            scores,
-            max,
-            sum,
-        );
+        let bias = row.bias(tile.from, visible);
+        // What its bound let pass, the scores themselves may not.
+        let skip = |top: f32, max: f32| match (tile.far_share, scratch.bounds.get(first_row + i)) {
+            (Some(share), Some(Some(bound))) => {
+                let elsewhere = tile
+                    .kept
+                    .map_or(f32::NEG_INFINITY, |kept| kept[first_row + i]);
+                bound.skips(top, max.max(elsewhere), share)
+            }
+            _ => false,
+        };
+        match softmax_row(simd, attention, bias, visible, scores, max, sum, skip) {
+            Some(factor) => (scale[i], any) = (factor, true),
+            None => scores.fill(0.0),
+        }
+    }
+    if !any {
+        return;
     }
 
     let out = &mut scratch.state.out[first_row * width..][..STRIP * width];

@@ -6,10 +6,13 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::Element;
-use super::block::State;
+use super::block::{Block, State};
+use super::bounds::budget;
+use super::report::Counts;
 use super::softmax::{Row, softmax_row};
 use super::tile::{KEYS, Offsets, Rows, TileRows, padded};
 use crate::Attention;
+use crate::horizon::{Budget, MIN_KEYS, share};
 
 /// Blocks of at most so many rows come here.
 pub(super) const FEW: usize = 4;
@@ -17,22 +20,50 @@ pub(super) const FEW: usize = 4;
 /// Registers of output columns that are summed at once.
 const COLUMNS: usize = 4;
 
+/// A block of few rows.
+pub(super) struct Few<'a, 'b, T> {
+    pub(super) attention: &'a Attention,
+    pub(super) block: &'a Block,
+    pub(super) rows: &'b [Row],
+    pub(super) keys: Rows<'a, T>,
+    pub(super) values: Rows<'a, T>,
+    /// The keys that any row sees.
+    pub(super) seen: Range<usize>,
+    /// The tile from which distances count.
+    pub(super) nearest: usize,
+    /// Scores that the rows have kept elsewhere.
+    pub(super) kept: Option<&'a [f32]>,
+    pub(super) counts: Option<&'a Counts>,
+}
+
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn run_few<'a, T: Element, S: Simd>(
     simd: S,
-    attention: &Attention,
-    rows: &[Row],
+    few: Few<'_, '_, T>,
     query: impl Fn(usize) -> &'a [T],
-    keys: Rows<'_, T>,
-    values: Rows<'_, T>,
-    seen: Range<usize>,
     (wide, scores): (&mut Vec<f32>, &mut Vec<f32>),
     state: &mut State,
 ) {
+    let Few {
+        attention,
+        block,
+        rows,
+        keys,
+        values,
+        seen,
+        nearest,
+        kept,
+        counts,
+    } = few;
     let head_dim = attention.head_dim();
     let width = padded(head_dim);
     scores.resize(FEW * KEYS, 0.0);
+    // With so few rows, bounds would take as long as the scores: those are tested themselves.
+    let long = block.sequence.seen(attention).len() >= MIN_KEYS;
+    let budgets: [Option<Budget>; FEW] = std::array::from_fn(|r| {
+        let head = block.row(attention.group(), r).1;
+        (long && r < rows.len()).then(|| budget(attention, &block.sequence, head))?
+    });
     // The queries, then a tile of keys or values.
     wide.resize((FEW + KEYS) * width, 0.0);
     let (queries, wide) = wide.split_at_mut(FEW * width);
@@ -57,22 +88,47 @@ pub(super) fn run_few<'a, T: Element, S: Simd>(
             }
         }
         let mut scale = [1.0; FEW];
-        let visible: [Range<usize>; FEW] = std::array::from_fn(|r| {
+        let mut visible: [Range<usize>; FEW] = std::array::from_fn(|r| {
             let row = rows.get(r).copied().unwrap_or_default();
             let clip = |j: usize| j.clamp(from, from + n) - from;
             clip(row.first)..clip(row.end)
         });
         for (r, row) in rows.iter().enumerate() {
-            if !visible[r].is_empty() {
-                let bias = row.bias(from, &visible[r]);
-                let scores = &mut scores[r * KEYS..][..n.next_multiple_of(16)];
-                let (max, sum) = (&mut state.max[r], &mut state.sum[r]);
-                scale[r] = softmax_row(simd, attention, bias, &visible[r], scores, max, sum);
+            if visible[r].is_empty() {
+                continue;
+            }
+            let bias = row.bias(from, &visible[r]);
+            let scores = &mut scores[r * KEYS..][..n.next_multiple_of(16)];
+            let (max, sum) = (&mut state.max[r], &mut state.sum[r]);
+            let elsewhere = kept.map_or(f32::NEG_INFINITY, |kept| kept[r]);
+            let skip = |top: f32, max: f32| {
+                tile != nearest
+                    && budgets[r].is_some_and(|budget| {
+                        let max = if budget.exact {
+                            max
+                        } else {
+                            max.max(elsewhere)
+                        };
+                        budget.skips(f64::from(top), max, share(tile.abs_diff(nearest)))
+                    })
+            };
+            match softmax_row(simd, attention, bias, &visible[r], scores, max, sum, skip) {
+                Some(factor) => scale[r] = factor,
+                None => {
+                    visible[r] = 0..0;
+                    continue;
+                }
+            }
+            if let Some(counts) = counts {
+                counts.add_kept(block, r, &rows[r..=r], tile, nearest);
             }
         }
-        let wide_values = widened(tile_values, &at_wide, wide);
         let next = from.saturating_sub(KEYS).max(seen.start);
         prefetch(keys.tile(next, from - next, &mut at_next));
+        if visible.iter().all(Range::is_empty) {
+            continue;
+        }
+        let wide_values = widened(tile_values, &at_wide, wide);
         for (r, visible) in visible.into_iter().enumerate().take(rows.len()) {
             // Only what the row sees: a value it does not see may be anything.
             let probabilities = &scores[r * KEYS..][visible.clone()];

@@ -1,11 +1,13 @@
 //! Attention on the CPU: the f64 [`oracle`], and a fast path for any machine.
 
 mod block;
+mod bounds;
 mod element;
 mod few;
 mod gemm;
 pub mod oracle;
 mod pools;
+mod report;
 mod schedule;
 mod softmax;
 mod tile;
@@ -13,8 +15,10 @@ mod vector;
 
 pub use element::Element;
 pub use pools::{Pools, append, copy_pages};
+pub use report::Report;
 
 use self::block::Tensors;
+use self::report::Counts;
 use crate::tensor::ViewMut;
 use crate::{Attention, Inputs, Result, problem::Problem};
 
@@ -26,6 +30,8 @@ pub struct Output<T> {
     /// `[batch, heads_q, seqlen_q]`, or `[heads_q, total_q]` for packed sequences: the natural logarithm of the sum of
     /// the exponentials of each row's biased scores.
     pub lse: Vec<f32>,
+    /// What the horizon left out.
+    pub report: Report,
 }
 
 /// Computes attention into buffers of its own. See [`Attention`] for what is computed.
@@ -38,8 +44,13 @@ pub fn attend<T: Element>(attention: &Attention, inputs: &Inputs<'_, T>) -> Resu
     let problem = Problem::new(attention, inputs, None)?;
     let mut out = problem.buffer(T::default(), problem.out.elements())?;
     let mut lse = problem.buffer(0.0, problem.lse_len())?;
-    run(&problem, inputs, &mut out, Some(&mut lse));
-    Ok(Output { out, lse })
+    let counts = Counts::new(&problem);
+    run(&problem, inputs, &mut out, Some(&mut lse), Some(&counts));
+    Ok(Output {
+        out,
+        lse,
+        report: counts.finish(),
+    })
 }
 
 /// Computes attention into the caller's buffers: `out` of q's shape with strides of its own, and `lse` of
@@ -59,7 +70,7 @@ pub fn attend_into<T: Element>(
     if let Some(lse) = &lse {
         problem.check_lse(lse)?;
     }
-    run(&problem, inputs, out.data, lse);
+    run(&problem, inputs, out.data, lse, None);
     Ok(())
 }
 
@@ -68,12 +79,14 @@ fn run<T: Element>(
     inputs: &Inputs<'_, T>,
     out: &mut [T],
     lse: Option<&mut [f32]>,
+    counts: Option<&Counts>,
 ) {
     let tensors = Tensors {
         problem,
         q: inputs.q.data,
         k: inputs.k.data,
         v: inputs.v.data,
+        counts,
     };
     T::run(&tensors, out, lse);
 }

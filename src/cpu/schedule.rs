@@ -8,8 +8,10 @@ use super::Element;
 #[cfg(target_arch = "x86_64")]
 use super::block::UseBf16;
 use super::block::{Block, ForSimd, Run, Scratch, State, Tensors, UseF32};
+use super::bounds::key_bounds;
 use super::tile::KEYS;
 use crate::problem::Problem;
+use crate::{Attention, Horizon};
 
 /// Query rows of a block: enough to share the conversion of a tile, few enough to stay in the second-level cache.
 const ROWS: usize = 192;
@@ -31,6 +33,13 @@ struct Blocks {
     whole: Vec<bool>,
     /// The blocks that have the same rows and parts of their keys, one list for each.
     parts: Vec<Vec<usize>>,
+    /// Of each block: the part that has the nearest keys, unless it is that part or has all keys.
+    nearest: Vec<Option<usize>>,
+}
+
+/// Whether the parts of keys wait for the nearest: what it keeps tells what the others may leave out.
+fn waits(attention: &Attention) -> bool {
+    matches!(attention.horizon(), Horizon::Certified { .. })
 }
 
 fn blocks(problem: &Problem) -> Blocks {
@@ -56,17 +65,24 @@ fn blocks(problem: &Problem) -> Blocks {
                 for start in starts.clone().rev() {
                     all.blocks.push(block(head_k, start, 0..sequence.seqlen_k));
                     all.whole.push(true);
+                    all.nearest.push(None);
                 }
             }
             continue;
         }
         // Heads within parts: the heads of a key lie side by side, so a thread walks through memory in order.
         let (first, heads_k) = (all.blocks.len(), attention.heads_k());
+        let last = sequence.position(sequence.seqlen_q - 1);
+        let nearest = last.clamp(seen.start as i64, seen.end as i64 - 1) as usize / PART;
         for part in parts.clone() {
             let keys = part * PART..((part + 1) * PART).min(sequence.seqlen_k);
             all.blocks
                 .extend((0..heads_k).map(|head_k| block(head_k, 0, keys.clone())));
             all.whole.extend((0..heads_k).map(|_| false));
+            let of_head = |head_k| first + (nearest - parts.start) * heads_k + head_k;
+            let others = part != nearest && waits(attention);
+            all.nearest
+                .extend((0..heads_k).map(|head_k| others.then(|| of_head(head_k))));
         }
         let of_head = |head_k| {
             (0..parts.len())
@@ -136,8 +152,9 @@ fn run_with<T: Element, I, A>(
     I: Copy + Default + Send,
     A: ForSimd<T, I> + Sync,
 {
+    let problem = tensors.problem;
     let outputs = Outputs {
-        problem: tensors.problem,
+        problem,
         out: out.as_mut_ptr(),
         lse: lse.map(<[f32]>::as_mut_ptr),
     };
@@ -145,25 +162,46 @@ fn run_with<T: Element, I, A>(
         blocks,
         whole,
         parts,
-    } = blocks(tensors.problem);
-    let states: Vec<Option<State>> = blocks
-        .par_iter()
-        .zip(whole)
-        .with_max_len(1)
-        .map_init(Scratch::default, |scratch, (block, whole)| {
-            arch.dispatch(Run {
-                tensors,
-                block,
-                scratch,
-                arithmetic,
-            });
-            if whole {
-                outputs.write(block, &mut scratch.state);
-                return None;
-            }
-            Some(std::mem::take(&mut scratch.state))
-        })
-        .collect();
+        nearest,
+    } = blocks(problem);
+    let bounds = key_bounds(arch, problem, |sequence, head_k| {
+        tensors.keys(sequence, head_k)
+    });
+    let run = |at: usize, kept: Option<&State>, scratch: &mut Scratch<I>| {
+        let block = &blocks[at];
+        let of_block = block.sequence.index * problem.attention.heads_k() + block.head_k;
+        arch.dispatch(Run {
+            tensors,
+            block,
+            bounds: bounds[of_block].as_ref(),
+            kept: kept.map(|state| &state.max[..]),
+            scratch,
+            arithmetic,
+        });
+        if whole[at] {
+            outputs.write(block, &mut scratch.state);
+            return None;
+        }
+        Some(std::mem::take(&mut scratch.state))
+    };
+    let (first, others): (Vec<usize>, Vec<usize>) =
+        (0..blocks.len()).partition(|&at| nearest[at].is_none());
+    let run_all = |wave: &[usize], done: &[Option<State>]| -> Vec<(usize, Option<State>)> {
+        wave.par_iter()
+            .with_max_len(1)
+            .map_init(Scratch::default, |scratch, &at| {
+                let kept = nearest[at].and_then(|nearest| done[nearest].as_ref());
+                (at, run(at, kept, scratch))
+            })
+            .collect()
+    };
+    let mut states: Vec<Option<State>> = Vec::new();
+    states.resize_with(blocks.len(), || None);
+    for wave in [first, others] {
+        for (at, state) in run_all(&wave, &states) {
+            states[at] = state;
+        }
+    }
     parts.par_iter().for_each(|parts| {
         let mut sum = State::default();
         parts
@@ -225,6 +263,7 @@ mod tests {
                 q: q.data,
                 k: k.data,
                 v: v.data,
+                counts: None,
             };
             for arch in arches() {
                 let mut out = vec![T::from_f32(f32::NAN); expected.out.len()];

@@ -78,7 +78,10 @@ fn differences<S: Simd>(origin: usize) -> &'static [S::f32s] {
 
 /// Turns a row of dot products into probabilities relative to the row's new maximum, and updates the maximum and the
 /// sum. Returns the factor for what was accumulated before.
+///
+/// None, and nothing done, if the tile is to be skipped, by its largest score and the maximum before: unless a score is NaN.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 pub(super) fn softmax_row<S: Simd>(
     simd: S,
     attention: &Attention,
@@ -87,14 +90,15 @@ pub(super) fn softmax_row<S: Simd>(
     scores: &mut [f32],
     max: &mut f32,
     sum: &mut f32,
-) -> f32 {
+    skip: impl Fn(f32, f32) -> bool,
+) -> Option<f32> {
     let all = visible.start == 0 && visible.end == scores.len();
-    let (scores, _) = S::as_mut_simd_f32s(scores);
+    let (lanes, _) = S::as_mut_simd_f32s(scores);
 
     let mut factor = attention.scale() * LOG2_E;
     if let Some(cap) = attention.softcap() {
         let inside = simd.splat_f32s(attention.scale() / cap);
-        for x in scores.iter_mut() {
+        for x in lanes.iter_mut() {
             *x = tanh(simd, simd.mul_f32s(*x, inside));
         }
         factor = cap * LOG2_E;
@@ -123,10 +127,14 @@ pub(super) fn softmax_row<S: Simd>(
 
     let old = *max;
     let top = match (bias, all) {
-        (Bias::Linear { .. }, true) => row.top::<false, false>(simd, scores),
-        (Bias::Linear { .. }, false) => row.top::<false, true>(simd, scores),
-        (Bias::Mixed { .. }, _) => row.top::<true, true>(simd, scores),
+        (Bias::Linear { .. }, true) => row.top::<false, false>(simd, lanes),
+        (Bias::Linear { .. }, false) => row.top::<false, true>(simd, lanes),
+        (Bias::Mixed { .. }, _) => row.top::<true, true>(simd, lanes),
     } + constant as f32;
+    if skip(top, old) && !(scores[visible.clone()].iter()).fold(false, |any, x| any | x.is_nan()) {
+        return None;
+    }
+    let (lanes, _) = S::as_mut_simd_f32s(scores);
     let new = if top > old { top } else { old };
     // With every score -inf so far, any finite reference gives probabilities of zero.
     let reference = if new == f32::NEG_INFINITY { 0.0 } else { new };
@@ -142,14 +150,14 @@ pub(super) fn softmax_row<S: Simd>(
     };
     let shift = (simd.splat_f32s(large), simd.splat_f32s(rest));
     let total = match (bias, all) {
-        (Bias::Linear { .. }, true) => row.exponentials::<false, false>(simd, shift, scores),
-        (Bias::Linear { .. }, false) => row.exponentials::<false, true>(simd, shift, scores),
-        (Bias::Mixed { .. }, _) => row.exponentials::<true, true>(simd, shift, scores),
+        (Bias::Linear { .. }, true) => row.exponentials::<false, false>(simd, shift, lanes),
+        (Bias::Linear { .. }, false) => row.exponentials::<false, true>(simd, shift, lanes),
+        (Bias::Mixed { .. }, _) => row.exponentials::<true, true>(simd, shift, lanes),
     };
     let scale = if new == old { 1.0 } else { (old - new).exp2() };
     *max = new;
     *sum = *sum * scale + total;
-    scale
+    Some(scale)
 }
 
 /// A row of dot products, and what makes scores of them.

@@ -77,6 +77,12 @@ impl<'a, T> Rows<'a, T> {
             head_dim: self.head_dim,
         }
     }
+
+    /// Row `j`.
+    pub(super) fn row(&self, j: usize) -> &'a [T] {
+        let mut offset = [0; KEYS];
+        self.tile(j, 1, &mut offset).row(0)
+    }
 }
 
 /// The rows of a tile.
