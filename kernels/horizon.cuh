@@ -4,6 +4,12 @@
 
 #include "alibi.cuh"
 
+// Sequences with fewer keys are computed whole.
+constexpr int MIN_HORIZON = 2048;
+
+// Keys of a tile of the prefill kernel.
+__host__ __device__ constexpr int prefill_keys(int head_dim) { return head_dim <= 64 ? 128 : 64; }
+
 // What the tests of one head compare with.
 struct Budget {
     // For a tile and all that is farther (A); for one tile (B), without its share.
@@ -32,6 +38,19 @@ struct Budget {
     __device__ float share(int t) const { return shared ? log2f((float)t * (t + 1)) + 1e-3f : 0; }
 };
 
+// The keys that any query of a sequence sees, from `begin` up to `end`: the horizon is of those.
+struct Seen {
+    int begin, end;
+
+    __device__ Seen(const AttentionParams &p, const Sequence &s) {
+        const Span span(p, s, 0, s.seqlen_q - 1);
+        begin = span.begin();
+        end = s.seqlen_q > 0 ? max(span.end(), begin) : begin;
+    }
+
+    __device__ bool enough() const { return end - begin >= MIN_HORIZON; }
+};
+
 // Whether the horizon leaves out anything of a head with this slope.
 __device__ inline bool has_horizon(const AttentionParams &p, const Alibi &alibi) {
     return p.tolerance != 0 && alibi.slope_log2 > 0;
@@ -53,7 +72,7 @@ struct RowBound {
     // At least the exponent of every key within `radius` of the centre, at `distance` or farther.
     __device__ float above(const AttentionParams &p, float slope_log2, float radius, float distance) const {
         float score = fmaf(reach, radius, centre);
-        if (p.softcap > 0) score = p.softcap * tanhf(score / p.softcap);
+        if (p.softcap > 0) score = p.softcap * tanh_accurate(score / p.softcap);
         return fmaf(score, LOG2_E, slack) - slope_log2 * distance * (1 - 0x1p-21f);
     }
 };

@@ -35,8 +35,13 @@ typedef struct AttentionParams {
     uint64_t partial_lse;
     /// f32 `[batch, heads_k, head_dim]`, of a cache `[heads_k, head_dim]`: a centre of the keys of each head. 0: no horizon.
     uint64_t centres;
-    /// f32 `[batch, heads_k, tiles]`, of a cache `[pages, heads_k]`: the largest distance of a key from the centre.
+    /// f32, the largest distance of a key from the centre: `[batch, heads_k, 3, tiles]` of a tile, of a tile and all before
+    /// it, and of a tile and all after it; of a cache `[pages, heads_k]`.
     uint64_t radii;
+    /// i32 `[batch, heads_q]`: the heads in the order in which they are computed.
+    uint64_t order;
+    /// u64 `[heads_q, 2]`: the tiles that were computed, and all, are added; 0: not wanted.
+    uint64_t report;
     TensorStrides q_strides;
     TensorStrides k_strides;
     TensorStrides v_strides;
@@ -95,5 +100,5 @@ typedef struct AppendParams {
 } AppendParams;
 
 #ifdef __cplusplus
-static_assert(sizeof(AttentionParams) == 320 && sizeof(AppendParams) == 160, "the layouts that Rust has");
+static_assert(sizeof(AttentionParams) == 336 && sizeof(AppendParams) == 160, "the layouts that Rust has");
 #endif

@@ -437,8 +437,9 @@ fn refused(
     out: &mut CudaSlice<f16>,
     lse: &mut dyn DevicePtrMut<f32>,
 ) -> Error {
+    let mut workspace = out.stream().alloc_zeros::<f32>(1).unwrap();
     let view = ViewMut::new(out, shape).unwrap();
-    let error = layer.prefill(stream, &inputs, view, Some(lse)).unwrap_err();
+    let error = (layer.prefill(stream, &inputs, view, Some(lse), &mut workspace)).unwrap_err();
     let out = out.stream().clone_dtoh(out).unwrap();
     stream.context().synchronize().unwrap();
     assert!(out.iter().all(|x| x.is_nan()));

@@ -100,8 +100,9 @@ fn call_and_then(
         .seqused_k(&lengths[0])
         .leftpad_k(&lengths[1]);
     let into = ViewMut::new(&mut out, &shape).unwrap();
+    let mut workspace = stream.alloc_zeros::<f32>(1).unwrap();
     called
-        .prefill(&other, &inputs, into, Some(&mut lse))
+        .prefill(&other, &inputs, into, Some(&mut lse), &mut workspace)
         .unwrap();
     then(&stream, called, tensors, lengths);
     assert_eq!(stream.clone_dtoh(&out).unwrap(), [f16::ONE; 640]);
@@ -157,13 +158,16 @@ fn a_call_launches_one_kernel_and_waits_for_nothing() {
     let mut out = stream.alloc_zeros::<f16>(640).unwrap();
     let view = || View::new(&x, &shape).unwrap();
     let inputs = Inputs::new(view(), view(), view());
+    let mut workspace = stream.alloc_zeros::<f32>(1).unwrap();
 
     // The first call too: the layer has loaded what it needs.
     for _ in 0..2 {
         let before: Vec<u64> = NONE_OF.iter().map(|name| count(name)).collect();
         let launches = count(c"cuLaunchKernel");
         let into = ViewMut::new(&mut out, &shape).unwrap();
-        layer.prefill(&stream, &inputs, into, None).unwrap();
+        layer
+            .prefill(&stream, &inputs, into, None, &mut workspace)
+            .unwrap();
         assert_eq!(count(c"cuLaunchKernel"), launches + 1);
         for (name, before) in NONE_OF.iter().zip(before) {
             assert_eq!(count(name), before, "{name:?}");

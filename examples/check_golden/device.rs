@@ -6,6 +6,7 @@ use flash_alibi::cuda::cudarc::driver::{
     CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, DriverError,
 };
 use flash_alibi::cuda::{self, Inputs, Layer, View, ViewMut};
+use flash_alibi::plan::Plan;
 
 use super::emulator::{Attended, Failure, OnDevice, Placed, Problem};
 
@@ -56,6 +57,8 @@ pub struct OnGpu<T> {
     pub seqused_k: Option<CudaSlice<i32>>,
     leftpad_k: Option<CudaSlice<i32>>,
     block_table: Option<CudaSlice<i32>>,
+    /// For prefill.
+    workspace: CudaSlice<f32>,
 }
 
 impl<T: OnDevice + cuda::Element> OnGpu<T> {
@@ -77,7 +80,20 @@ impl<T: OnDevice + cuda::Element> OnGpu<T> {
         };
         let cu_q = integers(problem.cu_seqlens_q)?;
         let cu_k = integers(problem.cu_seqlens_k)?;
+        let shape = problem.q.layout.shape();
+        let batch = match problem.cu_seqlens_q {
+            Some(cu_q) => cu_q.len() - 1,
+            None => shape[0],
+        };
+        let seqlen_k = match problem.block_table {
+            Some((_, paged)) => paged.max_seqlen_k,
+            // Of packed tensors, of all sequences together.
+            None => *problem.k.layout.shape().iter().rev().nth(2).unwrap_or(&0),
+        };
+        let bytes = Plan::prefill_workspace_bytes(problem.attention, batch, seqlen_k);
+        let len = (bytes as usize / size_of::<f32>()).max(1);
         Ok(Self {
+            workspace: stream.alloc_zeros(len).map_err(failure)?,
             q: tensor(&problem.q)?,
             k: tensor(&problem.k)?,
             v: tensor(&problem.v)?,
@@ -129,7 +145,7 @@ impl<T: OnDevice + cuda::Element> OnGpu<T> {
         let mut lse = self.lse.as_mut().map(|lse| lse.slice_mut(..lse.len() - 1));
         let lse = lse.as_mut().map(|lse| lse as &mut dyn DevicePtrMut<f32>);
         match workspace {
-            None => layer.prefill(stream, &inputs, out, lse),
+            None => layer.prefill(stream, &inputs, out, lse, &mut self.workspace),
             Some(workspace) => layer.decode(stream, &inputs, out, lse, workspace),
         }
     }
@@ -147,6 +163,7 @@ impl<T: OnDevice + cuda::Element> OnGpu<T> {
             out,
             lse,
             reports: Vec::new(),
+            tiles: Vec::new(),
         })
     }
 }

@@ -65,6 +65,9 @@ pub struct Attended<T> {
     /// Of each launch.
     #[allow(dead_code)] // Tests look at it.
     pub reports: Vec<Report>,
+    /// `[heads_q, 2]`: the tiles of keys that prefill computed for each head, and all.
+    #[allow(dead_code)] // Tests look at it.
+    pub tiles: Vec<u64>,
 }
 
 /// What went wrong, in words.
@@ -162,6 +165,7 @@ impl<T: OnDevice> Problem<'_, T> {
             Some(lse) => Some(put(memory, lse)?),
             None => None,
         };
+        let tiles = put(memory, &vec![0u64; 2 * self.attention.heads_q()])?;
         let addresses = Addresses {
             q: first(buffer(&self.q)?, &self.q),
             k: first(buffer(&self.k)?, &self.k),
@@ -174,6 +178,7 @@ impl<T: OnDevice> Problem<'_, T> {
             seqused_k: integers(self.seqused_k)?,
             leftpad_k: integers(self.leftpad_k)?,
             block_table: integers(self.block_table.map(|(table, _)| table))?,
+            report: tiles.0,
             workspace: memory.alloc(plan.workspace_bytes()).map_err(failure)?.0,
         };
         // SAFETY: an emulator checks every access itself.
@@ -186,6 +191,9 @@ impl<T: OnDevice> Problem<'_, T> {
                     .map_err(failure)?,
                 None => Vec::new(),
             },
+            tiles: memory
+                .download(tiles, 2 * self.attention.heads_q())
+                .map_err(failure)?,
             reports: emulator
                 .reports
                 .into_inner()

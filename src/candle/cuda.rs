@@ -174,20 +174,17 @@ impl CudaOp {
             Some(_) => max_seqlen_q,
             None => q_view.layout().rows,
         };
-        let mut workspace = None;
-        if queries <= MAX_DECODED {
-            let out = tensor::Layout::contiguous("out", shape.dims())?;
-            let len = cuda::decode_workspace(&kernels, &self.attention, &inputs, out);
-            workspace = Some(allocate::<f32>(device, len.map_err(error)?, false)?);
-        }
+        let method = match queries <= MAX_DECODED {
+            true => cuda::Method::Decode,
+            false => cuda::Method::Prefill,
+        };
+        let of_out = tensor::Layout::contiguous("out", shape.dims())?;
+        let len = cuda::workspace(method, &kernels, &self.attention, &inputs, of_out);
+        let mut workspace = allocate::<f32>(device, len.map_err(error)?, false)?;
         {
             let (slopes, _guard) = slopes.device_ptr(&stream);
             let out = ViewMut::new(&mut out, shape.dims())?;
             let lse = &mut lse.slice_mut(..rows);
-            let method = match &mut workspace {
-                Some(workspace) => cuda::Method::Decode(workspace),
-                None => cuda::Method::Prefill,
-            };
             // SAFETY: the slopes were counted when the attention was described, and the guard orders what is done to them.
             unsafe {
                 cuda::attend(
@@ -199,6 +196,7 @@ impl CudaOp {
                     &inputs,
                     out,
                     Some(lse),
+                    &mut workspace,
                 )
             }
             .map_err(error)?;

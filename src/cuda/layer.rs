@@ -8,6 +8,7 @@ use super::tensor::Varlen;
 use super::{Element, Error, Inputs, Kernels, Result, ViewMut};
 use crate::attention::Attention;
 use crate::error;
+use crate::horizon::MIN_KEYS;
 use crate::plan::{Addresses, Append, Call, Dtype, Packed, Paged, Plan};
 use crate::problem::check_lse;
 use crate::tensor::Layout;
@@ -40,11 +41,11 @@ impl Layer {
         for dtype in [Dtype::F16, Dtype::Bf16] {
             let mut plans = vec![Plan::prefill(
                 &attention,
-                &small_call(&attention, dtype, 1)?,
+                &small_call(&attention, dtype, 1, MIN_KEYS)?,
                 device,
             )?];
             for seqlen_q in [1, 32] {
-                let call = small_call(&attention, dtype, seqlen_q)?;
+                let call = small_call(&attention, dtype, seqlen_q, 1)?;
                 plans.push(Plan::decode_with_splits(&attention, &call, device, 2)?);
             }
             for launch in plans.iter().flat_map(Plan::launches) {
@@ -92,6 +93,9 @@ impl Layer {
     /// `out` is of q's shape with strides of its own; `lse`, if wanted, `[batch, heads_q, seqlen_q]` (packed:
     /// `[heads_q, total_q]`) without gaps. Rows of packed tensors that belong to no sequence are left as they are.
     ///
+    /// `workspace` holds what the [horizon](crate::Horizon) knows of the keys, of any content: at least
+    /// [`Layer::prefill_workspace`]. Calls that can run at the same time need one each.
+    ///
     /// The work is enqueued on `stream`; the call does not wait for it. It allocates nothing on the device.
     ///
     /// # Errors
@@ -103,6 +107,7 @@ impl Layer {
         inputs: &Inputs<'_, T>,
         out: ViewMut<'_, T>,
         lse: Option<&mut dyn DevicePtrMut<f32>>,
+        workspace: &mut dyn DevicePtrMut<f32>,
     ) -> Result<()> {
         // SAFETY: they are as many as the attention has, and `drop` waits before they go.
         unsafe {
@@ -115,8 +120,16 @@ impl Layer {
                 inputs,
                 out,
                 lse,
+                workspace,
             )
         }
+    }
+
+    /// The elements of a workspace for [`Layer::prefill`] with batches and keys a sequence up to these.
+    pub fn prefill_workspace(&self, max_batch: usize, max_seqlen_k: usize) -> usize {
+        let bytes = Plan::prefill_workspace_bytes(&self.attention, max_batch, max_seqlen_k);
+        // No buffer is empty.
+        (bytes as usize / size_of::<f32>()).max(1)
     }
 
     /// Computes attention over few queries a sequence, as decoding has: keys and values are read once for all heads that
@@ -139,7 +152,7 @@ impl Layer {
         // SAFETY: as in `prefill`.
         unsafe {
             attend(
-                Method::Decode(workspace),
+                Method::Decode,
                 &self.kernels,
                 &self.attention,
                 self.slopes_address,
@@ -147,6 +160,7 @@ impl Layer {
                 inputs,
                 out,
                 lse,
+                workspace,
             )
         }
     }
@@ -179,21 +193,31 @@ impl Drop for Layer {
 }
 
 /// Which kernels compute a call.
-pub(crate) enum Method<'a> {
+#[derive(Clone, Copy)]
+pub(crate) enum Method {
     Prefill,
-    /// With a workspace.
-    Decode(&'a mut dyn DevicePtrMut<f32>),
+    Decode,
 }
 
-/// The elements of a workspace for this very call of [`Method::Decode`].
+impl Method {
+    fn plan(self, attention: &Attention, call: &Call, kernels: &Kernels) -> error::Result<Plan> {
+        match self {
+            Self::Prefill => Plan::prefill(attention, call, kernels.device()),
+            Self::Decode => Plan::decode(attention, call, kernels.device()),
+        }
+    }
+}
+
+/// The elements of a workspace for this very call.
 #[cfg(feature = "candle-cuda")]
-pub(crate) fn decode_workspace<T: Element>(
+pub(crate) fn workspace<T: Element>(
+    method: Method,
     kernels: &Kernels,
     attention: &Attention,
     inputs: &Inputs<'_, T>,
     out: Layout,
 ) -> Result<usize> {
-    let plan = Plan::decode(attention, &inputs.call(out)?, kernels.device())?;
+    let plan = method.plan(attention, &inputs.call(out)?, kernels)?;
     Ok(plan.workspace_bytes() as usize / size_of::<f32>())
 }
 
@@ -204,7 +228,7 @@ pub(crate) fn decode_workspace<T: Element>(
 /// `stream` does now, and stay until it is done.
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn attend<T: Element>(
-    method: Method<'_>,
+    method: Method,
     kernels: &Kernels,
     attention: &Attention,
     slopes: u64,
@@ -212,28 +236,23 @@ pub(crate) unsafe fn attend<T: Element>(
     inputs: &Inputs<'_, T>,
     out: ViewMut<'_, T>,
     lse: Option<&mut dyn DevicePtrMut<f32>>,
+    workspace: &mut dyn DevicePtrMut<f32>,
 ) -> Result<()> {
     let launcher = kernels.on(stream)?;
     let call = inputs.call(out.layout)?;
-    let device = kernels.device();
-    let (plan, workspace) = match method {
-        Method::Prefill => (Plan::prefill(attention, &call, device)?, None),
-        Method::Decode(workspace) => (Plan::decode(attention, &call, device)?, Some(workspace)),
-    };
+    let plan = method.plan(attention, &call, kernels)?;
     check_buffers(kernels, inputs, call.batch().unwrap_or(0))?;
     kernels.check_context("out", out.buffer.stream().context())?;
     if let Some(lse) = &lse {
         check_lse(attention, &call.q, lse.len())?;
         kernels.check_context("lse", lse.stream().context())?;
     }
-    if let Some(workspace) = &workspace {
-        let expected = (plan.workspace_bytes() / size_of::<f32>() as u64) as usize;
-        if workspace.len() < expected {
-            let expected = format!("at least {expected}");
-            return Err(length("workspace", workspace.len(), expected));
-        }
-        kernels.check_context("workspace", workspace.stream().context())?;
+    let expected = (plan.workspace_bytes() / size_of::<f32>() as u64) as usize;
+    if workspace.len() < expected {
+        let expected = format!("at least {expected}");
+        return Err(length("workspace", workspace.len(), expected));
     }
+    kernels.check_context("workspace", workspace.stream().context())?;
     if plan.launches().is_empty() {
         return Ok(());
     }
@@ -250,9 +269,7 @@ pub(crate) unsafe fn attend<T: Element>(
     let (block_table, _block_table) = read(inputs.block_table, stream);
     let (out, _out) = out.buffer.device_ptr_mut(stream);
     let (lse, _lse) = lse.map(|lse| lse.device_ptr_mut(stream)).unzip();
-    let (workspace, _workspace) = workspace
-        .map(|workspace| workspace.device_ptr_mut(stream))
-        .unzip();
+    let (workspace, _workspace) = workspace.device_ptr_mut(stream);
     let addresses = Addresses {
         q,
         k,
@@ -265,7 +282,8 @@ pub(crate) unsafe fn attend<T: Element>(
         seqused_k,
         leftpad_k,
         block_table,
-        workspace: workspace.unwrap_or(0),
+        report: 0,
+        workspace,
     };
     // SAFETY: views are as long as their layouts need, and `check_lse`, `check_buffers` and the lines above have checked the
     // rest. The guards order the work before anything that frees or writes the buffers; the caller vouches for the slopes.
@@ -384,15 +402,20 @@ fn length(argument: &'static str, found: usize, expected: String) -> Error {
     })
 }
 
-/// A call of few rows: it needs kernels that larger calls of the layer do.
-fn small_call(attention: &Attention, dtype: Dtype, seqlen_q: usize) -> error::Result<Call> {
+/// A call of few rows: it needs the kernels that larger calls of the layer do.
+fn small_call(
+    attention: &Attention,
+    dtype: Dtype,
+    seqlen_q: usize,
+    seqlen_k: usize,
+) -> error::Result<Call> {
     let batch = attention.slopes().batch().unwrap_or(1);
     let layout = |argument, rows, heads| {
         Layout::contiguous(argument, &[batch, rows, heads, attention.head_dim()])
     };
     let (q, k) = (
         layout("q", seqlen_q, attention.heads_q())?,
-        layout("k", 1, attention.heads_k())?,
+        layout("k", seqlen_k, attention.heads_k())?,
     );
     Ok(Call {
         dtype,

@@ -52,5 +52,5 @@ pub use error::{Error, Result};
 pub use kernels::{Kernels, Launcher};
 pub use layer::Layer;
 #[cfg(feature = "candle-cuda")]
-pub(crate) use layer::{Method, attend, decode_workspace};
+pub(crate) use layer::{Method, attend, workspace};
 pub use tensor::{Element, Inputs, View, ViewMut};

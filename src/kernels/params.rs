@@ -50,8 +50,13 @@ pub struct AttentionParams {
     pub partial_lse: u64,
     /// f32 `[batch, heads_k, head_dim]`, of a cache `[heads_k, head_dim]`: a centre of the keys of each head. 0: no horizon.
     pub centres: u64,
-    /// f32 `[batch, heads_k, tiles]`, of a cache `[pages, heads_k]`: the largest distance of a key from the centre.
+    /** f32, the largest distance of a key from the centre: `[batch, heads_k, 3, tiles]` of a tile, of a tile and all before
+ it, and of a tile and all after it; of a cache `[pages, heads_k]`.*/
     pub radii: u64,
+    /// i32 `[batch, heads_q]`: the heads in the order in which they are computed.
+    pub order: u64,
+    /// u64 `[heads_q, 2]`: the tiles that were computed, and all, are added; 0: not wanted.
+    pub report: u64,
     pub q_strides: TensorStrides,
     pub k_strides: TensorStrides,
     pub v_strides: TensorStrides,
@@ -89,7 +94,7 @@ pub struct AttentionParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 320usize];
+    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 336usize];
     ["Alignment of AttentionParams"][::std::mem::align_of::<AttentionParams>() - 8usize];
     [
         "Offset of field: AttentionParams::q",
@@ -137,83 +142,89 @@ const _: () = {
         "Offset of field: AttentionParams::radii",
     ][::std::mem::offset_of!(AttentionParams, radii) - 112usize];
     [
+        "Offset of field: AttentionParams::order",
+    ][::std::mem::offset_of!(AttentionParams, order) - 120usize];
+    [
+        "Offset of field: AttentionParams::report",
+    ][::std::mem::offset_of!(AttentionParams, report) - 128usize];
+    [
         "Offset of field: AttentionParams::q_strides",
-    ][::std::mem::offset_of!(AttentionParams, q_strides) - 120usize];
+    ][::std::mem::offset_of!(AttentionParams, q_strides) - 136usize];
     [
         "Offset of field: AttentionParams::k_strides",
-    ][::std::mem::offset_of!(AttentionParams, k_strides) - 144usize];
+    ][::std::mem::offset_of!(AttentionParams, k_strides) - 160usize];
     [
         "Offset of field: AttentionParams::v_strides",
-    ][::std::mem::offset_of!(AttentionParams, v_strides) - 168usize];
+    ][::std::mem::offset_of!(AttentionParams, v_strides) - 184usize];
     [
         "Offset of field: AttentionParams::out_strides",
-    ][::std::mem::offset_of!(AttentionParams, out_strides) - 192usize];
+    ][::std::mem::offset_of!(AttentionParams, out_strides) - 208usize];
     [
         "Offset of field: AttentionParams::lse_batch_stride",
-    ][::std::mem::offset_of!(AttentionParams, lse_batch_stride) - 216usize];
+    ][::std::mem::offset_of!(AttentionParams, lse_batch_stride) - 232usize];
     [
         "Offset of field: AttentionParams::lse_head_stride",
-    ][::std::mem::offset_of!(AttentionParams, lse_head_stride) - 224usize];
+    ][::std::mem::offset_of!(AttentionParams, lse_head_stride) - 240usize];
     [
         "Offset of field: AttentionParams::slopes_batch_stride",
-    ][::std::mem::offset_of!(AttentionParams, slopes_batch_stride) - 232usize];
+    ][::std::mem::offset_of!(AttentionParams, slopes_batch_stride) - 248usize];
     [
         "Offset of field: AttentionParams::table_stride",
-    ][::std::mem::offset_of!(AttentionParams, table_stride) - 240usize];
+    ][::std::mem::offset_of!(AttentionParams, table_stride) - 256usize];
     [
         "Offset of field: AttentionParams::seqlen_q",
-    ][::std::mem::offset_of!(AttentionParams, seqlen_q) - 248usize];
+    ][::std::mem::offset_of!(AttentionParams, seqlen_q) - 264usize];
     [
         "Offset of field: AttentionParams::seqlen_k",
-    ][::std::mem::offset_of!(AttentionParams, seqlen_k) - 252usize];
+    ][::std::mem::offset_of!(AttentionParams, seqlen_k) - 268usize];
     [
         "Offset of field: AttentionParams::rows_q",
-    ][::std::mem::offset_of!(AttentionParams, rows_q) - 256usize];
+    ][::std::mem::offset_of!(AttentionParams, rows_q) - 272usize];
     [
         "Offset of field: AttentionParams::rows_k",
-    ][::std::mem::offset_of!(AttentionParams, rows_k) - 260usize];
+    ][::std::mem::offset_of!(AttentionParams, rows_k) - 276usize];
     [
         "Offset of field: AttentionParams::batch",
-    ][::std::mem::offset_of!(AttentionParams, batch) - 264usize];
+    ][::std::mem::offset_of!(AttentionParams, batch) - 280usize];
     [
         "Offset of field: AttentionParams::heads_q",
-    ][::std::mem::offset_of!(AttentionParams, heads_q) - 268usize];
+    ][::std::mem::offset_of!(AttentionParams, heads_q) - 284usize];
     [
         "Offset of field: AttentionParams::group",
-    ][::std::mem::offset_of!(AttentionParams, group) - 272usize];
+    ][::std::mem::offset_of!(AttentionParams, group) - 288usize];
     [
         "Offset of field: AttentionParams::head_dim",
-    ][::std::mem::offset_of!(AttentionParams, head_dim) - 276usize];
+    ][::std::mem::offset_of!(AttentionParams, head_dim) - 292usize];
     [
         "Offset of field: AttentionParams::window_left",
-    ][::std::mem::offset_of!(AttentionParams, window_left) - 280usize];
+    ][::std::mem::offset_of!(AttentionParams, window_left) - 296usize];
     [
         "Offset of field: AttentionParams::window_right",
-    ][::std::mem::offset_of!(AttentionParams, window_right) - 284usize];
+    ][::std::mem::offset_of!(AttentionParams, window_right) - 300usize];
     [
         "Offset of field: AttentionParams::page_size",
-    ][::std::mem::offset_of!(AttentionParams, page_size) - 288usize];
+    ][::std::mem::offset_of!(AttentionParams, page_size) - 304usize];
     [
         "Offset of field: AttentionParams::pages",
-    ][::std::mem::offset_of!(AttentionParams, pages) - 292usize];
+    ][::std::mem::offset_of!(AttentionParams, pages) - 308usize];
     [
         "Offset of field: AttentionParams::table_columns",
-    ][::std::mem::offset_of!(AttentionParams, table_columns) - 296usize];
+    ][::std::mem::offset_of!(AttentionParams, table_columns) - 312usize];
     [
         "Offset of field: AttentionParams::splits",
-    ][::std::mem::offset_of!(AttentionParams, splits) - 300usize];
+    ][::std::mem::offset_of!(AttentionParams, splits) - 316usize];
     [
         "Offset of field: AttentionParams::scale",
-    ][::std::mem::offset_of!(AttentionParams, scale) - 304usize];
+    ][::std::mem::offset_of!(AttentionParams, scale) - 320usize];
     [
         "Offset of field: AttentionParams::softcap",
-    ][::std::mem::offset_of!(AttentionParams, softcap) - 308usize];
+    ][::std::mem::offset_of!(AttentionParams, softcap) - 324usize];
     [
         "Offset of field: AttentionParams::tolerance",
-    ][::std::mem::offset_of!(AttentionParams, tolerance) - 312usize];
+    ][::std::mem::offset_of!(AttentionParams, tolerance) - 328usize];
     [
         "Offset of field: AttentionParams::tiles",
-    ][::std::mem::offset_of!(AttentionParams, tiles) - 316usize];
+    ][::std::mem::offset_of!(AttentionParams, tiles) - 332usize];
 };
 /// New keys and values for a paged cache.
 #[repr(C)]

@@ -81,14 +81,7 @@ pub(super) fn splits(attention: &Attention, sizes: &Sizes, device: &Device) -> u
     // What a multiprocessor has is little more than what one block may have.
     let resident = (device.shared_bytes_per_block as usize / kernel.shared_bytes()).max(1);
     let at_once = resident * device.multiprocessors as usize;
-    let seen = match (attention.window_left(), attention.window_right()) {
-        (Some(left), Some(right)) => left
-            .saturating_add(right)
-            .saturating_add(sizes.seqlen_q)
-            .min(sizes.seqlen_k),
-        _ => sizes.seqlen_k,
-    };
-    let most = (seen / MIN_KEYS).clamp(1, MAX_SPLITS);
+    let most = (sizes.seen(attention) / MIN_KEYS).clamp(1, MAX_SPLITS);
     let filled = |splits: usize| {
         let blocks = blocks.saturating_mul(splits);
         blocks as f64 / (blocks.div_ceil(at_once).saturating_mul(at_once)) as f64
@@ -171,5 +164,6 @@ pub(super) fn workspace(attention: &Attention, sizes: &Sizes, splits: usize) -> 
     Workspace {
         out: rows.saturating_mul(4 * attention.head_dim() as u64),
         lse: rows.saturating_mul(4),
+        ..Workspace::default()
     }
 }

@@ -112,6 +112,9 @@ pub struct Addresses {
     pub leftpad_k: u64,
     /// i32 `[batch, columns]`; 0 unless keys are in pages.
     pub block_table: u64,
+    /// u64 `[heads_q, 2]`: the tiles of keys that the prefill kernels compute, and all, are added for each head; 0: not
+    /// wanted.
+    pub report: u64,
     /// [`Plan::workspace_bytes`] of any content, aligned to 16 bytes.
     pub workspace: u64,
 }
@@ -156,16 +159,23 @@ pub struct Plan {
     params: AttentionParams,
 }
 
-/// The results of parts of the keys, in f32: bytes of the outputs, and then of their lse.
+/// What lies in a workspace, in bytes and in this order.
 #[derive(Debug, Clone, Copy, Default)]
 struct Workspace {
+    /// The results of parts of the keys, in f32.
     out: u64,
     lse: u64,
+    /// What the horizon knows of keys.
+    centres: u64,
+    radii: u64,
+    order: u64,
 }
 
 impl Workspace {
     fn bytes(&self) -> u64 {
-        self.out.saturating_add(self.lse)
+        [self.out, self.lse, self.centres, self.radii, self.order]
+            .iter()
+            .fold(0, |sum: u64, &bytes| sum.saturating_add(bytes))
     }
 }
 
@@ -226,6 +236,17 @@ impl Sizes {
         }
         Ok(sizes)
     }
+
+    /// At most so many keys of a sequence are seen by any of its queries.
+    fn seen(&self, attention: &Attention) -> usize {
+        match (attention.window_left(), attention.window_right()) {
+            (Some(left), Some(right)) => left
+                .saturating_add(right)
+                .saturating_add(self.seqlen_q)
+                .min(self.seqlen_k),
+            _ => self.seqlen_k,
+        }
+    }
 }
 
 impl Paged {
@@ -256,12 +277,28 @@ impl Plan {
     /// kernels' limits (2^30 rows a sequence, 2^31 blocks), and for a device that is too old or too small.
     pub fn prefill(attention: &Attention, call: &Call, device: &Device) -> Result<Self> {
         let sizes = Sizes::of(attention, call)?;
-        let launch = prefill::launch(attention, call, &sizes, device)?;
         Ok(Self {
-            launches: launch.into_iter().collect(),
-            workspace: Workspace::default(),
-            params: params(attention, call, &sizes),
+            launches: prefill::launches(attention, call, &sizes, device)?,
+            workspace: prefill::workspace(attention, &sizes),
+            params: AttentionParams {
+                tiles: prefill::tiles(attention, &sizes).unwrap_or(0) as i32,
+                ..params(attention, call, &sizes)
+            },
         })
+    }
+
+    /// The bytes that [`Plan::prefill`] needs for batches and keys a sequence up to these.
+    pub fn prefill_workspace_bytes(
+        attention: &Attention,
+        max_batch: usize,
+        max_seqlen_k: usize,
+    ) -> u64 {
+        let sizes = Sizes {
+            batch: max_batch,
+            seqlen_q: max_seqlen_k,
+            seqlen_k: max_seqlen_k,
+        };
+        prefill::workspace(attention, &sizes).bytes()
     }
 
     /// Plans attention over few queries a sequence and many keys: keys and values are read once for all query heads that
@@ -334,6 +371,20 @@ impl Plan {
 
     /// The kernels' parameters for tensors at these addresses.
     pub fn params(&self, addresses: &Addresses) -> AttentionParams {
+        // Each part follows the one before; one that is not there has no address.
+        let mut end = addresses.workspace;
+        let mut part = |bytes: u64| {
+            let start = end;
+            end += bytes;
+            if bytes > 0 { start } else { 0 }
+        };
+        let Workspace {
+            out,
+            lse,
+            centres,
+            radii,
+            order,
+        } = self.workspace;
         AttentionParams {
             q: addresses.q,
             k: addresses.k,
@@ -346,8 +397,12 @@ impl Plan {
             seqused_k: addresses.seqused_k,
             leftpad_k: addresses.leftpad_k,
             block_table: addresses.block_table,
-            partial_out: addresses.workspace,
-            partial_lse: addresses.workspace + self.workspace.out,
+            report: addresses.report,
+            partial_out: part(out),
+            partial_lse: part(lse),
+            centres: part(centres),
+            radii: part(radii),
+            order: part(order),
             ..self.params
         }
     }

@@ -1,8 +1,9 @@
-//! The kernels of `kernels/prefill.cu`: a block has some rows of one head.
+//! The kernels of `kernels/prefill.cu`: a block has some rows of one head. With a horizon, those of `kernels/bounds.cu` first.
 
-use super::{Call, Device, Dtype, Launch, Sizes, grid, rows_of_all};
+use super::{Call, Device, Dtype, Launch, Sizes, Workspace, grid, rows_of_all};
 use crate::attention::Attention;
 use crate::error::Result;
+use crate::horizon::{Horizon, MIN_KEYS};
 use crate::kernels;
 
 /// The head dimensions that there are kernels for; others take the next.
@@ -27,13 +28,39 @@ const fn tile(head_dim: usize) -> (usize, usize) {
     }
 }
 
+/// The threads of a block that looks at keys.
+const BOUNDS_THREADS: u32 = 256;
+
+/// Tiles of keys of the longest sequence, if the horizon may leave out some.
+pub(super) fn tiles(attention: &Attention, sizes: &Sizes) -> Option<usize> {
+    let may = attention.horizon() != Horizon::Off && sizes.seen(attention) >= MIN_KEYS;
+    may.then(|| sizes.seqlen_k.div_ceil(tile(attention.head_dim()).1))
+}
+
+/// What the horizon knows of the keys.
+pub(super) fn workspace(attention: &Attention, sizes: &Sizes) -> Workspace {
+    let Some(tiles) = tiles(attention, sizes) else {
+        return Workspace::default();
+    };
+    let bytes = |counts: [usize; 3]| {
+        (counts.iter()).fold(4, |bytes: u64, &n| bytes.saturating_mul(n as u64))
+    };
+    let (batch, heads_k) = (sizes.batch, attention.heads_k());
+    Workspace {
+        centres: bytes([batch, heads_k, attention.head_dim()]),
+        radii: bytes([batch, heads_k, 3 * tiles]),
+        order: bytes([batch, attention.heads_q(), 1]),
+        ..Workspace::default()
+    }
+}
+
 /// None where there are no rows, and nothing to write.
-pub(super) fn launch(
+pub(super) fn launches(
     attention: &Attention,
     call: &Call,
     sizes: &Sizes,
     device: &Device,
-) -> Result<Option<Launch>> {
+) -> Result<Vec<Launch>> {
     let (head_dim, names) = *KERNELS
         .iter()
         .find(|(head_dim, _)| *head_dim >= attention.head_dim())
@@ -46,15 +73,41 @@ pub(super) fn launch(
         .div_ceil(rows)
         .checked_mul(attention.heads_q())
         .and_then(|blocks| blocks.checked_mul(sizes.batch));
-    let grid = grid("q", &call.q, &rows_of_all(rows), blocks)?;
-    Ok((grid > 0).then(|| Launch {
+    let blocks = grid("q", &call.q, &rows_of_all(rows), blocks)?;
+    if blocks == 0 {
+        return Ok(Vec::new());
+    }
+    let dtype = match call.dtype {
+        Dtype::F16 => 0,
+        Dtype::Bf16 => 1,
+    };
+    let mut launches = Vec::new();
+    if let Some(tiles) = tiles(attention, sizes) {
+        let file = kernels::named("bounds").expect("the build has all kernels");
+        let heads = Some(sizes.batch * attention.heads_k());
+        let of_tiles = heads.and_then(|heads| heads.checked_mul(tiles));
+        let heads = grid("k", &call.k, "one head", heads)?;
+        let of_tiles = grid("k", &call.k, "one tile of a head", of_tiles)?;
+        for (names, grid) in [
+            (["centres_f16", "centres_bf16"], heads),
+            (["radii_f16", "radii_bf16"], of_tiles),
+            (["farther_radii"; 2], heads),
+        ] {
+            launches.push(Launch {
+                file,
+                kernel: names[dtype],
+                grid,
+                block: BOUNDS_THREADS,
+                shared_bytes: 0,
+            });
+        }
+    }
+    launches.push(Launch {
         file: kernels::named("prefill").expect("the build has all kernels"),
-        kernel: names[match call.dtype {
-            Dtype::F16 => 0,
-            Dtype::Bf16 => 1,
-        }],
-        grid,
+        kernel: names[dtype],
+        grid: blocks,
         block: THREADS,
         shared_bytes,
-    }))
+    });
+    Ok(launches)
 }
