@@ -2,13 +2,14 @@
 //! candle's matrix products with the bias materialised. Causal, 8 heads; the machine's threads for all. Decoding also from
 //! a paged cache, in pages of 16 tokens that lie in no order.
 //!
-//! `cargo bench --bench attention -- prefill/f32/64/4096` runs one row.
+//! `cargo bench --bench attention -- prefill/f32/64/4096` runs one row. The rows `horizon` compare the certified horizon, its
+//! preparation included, with every key computed; `horizon/8/sd 1/dense/65536` takes minutes.
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::attention::{AttnMask, flash_attn};
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, measurement::WallTime};
 use flash_alibi::cpu::{self, Element};
-use flash_alibi::{Attention, Inputs, Slopes, View, ViewMut};
+use flash_alibi::{Attention, Horizon, Inputs, Slopes, View, ViewMut};
 use half::{bf16, f16};
 
 const HEADS: usize = 8;
@@ -176,11 +177,68 @@ where
     Ok(())
 }
 
+/// q, k and v of head_dim 64 that give logits of this standard deviation.
+fn scaled(heads: usize, seqlen: usize, sd: f64) -> Result<[Vec<f32>; 3]> {
+    let random = |sd: f64| {
+        let shape = (seqlen, heads, 64);
+        Tensor::randn(0f32, sd as f32, shape, &Device::Cpu)?
+            .flatten_all()?
+            .to_vec1::<f32>()
+    };
+    Ok([random(sd.sqrt())?, random(sd.sqrt())?, random(1.0)?])
+}
+
+fn horizon_rows(c: &mut Criterion) {
+    let prefill = [8, 32].map(|heads| (heads, Slopes::geometric(heads), [1.0, 3.0], "sd"));
+    // Nothing to leave out: what looking for it costs.
+    let dense = [
+        (8, Slopes::zero(8), [1.0, 3.0], "no slopes, sd"),
+        (
+            32,
+            Slopes::with_bias_max(32, 16.0),
+            [1.0, 3.0],
+            "bias max 16, sd",
+        ),
+    ];
+    for (heads, slopes, sds, name) in prefill.into_iter().chain(dense) {
+        for sd in sds {
+            let mut group = c.benchmark_group(format!("horizon/{heads}/{name} {sd}"));
+            group.sample_size(10);
+            for seqlen in [4096, 16384, 65536, 262_144] {
+                let mut made = None;
+                for (id, horizon) in [("certified", Horizon::default()), ("dense", Horizon::Off)] {
+                    group.bench_function(BenchmarkId::new(id, seqlen), |b| {
+                        // Made only if asked for.
+                        let [q, k, v] = made.get_or_insert_with(|| {
+                            scaled(heads, seqlen, sd).expect("memory for the inputs")
+                        });
+                        let layer = Attention::new(heads, heads, 64)
+                            .slopes(slopes.clone())
+                            .horizon(horizon)
+                            .build()
+                            .expect("valid");
+                        let shape = [1, seqlen, heads, 64];
+                        let view = |data| View::new(data, &shape).expect("fits");
+                        let mut out = vec![0.0; q.len()];
+                        b.iter(|| {
+                            let out = ViewMut::new(&mut out, &shape).expect("fits");
+                            let inputs = Inputs::new(view(q), view(k), view(v));
+                            cpu::attend_into(&layer, &inputs, out, None).expect("fits");
+                        });
+                    });
+                }
+            }
+            group.finish();
+        }
+    }
+}
+
 fn main() -> Result<()> {
     let mut criterion = Criterion::default().configure_from_args();
     rows::<f32>(&mut criterion, "f32")?;
     rows::<bf16>(&mut criterion, "bf16")?;
     rows::<f16>(&mut criterion, "f16")?;
+    horizon_rows(&mut criterion);
     criterion.final_summary();
     Ok(())
 }
