@@ -37,6 +37,8 @@ typedef struct AttentionParams {
     uint64_t centres;
     /// f32 `[batch, heads_k, tiles]`, of a cache `[pages, heads_k]`: the largest distance of a key from the centre.
     uint64_t radii;
+    /// i32 `[batch, heads_k, blocks of rows, 1 + tiles]`: how many tiles may change the result, and which. 0: all.
+    uint64_t live;
     TensorStrides q_strides;
     TensorStrides k_strides;
     TensorStrides v_strides;
@@ -83,6 +85,10 @@ typedef struct AppendParams {
     uint64_t v_pages;
     /// i64 `[tokens]`: page * page_size + row; a token whose slot is negative, or no slot of the cache, is left out.
     uint64_t slot_mapping;
+    /// f32 `[heads_k, head_dim]`: a centre of the keys of each head.
+    uint64_t centres;
+    /// f32 `[pages, heads_k]`: the largest distance of a key from the centre; 0 where nobody keeps it.
+    uint64_t radii;
     TensorStrides k_strides;
     TensorStrides v_strides;
     TensorStrides k_page_strides;
@@ -95,5 +101,5 @@ typedef struct AppendParams {
 } AppendParams;
 
 #ifdef __cplusplus
-static_assert(sizeof(AttentionParams) == 320 && sizeof(AppendParams) == 160, "the layouts that Rust has");
+static_assert(sizeof(AttentionParams) == 328 && sizeof(AppendParams) == 176, "the layouts that Rust has");
 #endif

@@ -288,6 +288,7 @@ fn a_decode_plan_depends_on_the_bounds_alone() {
                 columns,
                 stride: columns,
                 max_seqlen_k,
+                radii: false,
             }),
             ..dense(4, 1, 0, (4, 2), 64)
         };
@@ -316,6 +317,7 @@ fn pages_that_do_not_fit() {
                 columns,
                 stride: columns,
                 max_seqlen_k: 100,
+                radii: false,
             }),
             ..dense(4, 1, 0, (4, 2), 64)
         };

@@ -85,6 +85,9 @@ pub struct Paged {
     pub stride: usize,
     /// At least the keys of the longest sequence.
     pub max_seqlen_k: usize,
+    /// Whether [`Addresses::radii`] says what each page holds, as appends keep it. Decoding leaves out keys by it, if the
+    /// layer has a certified horizon.
+    pub radii: bool,
 }
 
 /// Where the tensors of a call lie on the device.
@@ -112,6 +115,10 @@ pub struct Addresses {
     pub leftpad_k: u64,
     /// i32 `[batch, columns]`; 0 unless keys are in pages.
     pub block_table: u64,
+    /// f32 `[heads_k, head_dim]`, the centres that the radii are relative to; 0 unless the cache has radii.
+    pub centres: u64,
+    /// f32 `[pages, heads_k]`: at least the distance of each key of a page from its head's centre.
+    pub radii: u64,
     /// [`Plan::workspace_bytes`] of any content, aligned to 16 bytes.
     pub workspace: u64,
 }
@@ -156,16 +163,18 @@ pub struct Plan {
     params: AttentionParams,
 }
 
-/// The results of parts of the keys, in f32: bytes of the outputs, and then of their lse.
+/// The bytes of the results of parts of the keys, in f32: outputs, and then their lse. And then of the lists of live tiles;
+/// 0 where nothing is left out.
 #[derive(Debug, Clone, Copy, Default)]
 struct Workspace {
     out: u64,
     lse: u64,
+    live: u64,
 }
 
 impl Workspace {
     fn bytes(&self) -> u64 {
-        self.out.saturating_add(self.lse)
+        self.out.saturating_add(self.lse).saturating_add(self.live)
     }
 }
 
@@ -291,7 +300,9 @@ impl Plan {
                 seqlen_q,
                 seqlen_k: max_seqlen_k,
             };
-            decode::workspace(attention, &sizes, decode::splits(attention, &sizes, device)).bytes()
+            let splits = decode::splits(attention, &sizes, device);
+            let radii = true;
+            decode::workspace(attention, &sizes, splits, radii).bytes()
         };
         let batches = 1..=max_batch;
         batches
@@ -317,6 +328,7 @@ impl Plan {
             workspace,
             params: AttentionParams {
                 splits: splits as i32,
+                tiles: decode::tiles(attention, &sizes) as i32,
                 ..params(attention, call, &sizes)
             },
         })
@@ -334,6 +346,8 @@ impl Plan {
 
     /// The kernels' parameters for tensors at these addresses.
     pub fn params(&self, addresses: &Addresses) -> AttentionParams {
+        let Workspace { out, lse, live } = self.workspace;
+        let if_live = |address| if live > 0 { address } else { 0 };
         AttentionParams {
             q: addresses.q,
             k: addresses.k,
@@ -347,7 +361,10 @@ impl Plan {
             leftpad_k: addresses.leftpad_k,
             block_table: addresses.block_table,
             partial_out: addresses.workspace,
-            partial_lse: addresses.workspace + self.workspace.out,
+            partial_lse: addresses.workspace + out,
+            centres: if_live(addresses.centres),
+            radii: if_live(addresses.radii),
+            live: if_live(addresses.workspace + out + lse),
             ..self.params
         }
     }

@@ -149,6 +149,7 @@ impl<T: OnDevice> Paged<T> {
             columns: self.max_pages,
             stride: self.max_pages,
             max_seqlen_k: usize::MAX,
+            radii: false,
         };
         Problem {
             k: self.k.placed(),
