@@ -56,6 +56,7 @@ pub struct OnGpu<T> {
     pub seqused_k: Option<CudaSlice<i32>>,
     leftpad_k: Option<CudaSlice<i32>>,
     block_table: Option<CudaSlice<i32>>,
+    radii: Option<[CudaSlice<f32>; 2]>,
 }
 
 impl<T: OnDevice + cuda::Element> OnGpu<T> {
@@ -92,6 +93,13 @@ impl<T: OnDevice + cuda::Element> OnGpu<T> {
             seqused_k: integers(problem.seqused_k)?,
             leftpad_k: integers(problem.leftpad_k)?,
             block_table: integers(problem.block_table.map(|(table, _)| table))?,
+            radii: match problem.radii {
+                Some((centres, radii)) => Some([
+                    stream.clone_htod(centres).map_err(failure)?,
+                    stream.clone_htod(radii).map_err(failure)?,
+                ]),
+                None => None,
+            },
         })
     }
 
@@ -117,6 +125,9 @@ impl<T: OnDevice + cuda::Element> OnGpu<T> {
         }
         if let Some(lengths) = &self.leftpad_k {
             inputs = inputs.leftpad_k(lengths);
+        }
+        if let Some([centres, radii]) = &self.radii {
+            inputs = inputs.radii(centres, radii);
         }
         let Uploaded {
             buffer,

@@ -132,7 +132,12 @@ pub(super) fn check_radii(
 ) -> Result<()> {
     let (count, heads, head_dim) = (pages.batch.unwrap_or(0), pages.heads, pages.head_dim);
     for (argument, found, expected, of) in [
-        ("centres", centres.len(), heads * head_dim, "heads_k * head_dim"),
+        (
+            "centres",
+            centres.len(),
+            heads * head_dim,
+            "heads_k * head_dim",
+        ),
         ("radii", radii, count * heads, "pages * heads_k"),
     ] {
         if found != expected {

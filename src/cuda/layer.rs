@@ -370,7 +370,11 @@ impl<T: Element> Inputs<'_, T> {
         };
         if self.radii.is_some() && self.block_table.is_none() {
             let found = "those of keys that are not in pages";
-            return Err(Error::Argument(error::value("radii", found, "a block_table")));
+            return Err(Error::Argument(error::value(
+                "radii",
+                found,
+                "a block_table",
+            )));
         }
         if let Some(block_table) = self.block_table {
             let (found, batch) = (block_table.len(), call.batch().unwrap_or(0));

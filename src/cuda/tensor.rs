@@ -240,11 +240,7 @@ impl<'a, T> Inputs<'a, T> {
     ///
     /// `centres` is `[heads_k, head_dim]`, `radii` `[pages, heads_k]`: at least the distance of each key of a page from the
     /// head's centre. Radii of pages that no query needs may be anything; those of NaN keep their pages.
-    pub fn radii(
-        mut self,
-        centres: &'a dyn DevicePtr<f32>,
-        radii: &'a dyn DevicePtr<f32>,
-    ) -> Self {
+    pub fn radii(mut self, centres: &'a dyn DevicePtr<f32>, radii: &'a dyn DevicePtr<f32>) -> Self {
         self.radii = Some(Radii { centres, radii });
         self
     }

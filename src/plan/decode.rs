@@ -214,9 +214,8 @@ pub(super) fn workspace(
     splits: usize,
     radii: bool,
 ) -> Workspace {
-    let product = |sizes: &[usize]| {
-        (sizes.iter()).fold(1u64, |product, &n| product.saturating_mul(n as u64))
-    };
+    let product =
+        |sizes: &[usize]| (sizes.iter()).fold(1u64, |product, &n| product.saturating_mul(n as u64));
     let parts = if splits == 1 { 0 } else { splits };
     let results = product(&[attention.heads_q(), sizes.seqlen_q, sizes.batch, parts]);
     let lists = if has_horizon(attention, sizes, radii) {
