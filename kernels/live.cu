@@ -1,8 +1,9 @@
 // Which tiles of a paged cache may change the result of each block of rows that decode.cu has: the certified horizon, from
 // the radii of the pages.
 //
-// A block has the rows of a block of decode.cu. Each row keeps the keys up to its own position, a warp's worth; the tiles
-// that hold them are live, and their largest score is what other tiles are compared with, by all threads at once.
+// A block has the rows of a block of decode.cu. Tiles in which a row stands are live. Others are compared, by all threads at
+// once, with the largest score of the keys nearest to a row, a warp's worth: what has that is never left out, since what
+// bounds a tile is at least each of its scores.
 
 #include "horizon.cuh"
 #include "live.cuh"
@@ -27,7 +28,7 @@ struct Live {
     struct Row {
         RowBound bound;
         Budget budget;
-        // `max`, an exponent, is that of a key that is kept. With infinity nothing else is, with NaN everything.
+        // `max` is the exponent of a key. With infinity no tile is needed, with NaN every one.
         float slope_log2, max;
         // The visible key that is nearest to the row.
         int nearest;
@@ -37,7 +38,7 @@ struct Live {
     int batch, head_k, first_r, last_r;
     Sequence s;
     Span span;
-    // Tiles that rows see, and of those what they keep.
+    // Tiles that rows see, and those in which rows stand.
     int first_tile, last_tile, first_kept, last_kept;
 
     __device__ explicit Live(const AttentionParams &p) : p(p) {
@@ -50,16 +51,14 @@ struct Live {
         span = Span(p, s, first_r / p.group, last_r / p.group);
         first_tile = span.begin() / KEYS;
         last_tile = (span.end() - 1) / KEYS;
-        // Both grow with the position.
-        first_kept = first_key(span.first_position, span.of_first) / KEYS;
+        first_kept = nearest(span.first_position) / KEYS;
         last_kept = nearest(span.last_position) / KEYS;
     }
 
     __device__ bool sees_keys() const { return first_r <= last_r && span.begin() < span.end(); }
 
-    // Of the keys whose scores a row keeps.
+    // The key that is nearest to a row that sees any.
     __device__ int nearest(int position) const { return max(position, s.leftpad_k); }
-    __device__ int first_key(int position, Visible seen) const { return max(seen.first, nearest(position) - (WARP - 1)); }
 
     // The largest of the pages that hold keys of the tile.
     __device__ float radius(int tile) const {
@@ -114,7 +113,8 @@ struct Live {
         const int at = position(s, i);
         const Visible seen = visible(p, s, at);
         row.nearest = nearest(at);
-        row.max = has_horizon(p, alibi) ? max_of_warp(exponent(q, alibi, row.nearest, first_key(at, seen) + lane)) : NAN;
+        const int key = max(seen.first, row.nearest - (WARP - 1)) + lane;
+        row.max = has_horizon(p, alibi) ? max_of_warp(exponent(q, alibi, row.nearest, key)) : NAN;
         if (seen.first > seen.last) {
             // Whatever q is.
             row.bound.centre = row.bound.reach = row.bound.slack = 0;

@@ -131,31 +131,35 @@ impl<T: Element> Paged<T> {
         self.k.at([page, j % page_size, head])
     }
 
-    /// The distances of the keys of each page from the mean key of each head, or from zero, rounded up. NaN for pages that
-    /// nobody has.
+    /// The distances of the keys of each page from the mean key of each head, or from zero.
     pub fn keep_radii(&mut self, mean: bool) {
+        let [_, page_size, heads, d] = self.k.shape;
+        let mut centres = vec![0f32; heads * d];
+        let rows: Vec<usize> = (0..self.written.len())
+            .filter(|&row| mean && self.written[row])
+            .collect();
+        for &row in &rows {
+            for (i, c) in centres.iter_mut().enumerate() {
+                let at = self.k.at([row / page_size, row % page_size, i / d]) + i % d;
+                *c += self.k.data[at].to_f32() / rows.len() as f32;
+            }
+        }
+        self.keep_radii_around(centres);
+    }
+
+    /// Distances from these, rounded up. NaN for pages that nobody has.
+    pub fn keep_radii_around(&mut self, centres: Vec<f32>) {
         let [pages, page_size, heads, d] = self.k.shape;
         let key = |row: usize, head: usize| {
             let at = self.k.at([row / page_size, row % page_size, head]);
             self.k.data[at..][..d].iter().map(|x| f64::from(x.to_f32()))
         };
         let rows = || (0..pages * page_size).filter(|&row| self.written[row]);
-        let mut centres = vec![0f32; heads * d];
         let mut radii = vec![f32::NAN; pages * heads];
         for head in 0..heads {
-            let centre = &mut centres[head * d..][..d];
-            let weight = if mean {
-                1.0 / rows().count() as f64
-            } else {
-                0.0
-            };
+            let centre = &centres[head * d..][..d];
             for row in rows() {
-                for (c, x) in centre.iter_mut().zip(key(row, head)) {
-                    *c += (x * weight) as f32;
-                }
-            }
-            for row in rows() {
-                let squares = key(row, head).zip(&*centre);
+                let squares = key(row, head).zip(centre);
                 let squares = squares.map(|(x, &c)| (x - f64::from(c)).powi(2));
                 let norm = squares.sum::<f64>().sqrt() as f32 * (1.0 + 1e-6);
                 let radius = &mut radii[row / page_size * heads + head];
