@@ -10,6 +10,8 @@
 #include "row.cuh"
 #include "tile.cuh"
 
+#include <new>
+
 namespace {
 
 constexpr int THREADS = 256, WARPS = THREADS / WARP;
@@ -19,7 +21,7 @@ __device__ float max_of_warp(float x) {
     return x;
 }
 
-// ROWS: of a block of decode.cu.
+// ROWS: of a block of decode.cu. In shared memory, so that it takes no registers.
 template <typename T, int ROWS>
 struct Live {
     static constexpr int KEYS = tile_keys(ROWS);
@@ -205,10 +207,17 @@ struct Live {
                 if (threadIdx.x % WARP == 0) rows[r] = row;
             }
             __syncthreads();
-            count = add_side(rows, first_kept, -1, first_kept - first_tile, list + 1, count);
-            const int kept = last_kept - first_kept + 1;
-            for (int i = threadIdx.x; i < kept; i += THREADS) list[1 + count + i] = first_kept + i;
-            count = add_side(rows, last_kept, 1, last_tile - last_kept, list + 1, count + kept);
+            // One call for both sides: of two, neither would be inlined.
+#pragma unroll 1
+            for (int step = -1; step <= 1; step += 2) {
+                if (step > 0) {
+                    const int kept = last_kept - first_kept + 1;
+                    for (int i = threadIdx.x; i < kept; i += THREADS) list[1 + count + i] = first_kept + i;
+                    count += kept;
+                }
+                const int tiles = step < 0 ? first_kept - first_tile : last_tile - last_kept;
+                count = add_side(rows, step < 0 ? first_kept : last_kept, step, tiles, list + 1, count);
+            }
         }
         if (threadIdx.x == 0) list[0] = count;
     }
@@ -219,7 +228,11 @@ struct Live {
 #define LIVE(NAME, T, ROWS)                                                                                          \
     extern "C" __global__ void __launch_bounds__(THREADS) live_##NAME##_r##ROWS(                                     \
         const __grid_constant__ AttentionParams p) {                                                                 \
-        Live<T, ROWS>(p).run();                                                                                      \
+        using Block = Live<T, ROWS>;                                                                                 \
+        __shared__ __align__(alignof(Block)) unsigned char bytes[sizeof(Block)];                                     \
+        if (threadIdx.x == 0) new (bytes) Block(p);                                                                  \
+        __syncthreads();                                                                                             \
+        ((const Block *)bytes)->run();                                                                               \
     }
 
 LIVE(f16, __half, 16)
