@@ -1,7 +1,8 @@
 //! Prefill on a GPU, timed with CUDA events: 16384 tokens and a model width of 2048, as FlashAttention's own benchmarks.
 //!
 //! `cargo bench --bench cuda -- '^prefill/bf16/d64/causal/2048$'` runs one row. Criterion's elements are FLOPs:
-//! `4 * batch * heads * seqlen^2 * head_dim`, half of it when causal; ALiBi is never counted.
+//! `4 * batch * heads * seqlen^2 * head_dim`, half of it when causal; ALiBi is never counted. Rows that end in `horizon`
+//! leave out what cannot change the result, and count the same FLOPs, executed or not; the others compute every key.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use flash_alibi::cuda::cudarc::driver::sys::CUevent_flags;
 use flash_alibi::cuda::cudarc::driver::{CudaSlice, CudaStream};
 use flash_alibi::cuda::{self, Element, Inputs, Layer, View, ViewMut};
-use flash_alibi::{Attention, Mask};
+use flash_alibi::{Attention, Horizon, Mask};
 use half::{bf16, f16};
 
 const TOKENS: usize = 16384;
@@ -27,17 +28,23 @@ struct Call<T> {
     k: CudaSlice<T>,
     v: CudaSlice<T>,
     out: CudaSlice<T>,
+    workspace: CudaSlice<f32>,
 }
 
 impl<T: Element> Call<T> {
     fn new(
         stream: &Arc<CudaStream>,
         shape: [usize; 4],
-        mask: Mask,
+        (mask, horizon): (Mask, Horizon),
         from_f32: fn(f32) -> T,
     ) -> Result<Self, Box<dyn Error>> {
-        let [_, _, heads, head_dim] = shape;
-        let attention = Attention::new(heads, heads, head_dim).mask(mask).build()?;
+        let [batch, seqlen, heads, head_dim] = shape;
+        let attention = Attention::new(heads, heads, head_dim)
+            .mask(mask)
+            .horizon(horizon)
+            .build()?;
+        let layer = Layer::new(stream, attention)?;
+        let workspace = layer.prefill_workspace(batch, seqlen);
         let mut state = 1u64;
         let mut normal = || {
             // The sum of four uniform numbers is close to normal; this one has variance 1.
@@ -54,12 +61,13 @@ impl<T: Element> Call<T> {
         };
         Ok(Self {
             stream: stream.clone(),
-            layer: Layer::new(stream, attention)?,
+            layer,
             shape,
             q: random()?,
             k: random()?,
             v: random()?,
             out: random()?,
+            workspace: stream.alloc_zeros(workspace)?,
         })
     }
 
@@ -73,6 +81,7 @@ impl<T: Element> Call<T> {
             k,
             v,
             out,
+            workspace,
         } = self;
         let inputs = Inputs::new(
             View::new(q, shape)?,
@@ -82,7 +91,8 @@ impl<T: Element> Call<T> {
         let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
         let start = stream.record_event(flags)?;
         for _ in 0..calls {
-            layer.prefill(stream, &inputs, ViewMut::new(out, shape)?, None)?;
+            let out = ViewMut::new(out, shape)?;
+            layer.prefill(stream, &inputs, out, None, workspace)?;
         }
         let end = stream.record_event(flags)?;
         let milliseconds = start.elapsed_ms(&end)?;
@@ -96,8 +106,14 @@ fn rows<T: Element>(
     dtype: &str,
     from_f32: fn(f32) -> T,
 ) {
+    let masks = [
+        (Mask::Causal, Horizon::Off, "causal"),
+        (Mask::Causal, Horizon::default(), "causal/horizon"),
+        (Mask::Bidirectional, Horizon::Off, "full"),
+        (Mask::Bidirectional, Horizon::default(), "full/horizon"),
+    ];
     for head_dim in [64, 128] {
-        for (mask, name) in [(Mask::Causal, "causal"), (Mask::Bidirectional, "full")] {
+        for (mask, horizon, name) in masks {
             let mut group =
                 criterion.benchmark_group(format!("prefill/{dtype}/d{head_dim}/{name}"));
             group
@@ -113,7 +129,7 @@ fn rows<T: Element>(
                 let mut made = None;
                 group.bench_function(BenchmarkId::from_parameter(seqlen), |bencher| {
                     let call = made.get_or_insert_with(|| {
-                        Call::new(stream, shape, mask, from_f32).expect("the call fits")
+                        Call::new(stream, shape, (mask, horizon), from_f32).expect("the call fits")
                     });
                     bencher.iter_custom(|calls| call.time(calls).expect("the device computes"));
                 });

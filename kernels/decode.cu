@@ -5,6 +5,7 @@
 // the warps divide the keys of a tile, and their results are merged at the end; with many they divide the rows. Where keys
 // are split over blocks, each writes its output and lse in f32, and `combine` merges them.
 
+#include "live.cuh"
 #include "products.cuh"
 #include "row.cuh"
 #include "softmax.cuh"
@@ -29,7 +30,7 @@ template <typename T, int D, int ROWS>
 struct Decode {
     static constexpr int ROW_WARPS = ROWS < 64 ? 1 : WARPS, KEY_WARPS = WARPS / ROW_WARPS;
     static constexpr int M = ROWS / 16 / ROW_WARPS;
-    static constexpr int KEYS = M == 1 ? 64 : 32, WARP_KEYS = KEYS / KEY_WARPS;
+    static constexpr int KEYS = tile_keys(ROWS), WARP_KEYS = KEYS / KEY_WARPS;
     // A ring of tiles, of K and V in turn: up to 64 KiB.
     static constexpr int BUFFERS = clamp_constant(65536 / (KEYS * D * 2), 2, 8) / 2 * 2;
 
@@ -41,8 +42,9 @@ struct Decode {
         Sequence s;
         int split, batch, head_k, first_r, last_r;
         Span span;
-        // The tiles of this block, from `end_tile` - 1 down to `first_tile`.
+        // The tiles of this block, from `end_tile` - 1 down to `first_tile`; where there is a list, of its entries.
         int first_tile, end_tile;
+        const int32_t *live;
         Alibi scale;
         PagedRows k, v;
 
@@ -61,7 +63,13 @@ struct Decode {
             scale = Alibi(p, batch, head_k * p.group);
             span = Span(p, s, first_r / p.group, last_r / p.group);
             const int begin = span.begin(), end = span.end();
-            const int first = begin / KEYS, tiles = begin < end ? (end - 1) / KEYS - first + 1 : 0;
+            int first = begin / KEYS, tiles = begin < end ? (end - 1) / KEYS - first + 1 : 0;
+            live = nullptr;
+            if (p.live) {
+                live = live_tiles<ROWS>(p, batch, head_k, first_r);
+                first = 0;
+                tiles = *live++;
+            }
             first_tile = first + (int)((int64_t)tiles * split / p.splits);
             end_tile = first + (int)((int64_t)tiles * (split + 1) / p.splits);
             k = {(uint64_t)row<T>(p.k, p.k_strides, 0, 0, head_k), p.k_strides.batch, p.k_strides.row};
@@ -69,7 +77,10 @@ struct Decode {
         }
 
         // Of the `step`-th tile: first those nearest to the rows.
-        __device__ int first_key(int step) const { return (end_tile - 1 - step) * KEYS; }
+        __device__ int first_key(int step) const {
+            const int tile = end_tile - 1 - step;
+            return (live ? live[tile] : tile) * KEYS;
+        }
     };
 
     // The rows of a lane; past the last they repeat it.
@@ -276,10 +287,12 @@ struct Decode {
         const bool exact = !__all_sync(0xffffffff, finite);
         if (exact) {
             // A value that is not finite, of a key that another row sees: again from this row's keys alone.
-            Visible keys = visible(p, block.s, at);
-            keys.first = max(keys.first, block.first_tile * KEYS);
-            keys.last = min(keys.last, block.end_tile * KEYS - 1);
-            again = attend_row<T>(p, block.s, block.batch, head, i, keys);
+            const Visible seen = visible(p, block.s, at);
+            const int count = (block.end_tile - block.first_tile) * KEYS;
+            again = attend_row<T>(p, block.s, block.batch, head, i, count, [&](int n) {
+                const int key = block.first_key((count - 1 - n) / KEYS) + n % KEYS;
+                return key >= seen.first && key <= seen.last ? key : -1;
+            });
             lse = again.lse;
         }
         const int64_t partial = partial_row(p, block.split, block.batch, block.head_k, of_head);

@@ -42,6 +42,8 @@ typedef struct AttentionParams {
     uint64_t order;
     /// u64 `[heads_q, 2]`: the tiles that were computed, and all, are added; 0: not wanted.
     uint64_t report;
+    /// i32 `[batch, heads_k, blocks of rows, 1 + tiles]`: how many tiles may change the result, and which. 0: all.
+    uint64_t live;
     TensorStrides q_strides;
     TensorStrides k_strides;
     TensorStrides v_strides;
@@ -88,6 +90,10 @@ typedef struct AppendParams {
     uint64_t v_pages;
     /// i64 `[tokens]`: page * page_size + row; a token whose slot is negative, or no slot of the cache, is left out.
     uint64_t slot_mapping;
+    /// f32 `[heads_k, head_dim]`: a centre of the keys of each head.
+    uint64_t centres;
+    /// f32 `[pages, heads_k]`: the largest distance of a key from the centre; 0 where nobody keeps it.
+    uint64_t radii;
     TensorStrides k_strides;
     TensorStrides v_strides;
     TensorStrides k_page_strides;
@@ -100,5 +106,5 @@ typedef struct AppendParams {
 } AppendParams;
 
 #ifdef __cplusplus
-static_assert(sizeof(AttentionParams) == 336 && sizeof(AppendParams) == 160, "the layouts that Rust has");
+static_assert(sizeof(AttentionParams) == 344 && sizeof(AppendParams) == 176, "the layouts that Rust has");
 #endif

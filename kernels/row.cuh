@@ -28,9 +28,10 @@ struct RowResult {
     float out[OWNED], lse;
 };
 
-// Row i of a sequence, over some of the keys it sees.
-template <typename T>
-__device__ RowResult attend_row(const AttentionParams &p, const Sequence &s, int batch, int head, int i, Visible keys) {
+// Row i of a sequence, over some of the keys it sees: `key_of` says which is the n-th of so many, or -1 for none.
+template <typename T, typename KeyOf>
+__device__ RowResult attend_row(const AttentionParams &p, const Sequence &s, int batch, int head, int i, int count,
+                                KeyOf key_of) {
     const int lane = threadIdx.x % WARP, head_k = head / p.group, at = position(s, i);
     const float slope = ((const float *)p.slopes)[batch * p.slopes_batch_stride + head];
     RowResult result;
@@ -45,7 +46,9 @@ __device__ RowResult attend_row(const AttentionParams &p, const Sequence &s, int
 
     // The online softmax: the largest score so far, and sums relative to it.
     float largest = -INFINITY, sum = 0.0f;
-    for (int j = keys.first; j <= keys.last; ++j) {
+    for (int n = 0; n < count; ++n) {
+        const int j = key_of(n);
+        if (j < 0) continue;
         const Place key = place(p, s, batch, j);
         const T *k_row = row<const T>(p.k, p.k_strides, key.entry, key.row, head_k);
         const T *v_row = row<const T>(p.v, p.v_strides, key.entry, key.row, head_k);
@@ -75,6 +78,12 @@ __device__ RowResult attend_row(const AttentionParams &p, const Sequence &s, int
     for (int e = 0; e < RowResult::OWNED; ++e) result.out[e] = seen ? result.out[e] / sum : 0.0f;
     result.lse = seen ? largest + logf(sum) : -INFINITY;
     return result;
+}
+
+// The same, over keys that follow one another.
+template <typename T>
+__device__ RowResult attend_row(const AttentionParams &p, const Sequence &s, int batch, int head, int i, Visible keys) {
+    return attend_row<T>(p, s, batch, head, i, keys.last - keys.first + 1, [&](int n) { return keys.first + n; });
 }
 
 // Writes a row's result to out and lse.

@@ -263,6 +263,7 @@ fn appended_keys_are_where_their_slots_say() {
             k_pages: first(k_pages),
             v_pages: first(v_pages),
             slot_mapping: memory.upload(&slots).unwrap().0,
+            ..AppendAddresses::default()
         };
         let append = Append::new(&new, &new, &pool, &pool).unwrap();
         // SAFETY: the emulator checks every access itself.

@@ -1,7 +1,7 @@
 //! Plans: geometry, limits and bad calls. Nothing is launched.
 
-use flash_alibi::plan::{Append, Call, Device, Dtype, Packed, Paged, Plan};
-use flash_alibi::{Attention, Error, Layout, Mask, Slopes};
+use flash_alibi::plan::{Addresses, Append, Call, Device, Dtype, Packed, Paged, Plan};
+use flash_alibi::{Attention, Error, Horizon, Layout, Mask, Slopes};
 
 const DEVICE: Device = Device {
     compute_capability: (8, 0),
@@ -288,6 +288,7 @@ fn a_decode_plan_depends_on_the_bounds_alone() {
                 columns,
                 stride: columns,
                 max_seqlen_k,
+                radii: false,
             }),
             ..dense(4, 1, 0, (4, 2), 64)
         };
@@ -305,6 +306,94 @@ fn a_decode_plan_depends_on_the_bounds_alone() {
     assert_eq!(pages(8192, 2048), pages(128, 100_000));
 }
 
+/// A cache that has radii has a list of tiles for each block of rows, where a certified horizon has enough keys.
+#[test]
+fn lists_of_live_tiles() {
+    let call = |seqlen_q, columns, radii| {
+        let pool = Layout::contiguous("k", &[1000, 16, 2, 64]).unwrap();
+        Call {
+            k: pool,
+            v: pool,
+            paged: Some(Paged {
+                columns,
+                stride: columns,
+                max_seqlen_k: usize::MAX,
+                radii,
+            }),
+            ..dense(3, seqlen_q, 0, (4, 2), 64)
+        }
+    };
+    let attention = |horizon, window| {
+        let builder = Attention::new(4, 2, 64).horizon(horizon);
+        builder.window(window, Some(0)).build().unwrap()
+    };
+    let listed = |attention: &Attention, call: &Call, splits| {
+        let plan = Plan::decode_with_splits(attention, call, &DEVICE, splits).unwrap();
+        let addresses = Addresses {
+            workspace: 1 << 20,
+            centres: 1,
+            radii: 2,
+            ..Addresses::default()
+        };
+        let params = plan.params(&addresses);
+        let first = plan.launches()[0];
+        let live = first.file.name == "live";
+        assert_eq!(
+            (params.live > 0, params.centres, params.radii),
+            match live {
+                true => (true, 1, 2),
+                false => (false, 0, 0),
+            }
+        );
+        live.then(|| {
+            (
+                first.kernel,
+                first.grid,
+                params.tiles,
+                plan.workspace_bytes(),
+            )
+        })
+    };
+    let certified = attention(Horizon::default(), None);
+    // [batch, heads_k, blocks, 1 + tiles], behind what the parts leave: out and lse.
+    let list = |blocks: u64, tiles: u64| 3 * 2 * blocks * (1 + tiles) * 4;
+    assert_eq!(
+        listed(&certified, &call(1, 128, true), 1),
+        Some(("live_f16_r16", 6, 32, list(1, 32)))
+    );
+    assert_eq!(
+        listed(&certified, &call(1, 128, true), 5),
+        Some((
+            "live_f16_r16",
+            6,
+            32,
+            list(1, 32) + 5 * 3 * 4 * (64 + 1) * 4
+        ))
+    );
+    // Of more rows, blocks have smaller tiles.
+    assert_eq!(
+        listed(&certified, &call(65, 130, true), 1),
+        Some(("live_f16_r128", 12, 65, list(2, 65)))
+    );
+    // No radii, too few keys, too narrow a window, and other horizons.
+    assert_eq!(listed(&certified, &call(1, 128, false), 1), None);
+    assert_eq!(listed(&certified, &call(1, 127, true), 1), None);
+    let window = |left| attention(Horizon::default(), Some(left));
+    assert_eq!(listed(&window(2046), &call(1, 200, true), 1), None);
+    assert!(listed(&window(2047), &call(1, 200, true), 1).is_some());
+    for horizon in [Horizon::Off, Horizon::Bitwise] {
+        let attention = attention(horizon, None);
+        assert_eq!(listed(&attention, &call(1, 128, true), 1), None);
+    }
+    // What a caller allocates is enough.
+    for seqlen_q in [1, 9, 65] {
+        let most = Plan::decode_workspace_bytes(&certified, &DEVICE, 3, seqlen_q, 130 * 16);
+        let call = call(seqlen_q, 130, true);
+        let plan = Plan::decode(&certified, &call, &DEVICE).unwrap();
+        assert!(plan.workspace_bytes() <= most);
+    }
+}
+
 #[test]
 fn pages_that_do_not_fit() {
     let expect = |shape: &[usize], columns, message: &str| {
@@ -316,6 +405,7 @@ fn pages_that_do_not_fit() {
                 columns,
                 stride: columns,
                 max_seqlen_k: 100,
+                radii: false,
             }),
             ..dense(4, 1, 0, (4, 2), 64)
         };
@@ -369,6 +459,35 @@ fn rows_of_all_heads_are_counted() {
         error.to_string(),
         "q: found shape [1, 16777216, 71, 8], expected at most 1073741824 rows of the heads that share keys"
     );
+}
+
+#[test]
+fn radii_are_begun_before_they_are_raised() {
+    let new = |shape: &[usize]| Layout::contiguous("k", shape).unwrap();
+    let (k, pages) = (new(&[500, 3, 24]), new(&[10, 16, 3, 24]));
+    let launches = |append: Append| -> Vec<_> {
+        let launches = append.launches().iter();
+        launches
+            .map(|launch| (launch.kernel, launch.grid))
+            .collect()
+    };
+    let plain = Append::new(&k, &k, &pages, &pages).unwrap();
+    assert_eq!(
+        launches(plain),
+        [("append", (500u32 * 3 * 3).div_ceil(256))]
+    );
+    let kept = Append::with_radii(Dtype::Bf16, &k, &k, &pages, &pages).unwrap();
+    // The 3 chunks of a head have 4 threads.
+    assert_eq!(
+        launches(kept),
+        [
+            ("restart_radii", (500u32 * 3).div_ceil(256)),
+            ("append_bf16", (500u32 * 3 * 4).div_ceil(256)),
+        ]
+    );
+    let none = new(&[0, 3, 24]);
+    let none = Append::with_radii(Dtype::F16, &none, &none, &pages, &pages).unwrap();
+    assert_eq!(launches(none), []);
 }
 
 #[test]

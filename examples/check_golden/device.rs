@@ -59,6 +59,7 @@ pub struct OnGpu<T> {
     block_table: Option<CudaSlice<i32>>,
     /// For prefill.
     workspace: CudaSlice<f32>,
+    radii: Option<[CudaSlice<f32>; 2]>,
 }
 
 impl<T: OnDevice + cuda::Element> OnGpu<T> {
@@ -85,11 +86,11 @@ impl<T: OnDevice + cuda::Element> OnGpu<T> {
             Some(cu_q) => cu_q.len() - 1,
             None => shape[0],
         };
-        let seqlen_k = match problem.block_table {
-            Some((_, paged)) => paged.max_seqlen_k,
-            // Of packed tensors, of all sequences together.
-            None => *problem.k.layout.shape().iter().rev().nth(2).unwrap_or(&0),
+        let [.., rows_k, _, _] = problem.k.layout.shape()[..] else {
+            unreachable!("a tensor has at least 3 dimensions")
         };
+        // Of packed tensors, of all sequences together.
+        let seqlen_k = (problem.block_table).map_or(rows_k, |(_, paged)| paged.columns * rows_k);
         let bytes = Plan::prefill_workspace_bytes(problem.attention, batch, seqlen_k);
         let len = (bytes as usize / size_of::<f32>()).max(1);
         Ok(Self {
@@ -108,6 +109,13 @@ impl<T: OnDevice + cuda::Element> OnGpu<T> {
             seqused_k: integers(problem.seqused_k)?,
             leftpad_k: integers(problem.leftpad_k)?,
             block_table: integers(problem.block_table.map(|(table, _)| table))?,
+            radii: match problem.radii {
+                Some((centres, radii)) => Some([
+                    stream.clone_htod(centres).map_err(failure)?,
+                    stream.clone_htod(radii).map_err(failure)?,
+                ]),
+                None => None,
+            },
         })
     }
 
@@ -133,6 +141,9 @@ impl<T: OnDevice + cuda::Element> OnGpu<T> {
         }
         if let Some(lengths) = &self.leftpad_k {
             inputs = inputs.leftpad_k(lengths);
+        }
+        if let Some([centres, radii]) = &self.radii {
+            inputs = inputs.radii(centres, radii);
         }
         let Uploaded {
             buffer,

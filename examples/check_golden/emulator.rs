@@ -52,6 +52,8 @@ pub struct Problem<'a, T> {
     pub seqused_k: Option<&'a [i32]>,
     pub leftpad_k: Option<&'a [i32]>,
     pub block_table: Option<(&'a [i32], Paged)>,
+    /// Centres, and the radii of pages.
+    pub radii: Option<(&'a [f32], &'a [f32])>,
 }
 
 /// [`Plan::prefill`], or another of its kind.
@@ -146,7 +148,10 @@ impl<T: OnDevice> Problem<'_, T> {
                     max_seqlen_k: self.cu_seqlens_k.map_or(0, longest) as usize,
                 }
             }),
-            paged: self.block_table.map(|(_, paged)| paged),
+            paged: self.block_table.map(|(_, paged)| Paged {
+                radii: self.radii.is_some(),
+                ..paged
+            }),
         };
         let plan = planner(self.attention, &call, &SMALLEST).map_err(failure)?;
 
@@ -160,6 +165,7 @@ impl<T: OnDevice> Problem<'_, T> {
             buffer.0 + (placed.offset * size_of::<T>()) as u64
         };
         let integers = |data: Option<&[i32]>| data.map_or(Ok(0), |data| Ok(put(memory, data)?.0));
+        let floats = |data: Option<&[f32]>| data.map_or(Ok(0), |data| Ok(put(memory, data)?.0));
         let out = buffer(&self.out)?;
         let lse = match self.lse {
             Some(lse) => Some(put(memory, lse)?),
@@ -179,6 +185,8 @@ impl<T: OnDevice> Problem<'_, T> {
             leftpad_k: integers(self.leftpad_k)?,
             block_table: integers(self.block_table.map(|(table, _)| table))?,
             report: tiles.0,
+            centres: floats(self.radii.map(|(centres, _)| centres))?,
+            radii: floats(self.radii.map(|(_, radii)| radii))?,
             workspace: memory.alloc(plan.workspace_bytes()).map_err(failure)?.0,
         };
         // SAFETY: an emulator checks every access itself.

@@ -320,6 +320,7 @@ impl<T: Stored> Case<T> {
             seqused_k: self.seqused_k.as_deref(),
             leftpad_k: self.leftpad_k.as_deref(),
             block_table: None,
+            radii: None,
         };
         let attended = T::launch(&problem, runner)?;
         Ok(Computed {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 
+use super::append::check_radii;
 use super::tensor::Varlen;
 use super::{Element, Error, Inputs, Kernels, Result, ViewMut};
 use crate::attention::Attention;
@@ -46,18 +47,21 @@ impl Layer {
             )?];
             for seqlen_q in [1, 32] {
                 let call = small_call(&attention, dtype, seqlen_q, 1)?;
+                let call = with_pages(call, MIN_KEYS)?;
                 plans.push(Plan::decode_with_splits(&attention, &call, device, 2)?);
             }
             for launch in plans.iter().flat_map(Plan::launches) {
                 kernels.function(launch)?;
             }
         }
-        let key = Layout::contiguous("k", &[1, attention.heads_k(), attention.head_dim()])?;
-        let page = Layout::contiguous(
-            "k_pages",
-            &[1, 8, attention.heads_k(), attention.head_dim()],
-        )?;
-        for launch in Append::new(&key, &key, &page, &page)?.launches() {
+        let (heads_k, head_dim) = (attention.heads_k(), attention.head_dim());
+        let key = Layout::contiguous("k", &[1, heads_k, head_dim])?;
+        let page = Layout::contiguous("k_pages", &[1, 8, heads_k, head_dim])?;
+        let mut appends = vec![Append::new(&key, &key, &page, &page)?];
+        for dtype in [Dtype::F16, Dtype::Bf16] {
+            appends.push(Append::with_radii(dtype, &key, &key, &page, &page)?);
+        }
+        for launch in appends.iter().flat_map(Append::launches) {
             kernels.function(launch)?;
         }
 
@@ -138,6 +142,10 @@ impl Layer {
     /// `workspace` holds what the parts leave, of any content: at least [`Layer::decode_workspace`]. Calls that can run at
     /// the same time need one each. What is launched depends on shapes alone, not on lengths: a captured call can be
     /// replayed while they grow.
+    ///
+    /// A paged cache that has [`Inputs::radii`] is read only as far as the keys may change the result, if the layer's
+    /// [`Horizon`](crate::Horizon) is certified and a sequence can have 2048 keys or more: so far keys cost nothing but
+    /// four bytes a page. [`Horizon::Bitwise`](crate::Horizon::Bitwise) leaves out nothing here.
     ///
     /// # Errors
     /// As [`Layer::prefill`].
@@ -242,6 +250,10 @@ pub(crate) unsafe fn attend<T: Element>(
     let call = inputs.call(out.layout)?;
     let plan = method.plan(attention, &call, kernels)?;
     check_buffers(kernels, inputs, call.batch().unwrap_or(0))?;
+    if let Some(radii) = inputs.radii {
+        let stream = radii.radii.stream();
+        check_radii(kernels, &call.k, radii.centres, (radii.radii.len(), stream))?;
+    }
     kernels.check_context("out", out.buffer.stream().context())?;
     if let Some(lse) = &lse {
         check_lse(attention, &call.q, lse.len())?;
@@ -267,6 +279,8 @@ pub(crate) unsafe fn attend<T: Element>(
     let (seqused_k, _seqused_k) = read(inputs.seqused_k, stream);
     let (leftpad_k, _leftpad_k) = read(inputs.leftpad_k, stream);
     let (block_table, _block_table) = read(inputs.block_table, stream);
+    let (centres, _centres) = read(inputs.radii.map(|radii| radii.centres), stream);
+    let (radii, _radii) = read(inputs.radii.map(|radii| radii.radii), stream);
     let (out, _out) = out.buffer.device_ptr_mut(stream);
     let (lse, _lse) = lse.map(|lse| lse.device_ptr_mut(stream)).unzip();
     let (workspace, _workspace) = workspace.device_ptr_mut(stream);
@@ -282,6 +296,8 @@ pub(crate) unsafe fn attend<T: Element>(
         seqused_k,
         leftpad_k,
         block_table,
+        centres,
+        radii,
         report: 0,
         workspace,
     };
@@ -369,6 +385,14 @@ impl<T: Element> Inputs<'_, T> {
             packed,
             paged: None,
         };
+        if self.radii.is_some() && self.block_table.is_none() {
+            let found = "those of keys that are not in pages";
+            return Err(Error::Argument(error::value(
+                "radii",
+                found,
+                "a block_table",
+            )));
+        }
         if let Some(block_table) = self.block_table {
             let (found, batch) = (block_table.len(), call.batch().unwrap_or(0));
             if batch == 0 || !found.is_multiple_of(batch) {
@@ -379,18 +403,19 @@ impl<T: Element> Inputs<'_, T> {
                 columns: found / batch,
                 stride: found / batch,
                 max_seqlen_k: self.max_seqlen_k,
+                radii: self.radii.is_some(),
             });
         }
         Ok(call)
     }
 }
 
-/// Where lengths lie, if there are any.
-fn read<'a>(
-    lengths: Option<&'a dyn DevicePtr<i32>>,
+/// Where a buffer lies, if there is one.
+fn read<'a, T>(
+    buffer: Option<&'a dyn DevicePtr<T>>,
     stream: &'a CudaStream,
 ) -> (u64, Option<SyncOnDrop<'a>>) {
-    let (address, guard) = lengths.map(|lengths| lengths.device_ptr(stream)).unzip();
+    let (address, guard) = buffer.map(|buffer| buffer.device_ptr(stream)).unzip();
     (address.unwrap_or(0), guard)
 }
 
@@ -425,5 +450,23 @@ fn small_call(
         out: q,
         packed: None,
         paged: None,
+    })
+}
+
+/// The same call of a cache that has radii, of as many keys.
+fn with_pages(call: Call, keys: usize) -> error::Result<Call> {
+    const PAGE_SIZE: usize = 8;
+    let pool = Layout::contiguous("k", &[1, PAGE_SIZE, call.k.heads, call.k.head_dim])?;
+    let paged = Paged {
+        columns: keys / PAGE_SIZE,
+        stride: keys / PAGE_SIZE,
+        max_seqlen_k: keys,
+        radii: true,
+    };
+    Ok(Call {
+        k: pool,
+        v: pool,
+        paged: Some(paged),
+        ..call
     })
 }

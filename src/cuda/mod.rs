@@ -25,7 +25,8 @@
 //! ```
 //!
 //! A decoding step over a paged cache appends its keys and values ([`Kernels::append`]) and reads the pages
-//! ([`Inputs::paged`], [`Layer::decode`]).
+//! ([`Inputs::paged`], [`Layer::decode`]). A cache may also keep how far its keys are from a centre
+//! ([`Kernels::append_with_radii`], [`Inputs::radii`]): then a step reads only the keys that may change its result.
 //!
 //! # Streams, threads and graphs
 //!

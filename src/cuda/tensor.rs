@@ -133,6 +133,13 @@ pub struct Inputs<'a, T> {
     pub(super) max_seqlen_k: usize,
     pub(super) seqused_k: Option<&'a dyn DevicePtr<i32>>,
     pub(super) leftpad_k: Option<&'a dyn DevicePtr<i32>>,
+    pub(super) radii: Option<Radii<'a>>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Radii<'a> {
+    pub(super) centres: &'a dyn DevicePtr<f32>,
+    pub(super) radii: &'a dyn DevicePtr<f32>,
 }
 
 #[derive(Clone, Copy)]
@@ -155,6 +162,7 @@ impl<'a, T> Inputs<'a, T> {
             max_seqlen_k: usize::MAX,
             seqused_k: None,
             leftpad_k: None,
+            radii: None,
         }
     }
 
@@ -223,6 +231,17 @@ impl<'a, T> Inputs<'a, T> {
     /// The first `leftpad_k[b]` key rows of sequence `b` are padding that no query sees. `[batch]`.
     pub fn leftpad_k(mut self, leftpad_k: &'a dyn DevicePtr<i32>) -> Self {
         self.leftpad_k = Some(leftpad_k);
+        self
+    }
+
+    /// How far the keys of a paged cache are from a centre, as
+    /// [`Kernels::append_with_radii`](super::Kernels::append_with_radii) keeps it: by it,
+    /// [`Layer::decode`](super::Layer::decode) leaves out the keys that [`crate::Horizon::Certified`] allows.
+    ///
+    /// `centres` is `[heads_k, head_dim]`, `radii` `[pages, heads_k]`: at least the distance of each key of a page from the
+    /// head's centre. Radii of pages that no query needs may be anything; those of NaN keep their pages.
+    pub fn radii(mut self, centres: &'a dyn DevicePtr<f32>, radii: &'a dyn DevicePtr<f32>) -> Self {
+        self.radii = Some(Radii { centres, radii });
         self
     }
 }

@@ -57,6 +57,8 @@ pub struct AttentionParams {
     pub order: u64,
     /// u64 `[heads_q, 2]`: the tiles that were computed, and all, are added; 0: not wanted.
     pub report: u64,
+    /// i32 `[batch, heads_k, blocks of rows, 1 + tiles]`: how many tiles may change the result, and which. 0: all.
+    pub live: u64,
     pub q_strides: TensorStrides,
     pub k_strides: TensorStrides,
     pub v_strides: TensorStrides,
@@ -94,7 +96,7 @@ pub struct AttentionParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 336usize];
+    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 344usize];
     ["Alignment of AttentionParams"][::std::mem::align_of::<AttentionParams>() - 8usize];
     [
         "Offset of field: AttentionParams::q",
@@ -148,83 +150,86 @@ const _: () = {
         "Offset of field: AttentionParams::report",
     ][::std::mem::offset_of!(AttentionParams, report) - 128usize];
     [
+        "Offset of field: AttentionParams::live",
+    ][::std::mem::offset_of!(AttentionParams, live) - 136usize];
+    [
         "Offset of field: AttentionParams::q_strides",
-    ][::std::mem::offset_of!(AttentionParams, q_strides) - 136usize];
+    ][::std::mem::offset_of!(AttentionParams, q_strides) - 144usize];
     [
         "Offset of field: AttentionParams::k_strides",
-    ][::std::mem::offset_of!(AttentionParams, k_strides) - 160usize];
+    ][::std::mem::offset_of!(AttentionParams, k_strides) - 168usize];
     [
         "Offset of field: AttentionParams::v_strides",
-    ][::std::mem::offset_of!(AttentionParams, v_strides) - 184usize];
+    ][::std::mem::offset_of!(AttentionParams, v_strides) - 192usize];
     [
         "Offset of field: AttentionParams::out_strides",
-    ][::std::mem::offset_of!(AttentionParams, out_strides) - 208usize];
+    ][::std::mem::offset_of!(AttentionParams, out_strides) - 216usize];
     [
         "Offset of field: AttentionParams::lse_batch_stride",
-    ][::std::mem::offset_of!(AttentionParams, lse_batch_stride) - 232usize];
+    ][::std::mem::offset_of!(AttentionParams, lse_batch_stride) - 240usize];
     [
         "Offset of field: AttentionParams::lse_head_stride",
-    ][::std::mem::offset_of!(AttentionParams, lse_head_stride) - 240usize];
+    ][::std::mem::offset_of!(AttentionParams, lse_head_stride) - 248usize];
     [
         "Offset of field: AttentionParams::slopes_batch_stride",
-    ][::std::mem::offset_of!(AttentionParams, slopes_batch_stride) - 248usize];
+    ][::std::mem::offset_of!(AttentionParams, slopes_batch_stride) - 256usize];
     [
         "Offset of field: AttentionParams::table_stride",
-    ][::std::mem::offset_of!(AttentionParams, table_stride) - 256usize];
+    ][::std::mem::offset_of!(AttentionParams, table_stride) - 264usize];
     [
         "Offset of field: AttentionParams::seqlen_q",
-    ][::std::mem::offset_of!(AttentionParams, seqlen_q) - 264usize];
+    ][::std::mem::offset_of!(AttentionParams, seqlen_q) - 272usize];
     [
         "Offset of field: AttentionParams::seqlen_k",
-    ][::std::mem::offset_of!(AttentionParams, seqlen_k) - 268usize];
+    ][::std::mem::offset_of!(AttentionParams, seqlen_k) - 276usize];
     [
         "Offset of field: AttentionParams::rows_q",
-    ][::std::mem::offset_of!(AttentionParams, rows_q) - 272usize];
+    ][::std::mem::offset_of!(AttentionParams, rows_q) - 280usize];
     [
         "Offset of field: AttentionParams::rows_k",
-    ][::std::mem::offset_of!(AttentionParams, rows_k) - 276usize];
+    ][::std::mem::offset_of!(AttentionParams, rows_k) - 284usize];
     [
         "Offset of field: AttentionParams::batch",
-    ][::std::mem::offset_of!(AttentionParams, batch) - 280usize];
+    ][::std::mem::offset_of!(AttentionParams, batch) - 288usize];
     [
         "Offset of field: AttentionParams::heads_q",
-    ][::std::mem::offset_of!(AttentionParams, heads_q) - 284usize];
+    ][::std::mem::offset_of!(AttentionParams, heads_q) - 292usize];
     [
         "Offset of field: AttentionParams::group",
-    ][::std::mem::offset_of!(AttentionParams, group) - 288usize];
+    ][::std::mem::offset_of!(AttentionParams, group) - 296usize];
     [
         "Offset of field: AttentionParams::head_dim",
-    ][::std::mem::offset_of!(AttentionParams, head_dim) - 292usize];
+    ][::std::mem::offset_of!(AttentionParams, head_dim) - 300usize];
     [
         "Offset of field: AttentionParams::window_left",
-    ][::std::mem::offset_of!(AttentionParams, window_left) - 296usize];
+    ][::std::mem::offset_of!(AttentionParams, window_left) - 304usize];
     [
         "Offset of field: AttentionParams::window_right",
-    ][::std::mem::offset_of!(AttentionParams, window_right) - 300usize];
+    ][::std::mem::offset_of!(AttentionParams, window_right) - 308usize];
     [
         "Offset of field: AttentionParams::page_size",
-    ][::std::mem::offset_of!(AttentionParams, page_size) - 304usize];
+    ][::std::mem::offset_of!(AttentionParams, page_size) - 312usize];
     [
         "Offset of field: AttentionParams::pages",
-    ][::std::mem::offset_of!(AttentionParams, pages) - 308usize];
+    ][::std::mem::offset_of!(AttentionParams, pages) - 316usize];
     [
         "Offset of field: AttentionParams::table_columns",
-    ][::std::mem::offset_of!(AttentionParams, table_columns) - 312usize];
+    ][::std::mem::offset_of!(AttentionParams, table_columns) - 320usize];
     [
         "Offset of field: AttentionParams::splits",
-    ][::std::mem::offset_of!(AttentionParams, splits) - 316usize];
+    ][::std::mem::offset_of!(AttentionParams, splits) - 324usize];
     [
         "Offset of field: AttentionParams::scale",
-    ][::std::mem::offset_of!(AttentionParams, scale) - 320usize];
+    ][::std::mem::offset_of!(AttentionParams, scale) - 328usize];
     [
         "Offset of field: AttentionParams::softcap",
-    ][::std::mem::offset_of!(AttentionParams, softcap) - 324usize];
+    ][::std::mem::offset_of!(AttentionParams, softcap) - 332usize];
     [
         "Offset of field: AttentionParams::tolerance",
-    ][::std::mem::offset_of!(AttentionParams, tolerance) - 328usize];
+    ][::std::mem::offset_of!(AttentionParams, tolerance) - 336usize];
     [
         "Offset of field: AttentionParams::tiles",
-    ][::std::mem::offset_of!(AttentionParams, tiles) - 332usize];
+    ][::std::mem::offset_of!(AttentionParams, tiles) - 340usize];
 };
 /// New keys and values for a paged cache.
 #[repr(C)]
@@ -238,6 +243,10 @@ pub struct AppendParams {
     pub v_pages: u64,
     /// i64 `[tokens]`: page * page_size + row; a token whose slot is negative, or no slot of the cache, is left out.
     pub slot_mapping: u64,
+    /// f32 `[heads_k, head_dim]`: a centre of the keys of each head.
+    pub centres: u64,
+    /// f32 `[pages, heads_k]`: the largest distance of a key from the centre; 0 where nobody keeps it.
+    pub radii: u64,
     pub k_strides: TensorStrides,
     pub v_strides: TensorStrides,
     pub k_page_strides: TensorStrides,
@@ -250,7 +259,7 @@ pub struct AppendParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AppendParams"][::std::mem::size_of::<AppendParams>() - 160usize];
+    ["Size of AppendParams"][::std::mem::size_of::<AppendParams>() - 176usize];
     ["Alignment of AppendParams"][::std::mem::align_of::<AppendParams>() - 8usize];
     [
         "Offset of field: AppendParams::k",
@@ -268,30 +277,36 @@ const _: () = {
         "Offset of field: AppendParams::slot_mapping",
     ][::std::mem::offset_of!(AppendParams, slot_mapping) - 32usize];
     [
+        "Offset of field: AppendParams::centres",
+    ][::std::mem::offset_of!(AppendParams, centres) - 40usize];
+    [
+        "Offset of field: AppendParams::radii",
+    ][::std::mem::offset_of!(AppendParams, radii) - 48usize];
+    [
         "Offset of field: AppendParams::k_strides",
-    ][::std::mem::offset_of!(AppendParams, k_strides) - 40usize];
+    ][::std::mem::offset_of!(AppendParams, k_strides) - 56usize];
     [
         "Offset of field: AppendParams::v_strides",
-    ][::std::mem::offset_of!(AppendParams, v_strides) - 64usize];
+    ][::std::mem::offset_of!(AppendParams, v_strides) - 80usize];
     [
         "Offset of field: AppendParams::k_page_strides",
-    ][::std::mem::offset_of!(AppendParams, k_page_strides) - 88usize];
+    ][::std::mem::offset_of!(AppendParams, k_page_strides) - 104usize];
     [
         "Offset of field: AppendParams::v_page_strides",
-    ][::std::mem::offset_of!(AppendParams, v_page_strides) - 112usize];
+    ][::std::mem::offset_of!(AppendParams, v_page_strides) - 128usize];
     [
         "Offset of field: AppendParams::pages",
-    ][::std::mem::offset_of!(AppendParams, pages) - 136usize];
+    ][::std::mem::offset_of!(AppendParams, pages) - 152usize];
     [
         "Offset of field: AppendParams::page_size",
-    ][::std::mem::offset_of!(AppendParams, page_size) - 144usize];
+    ][::std::mem::offset_of!(AppendParams, page_size) - 160usize];
     [
         "Offset of field: AppendParams::tokens",
-    ][::std::mem::offset_of!(AppendParams, tokens) - 148usize];
+    ][::std::mem::offset_of!(AppendParams, tokens) - 164usize];
     [
         "Offset of field: AppendParams::heads_k",
-    ][::std::mem::offset_of!(AppendParams, heads_k) - 152usize];
+    ][::std::mem::offset_of!(AppendParams, heads_k) - 168usize];
     [
         "Offset of field: AppendParams::head_dim",
-    ][::std::mem::offset_of!(AppendParams, head_dim) - 156usize];
+    ][::std::mem::offset_of!(AppendParams, head_dim) - 172usize];
 };

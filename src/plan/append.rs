@@ -1,6 +1,6 @@
 //! The kernel of `kernels/append.cu`: new keys and values into the pages of a cache.
 
-use super::{Executor, Launch, MAX_ROWS, grid, strides};
+use super::{Dtype, Executor, Launch, MAX_ROWS, grid, strides};
 use crate::error::{Error, Result};
 use crate::kernels::{self, AppendParams, Params as _};
 use crate::tensor::Layout;
@@ -9,10 +9,10 @@ const THREADS: usize = 256;
 /// The elements that a thread copies.
 const CHUNK: usize = 8;
 
-/// What an append launches. The type of the elements does not matter, but that they have 16 bits.
+/// What an append launches.
 #[derive(Debug, Clone)]
 pub struct Append {
-    launch: Option<Launch>,
+    launches: Vec<Launch>,
     params: AppendParams,
 }
 
@@ -30,10 +30,15 @@ pub struct AppendAddresses {
     /// i64 `[tokens]`: `page * page_size + row` for each token. One whose slot is negative, or beyond the last page, is left
     /// out. No two tokens have the same slot.
     pub slot_mapping: u64,
+    /// f32 `[heads_k, head_dim]`, for [`Append::with_radii`].
+    pub centres: u64,
+    /// f32 `[pages, heads_k]`, likewise.
+    pub radii: u64,
 }
 
 impl Append {
-    /// Plans to write `[tokens, heads_k, head_dim]` into pages `[pages, page_size, heads_k, head_dim]`.
+    /// Plans to write `[tokens, heads_k, head_dim]` into pages `[pages, page_size, heads_k, head_dim]`. The type of the
+    /// elements does not matter, but that they have 16 bits.
     ///
     /// # Errors
     /// [`Error::Shape`] or [`Error::Strides`] for tensors that do not fit each other, pages that overlap, a head_dim that is
@@ -75,18 +80,8 @@ impl Append {
             }
         }
 
-        let chunks = k.rows.checked_mul(heads * (head_dim / CHUNK));
-        let blocks = chunks.map(|chunks| chunks.div_ceil(THREADS));
-        let grid = grid("k", k, &format!("{} elements", THREADS * CHUNK), blocks)?;
-        let slots = k_pages.span() > 0;
-        Ok(Self {
-            launch: (grid > 0 && slots).then(|| Launch {
-                file: kernels::named("append").expect("the build has all kernels"),
-                kernel: "append",
-                grid,
-                block: THREADS as u32,
-                shared_bytes: 0,
-            }),
+        let mut append = Self {
+            launches: Vec::new(),
             params: AppendParams {
                 k_strides: strides(k),
                 v_strides: strides(v),
@@ -99,15 +94,61 @@ impl Append {
                 head_dim: head_dim as i32,
                 ..AppendParams::default()
             },
-        })
+        };
+        append.launch(k, &[("append", head_dim / CHUNK)])?;
+        Ok(append)
     }
 
-    /// The launch, unless there is nothing to write.
+    /// As [`Append::new`], for a cache that keeps for each page and head how far its keys are from the head's centre: a
+    /// token in row 0 of a page begins it anew, others raise it. The norms are rounded up.
+    ///
+    /// # Errors
+    /// As [`Append::new`].
+    pub fn with_radii(
+        dtype: Dtype,
+        k: &Layout,
+        v: &Layout,
+        k_pages: &Layout,
+        v_pages: &Layout,
+    ) -> Result<Self> {
+        let mut append = Self::new(k, v, k_pages, v_pages)?;
+        append.launches.clear();
+        let kernel = match dtype {
+            Dtype::F16 => "append_f16",
+            Dtype::Bf16 => "append_bf16",
+        };
+        // The threads of a head are a power of two, so that none has parts of two warps.
+        let threads = (k.head_dim / CHUNK).next_power_of_two();
+        append.launch(k, &[("restart_radii", 1), (kernel, threads)])?;
+        Ok(append)
+    }
+
+    /// Adds launches of kernels that have so many threads for each token and head.
+    fn launch(&mut self, k: &Layout, kernels: &[(&'static str, usize)]) -> Result<()> {
+        let slots = self.params.pages > 0 && self.params.page_size > 0;
+        for &(kernel, threads) in kernels {
+            let threads = k.rows.checked_mul(k.heads * threads);
+            let blocks = threads.map(|threads| threads.div_ceil(THREADS));
+            let grid = grid("k", k, &format!("{} elements", THREADS * CHUNK), blocks)?;
+            if grid > 0 && slots {
+                self.launches.push(Launch {
+                    file: kernels::named("append").expect("the build has all kernels"),
+                    kernel,
+                    grid,
+                    block: THREADS as u32,
+                    shared_bytes: 0,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The launches, in order; none where there is nothing to write.
     pub fn launches(&self) -> &[Launch] {
-        self.launch.as_slice()
+        &self.launches
     }
 
-    /// Launches it, unless there is nothing to write.
+    /// Launches everything, in order.
     ///
     /// # Errors
     /// The executor's.
@@ -119,18 +160,20 @@ impl Append {
         executor: &E,
         addresses: &AppendAddresses,
     ) -> std::result::Result<(), E::Error> {
-        let Some(launch) = &self.launch else {
-            return Ok(());
-        };
         let params = AppendParams {
             k: addresses.k,
             v: addresses.v,
             k_pages: addresses.k_pages,
             v_pages: addresses.v_pages,
             slot_mapping: addresses.slot_mapping,
+            centres: addresses.centres,
+            radii: addresses.radii,
             ..self.params
         };
-        // SAFETY: the caller vouches for the addresses.
-        unsafe { executor.launch(launch, params.bytes()) }
+        for launch in &self.launches {
+            // SAFETY: the caller vouches for the addresses.
+            unsafe { executor.launch(launch, params.bytes()) }?;
+        }
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use super::{Call, Device, Dtype, Launch, MAX_SEQLEN, Sizes, Workspace, grid, rows_of_all};
 use crate::attention::Attention;
 use crate::error::{Error, Result, value};
+use crate::horizon::{self, Horizon};
 use crate::kernels;
 
 /// One kernel: the largest head dimension and number of rows of a block, and its names.
@@ -33,6 +34,13 @@ const FOR_MANY: [Kernel; 3] = [
     kernel(128, 128, ["decode_f16_d128_r128", "decode_bf16_d128_r128"]),
     kernel(256, 64, ["decode_f16_d256_r64", "decode_bf16_d256_r64"]),
 ];
+/// The kernels of `kernels/live.cu`, by the rows of the blocks that they work for.
+const LIVE: [(usize, [&str; 2]); 3] = [
+    (16, ["live_f16_r16", "live_bf16_r16"]),
+    (64, ["live_f16_r64", "live_bf16_r64"]),
+    (128, ["live_f16_r128", "live_bf16_r128"]),
+];
+const LIVE_THREADS: u32 = 256;
 const THREADS: u32 = 128;
 const WARPS: usize = 4;
 
@@ -50,10 +58,14 @@ impl Kernel {
             .expect("a layer has no larger head_dim")
     }
 
+    /// The keys of a tile.
+    fn keys(&self) -> usize {
+        if self.rows > 64 { 32 } else { 64 }
+    }
+
     /// The rows of Q, and a ring of up to 64 KiB of tiles of K and V.
     fn shared_bytes(&self) -> usize {
-        let keys = if self.rows > 64 { 32 } else { 64 };
-        let tile = keys * self.head_dim * 2;
+        let tile = self.keys() * self.head_dim * 2;
         self.rows * self.head_dim * 2 + (65536 / tile).clamp(2, 8) / 2 * 2 * tile
     }
 
@@ -69,6 +81,24 @@ impl Kernel {
 /// The rows of a key head.
 fn rows(attention: &Attention, sizes: &Sizes) -> Option<usize> {
     sizes.seqlen_q.checked_mul(attention.group())
+}
+
+/// Tiles of keys of the longest sequence.
+pub(super) fn tiles(attention: &Attention, sizes: &Sizes) -> usize {
+    let kernel = Kernel::of(attention, rows(attention, sizes).unwrap_or(usize::MAX));
+    sizes.seqlen_k.div_ceil(kernel.keys())
+}
+
+/// Whether keys are left out, of a cache with `radii`. A bitwise horizon would need the maxima that the parts of the keys
+/// have, which are not known beforehand: it leaves out nothing here.
+fn has_horizon(attention: &Attention, sizes: &Sizes, radii: bool) -> bool {
+    let certified = matches!(attention.horizon(), Horizon::Certified { .. });
+    // What a row sees. A layer's windows decide, so that calls of any number of rows need the same kernels.
+    let window = match (attention.window_left(), attention.window_right()) {
+        (Some(left), Some(right)) => left.saturating_add(right).saturating_add(1),
+        _ => usize::MAX,
+    };
+    radii && certified && window.min(sizes.seqlen_k) >= horizon::MIN_KEYS
 }
 
 /// As few as fill the device nearly as well as any number does: blocks come in waves, of as many as run at once, and the last
@@ -125,15 +155,31 @@ pub(super) fn launches(
         Dtype::Bf16 => 1,
     };
     let file = kernels::named("decode").expect("the build has all kernels");
-    let mut launches = vec![Launch {
+    let radii = call.paged.is_some_and(|paged| paged.radii);
+    let workspace = workspace(attention, sizes, splits, radii);
+    let mut launches = Vec::new();
+    if workspace.live > 0 {
+        let (_, names) = (LIVE.iter())
+            .find(|(rows, _)| *rows == kernel.rows)
+            .expect("every decode kernel has one");
+        launches.push(Launch {
+            file: kernels::named("live").expect("the build has all kernels"),
+            kernel: names[dtype],
+            // A block for each that has all keys.
+            grid: grid_of_parts / splits as u32,
+            block: LIVE_THREADS,
+            shared_bytes: 0,
+        });
+    }
+    launches.push(Launch {
         file,
         kernel: kernel.names[dtype],
         grid: grid_of_parts,
         block: THREADS,
         shared_bytes,
-    }];
+    });
     if splits == 1 {
-        return Ok((launches, Workspace::default()));
+        return Ok((launches, workspace));
     }
 
     let merged = rows
@@ -151,19 +197,30 @@ pub(super) fn launches(
         block: THREADS,
         shared_bytes: 0,
     });
-    Ok((launches, workspace(attention, sizes, splits)))
+    Ok((launches, workspace))
 }
 
-/// What so many parts leave; one part writes the result itself.
-pub(super) fn workspace(attention: &Attention, sizes: &Sizes, splits: usize) -> Workspace {
-    if splits == 1 {
-        return Workspace::default();
-    }
-    let rows = [attention.heads_q(), sizes.seqlen_q, sizes.batch, splits];
-    let rows = (rows.iter()).fold(1u64, |rows, &n| rows.saturating_mul(n as u64));
+/// What so many parts leave; one part writes the result itself. And the lists of the tiles of a cache with `radii`.
+pub(super) fn workspace(
+    attention: &Attention,
+    sizes: &Sizes,
+    splits: usize,
+    radii: bool,
+) -> Workspace {
+    let product =
+        |sizes: &[usize]| (sizes.iter()).fold(1u64, |product, &n| product.saturating_mul(n as u64));
+    let parts = if splits == 1 { 0 } else { splits };
+    let results = product(&[attention.heads_q(), sizes.seqlen_q, sizes.batch, parts]);
+    let lists = if has_horizon(attention, sizes, radii) {
+        let kernel = Kernel::of(attention, rows(attention, sizes).unwrap_or(usize::MAX));
+        kernel.blocks(attention, sizes).unwrap_or(usize::MAX)
+    } else {
+        0
+    };
     Workspace {
-        out: rows.saturating_mul(4 * attention.head_dim() as u64),
-        lse: rows.saturating_mul(4),
+        out: results.saturating_mul(4 * attention.head_dim() as u64),
+        lse: results.saturating_mul(4),
+        live: product(&[lists, 1 + tiles(attention, sizes), 4]),
         ..Workspace::default()
     }
 }

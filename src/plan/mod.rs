@@ -85,6 +85,9 @@ pub struct Paged {
     pub stride: usize,
     /// At least the keys of the longest sequence.
     pub max_seqlen_k: usize,
+    /// Whether [`Addresses::radii`] says what each page holds, as appends keep it. Decoding leaves out keys by it, if the
+    /// layer has a certified horizon.
+    pub radii: bool,
 }
 
 /// Where the tensors of a call lie on the device.
@@ -115,6 +118,10 @@ pub struct Addresses {
     /// u64 `[heads_q, 2]`: the tiles of keys that the prefill kernels compute, and all, are added for each head; 0: not
     /// wanted.
     pub report: u64,
+    /// f32 `[heads_k, head_dim]`, the centres that the radii are relative to; 0 unless the cache has radii.
+    pub centres: u64,
+    /// f32 `[pages, heads_k]`: at least the distance of each key of a page from its head's centre.
+    pub radii: u64,
     /// [`Plan::workspace_bytes`] of any content, aligned to 16 bytes.
     pub workspace: u64,
 }
@@ -165,7 +172,9 @@ struct Workspace {
     /// The results of parts of the keys, in f32.
     out: u64,
     lse: u64,
-    /// What the horizon knows of keys.
+    /// The lists of live tiles; 0 where nothing is left out.
+    live: u64,
+    /// What the horizon knows of keys, where no cache does.
     centres: u64,
     radii: u64,
     order: u64,
@@ -173,9 +182,17 @@ struct Workspace {
 
 impl Workspace {
     fn bytes(&self) -> u64 {
-        [self.out, self.lse, self.centres, self.radii, self.order]
+        let Self {
+            out,
+            lse,
+            live,
+            centres,
+            radii,
+            order,
+        } = self;
+        [out, lse, live, centres, radii, order]
             .iter()
-            .fold(0, |sum: u64, &bytes| sum.saturating_add(bytes))
+            .fold(0, |sum: u64, &&bytes| sum.saturating_add(bytes))
     }
 }
 
@@ -328,7 +345,9 @@ impl Plan {
                 seqlen_q,
                 seqlen_k: max_seqlen_k,
             };
-            decode::workspace(attention, &sizes, decode::splits(attention, &sizes, device)).bytes()
+            let splits = decode::splits(attention, &sizes, device);
+            let radii = true;
+            decode::workspace(attention, &sizes, splits, radii).bytes()
         };
         let batches = 1..=max_batch;
         batches
@@ -354,6 +373,7 @@ impl Plan {
             workspace,
             params: AttentionParams {
                 splits: splits as i32,
+                tiles: decode::tiles(attention, &sizes) as i32,
                 ..params(attention, call, &sizes)
             },
         })
@@ -381,6 +401,7 @@ impl Plan {
         let Workspace {
             out,
             lse,
+            live,
             centres,
             radii,
             order,
@@ -400,8 +421,18 @@ impl Plan {
             report: addresses.report,
             partial_out: part(out),
             partial_lse: part(lse),
-            centres: part(centres),
-            radii: part(radii),
+            live: part(live),
+            // Of a cache that has a list; of this very call; or of none.
+            centres: if live > 0 {
+                addresses.centres
+            } else {
+                part(centres)
+            },
+            radii: if live > 0 {
+                addresses.radii
+            } else {
+                part(radii)
+            },
             order: part(order),
             ..self.params
         }

@@ -480,6 +480,7 @@ impl<T: Element> LaidOut<T> {
             seqused_k: self.seqused_k.as_deref(),
             leftpad_k: self.leftpad_k.as_deref(),
             block_table: None,
+            radii: None,
         }
     }
 

@@ -22,6 +22,10 @@ pub struct Paged<T> {
     pub block_table: Vec<i32>,
     pub max_pages: usize,
     pub seqused_k: Vec<i32>,
+    /// Which rows of the pools hold keys.
+    pub written: Vec<bool>,
+    /// What [`Paged::of_pages`] says of distances from centres.
+    pub radii: Option<(Vec<f32>, Vec<f32>)>,
 }
 
 impl Case {
@@ -49,6 +53,7 @@ impl Case {
         };
         let (mut k, mut v) = (pool(self.memory[1]), pool(self.memory[2]));
         let mut block_table = Vec::new();
+        let mut written = vec![false; pages * page_size];
         for (b, s) in self.sequences.iter().enumerate() {
             let owner = if shared { 0 } else { b };
             let seen = |j: &usize| (0..s.q).any(|i| sees(&attention, s.q, s.k, i, *j));
@@ -59,6 +64,7 @@ impl Case {
             for j in seen {
                 let page = order[owner * max_pages + j / page_size];
                 row[j / page_size] = page;
+                written[page as usize * page_size + j % page_size] = true;
                 for head in 0..self.heads_k {
                     let [from_b, from_row] = dense.row_k(b, j);
                     let to = [page as usize, j % page_size, head];
@@ -77,6 +83,8 @@ impl Case {
             block_table,
             max_pages,
             seqused_k: self.sequences.iter().map(|s| s.k as i32).collect(),
+            written,
+            radii: None,
         }
     }
 
@@ -115,6 +123,57 @@ impl<T: Element> Paged<T> {
     pub fn attend(&self) -> Result<Vec<Rows>, String> {
         self.dense.attend_inputs(&self.inputs())
     }
+
+    /// Where key `j` of sequence `b` begins in the pools, for a head.
+    pub fn at(&self, b: usize, j: usize, head: usize) -> usize {
+        let page_size = self.k.shape[1];
+        let page = self.block_table[b * self.max_pages + j / page_size] as usize;
+        self.k.at([page, j % page_size, head])
+    }
+
+    /// The distances of the keys of each page from the mean key of each head, or from zero.
+    pub fn keep_radii(&mut self, mean: bool) {
+        let [_, page_size, heads, d] = self.k.shape;
+        let mut centres = vec![0f32; heads * d];
+        let rows: Vec<usize> = (0..self.written.len())
+            .filter(|&row| mean && self.written[row])
+            .collect();
+        for &row in &rows {
+            for (i, c) in centres.iter_mut().enumerate() {
+                let at = self.k.at([row / page_size, row % page_size, i / d]) + i % d;
+                *c += self.k.data[at].to_f32() / rows.len() as f32;
+            }
+        }
+        self.keep_radii_around(centres);
+    }
+
+    /// Distances from these, rounded up. NaN for pages that nobody has.
+    pub fn keep_radii_around(&mut self, centres: Vec<f32>) {
+        let [pages, page_size, heads, d] = self.k.shape;
+        let key = |row: usize, head: usize| {
+            let at = self.k.at([row / page_size, row % page_size, head]);
+            self.k.data[at..][..d].iter().map(|x| f64::from(x.to_f32()))
+        };
+        let rows = || (0..pages * page_size).filter(|&row| self.written[row]);
+        let mut radii = vec![f32::NAN; pages * heads];
+        for head in 0..heads {
+            let centre = &centres[head * d..][..d];
+            for row in rows() {
+                let squares = key(row, head).zip(centre);
+                let squares = squares.map(|(x, &c)| (x - f64::from(c)).powi(2));
+                let norm = squares.sum::<f64>().sqrt() as f32 * (1.0 + 1e-6);
+                let radius = &mut radii[row / page_size * heads + head];
+                // The first of a page replaces NaN; a NaN stays.
+                let first = (0..row % page_size).all(|i| !self.written[row - row % page_size + i]);
+                *radius = match first {
+                    true => norm,
+                    false if norm.is_nan() || radius.is_nan() => f32::NAN,
+                    false => radius.max(norm),
+                };
+            }
+        }
+        self.radii = Some((centres, radii));
+    }
 }
 
 impl<T: OnDevice> Paged<T> {
@@ -149,6 +208,7 @@ impl<T: OnDevice> Paged<T> {
             columns: self.max_pages,
             stride: self.max_pages,
             max_seqlen_k: usize::MAX,
+            radii: false,
         };
         Problem {
             k: self.k.placed(),
@@ -156,6 +216,10 @@ impl<T: OnDevice> Paged<T> {
             cu_seqlens_k: None,
             seqused_k: Some(&self.seqused_k),
             block_table: Some((&self.block_table, paged)),
+            radii: self
+                .radii
+                .as_ref()
+                .map(|(centres, radii)| (&centres[..], &radii[..])),
             ..*problem
         }
     }
