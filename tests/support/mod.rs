@@ -12,7 +12,7 @@ use std::sync::Arc;
 use flash_alibi::cpu::{self, Element, oracle};
 use flash_alibi::cuda;
 use flash_alibi::cuda::cudarc::driver::CudaStream;
-use flash_alibi::{Attention, Inputs, Layout, Mask, Slopes, View, ViewMut};
+use flash_alibi::{Attention, Horizon, Inputs, Layout, Mask, Slopes, View, ViewMut};
 
 #[path = "../../examples/check_golden/accuracy.rs"]
 pub mod accuracy;
@@ -20,6 +20,7 @@ pub mod accuracy;
 pub mod device;
 #[path = "../../examples/check_golden/emulator.rs"]
 pub mod emulator;
+pub mod horizon;
 pub mod matrix;
 pub mod paged;
 pub mod strategy;
@@ -95,6 +96,7 @@ pub struct Case {
     pub slopes: SlopeKind,
     pub mask: Mask,
     pub window: (Option<usize>, Option<usize>),
+    pub horizon: Horizon,
     /// Dense cases have the same `q` in all.
     pub sequences: Vec<Lengths>,
     pub packed: bool,
@@ -122,6 +124,7 @@ impl Case {
             slopes: SlopeKind::Geometric,
             mask: Mask::Causal,
             window: (None, None),
+            horizon: Horizon::default(),
             sequences: vec![lengths; batch],
             packed: false,
             memory: [Memory::default(); 4],
@@ -132,6 +135,11 @@ impl Case {
 
     pub fn heads_q(&self) -> usize {
         self.heads_k * self.group
+    }
+
+    /// The keys of the longest sequence.
+    pub fn seqlen_k(&self) -> usize {
+        self.sequences.iter().map(|s| s.k).max().unwrap_or(0)
     }
 
     fn slope(&self, b: usize, head: usize) -> f32 {
@@ -152,7 +160,8 @@ impl Case {
         let mut builder = Attention::new(self.heads_q(), self.heads_k, self.head_dim)
             .slopes(slopes)
             .mask(self.mask)
-            .window(self.window.0, self.window.1);
+            .window(self.window.0, self.window.1)
+            .horizon(self.horizon);
         if let Some(scale) = self.scale {
             builder = builder.scale(scale);
         }

@@ -1,6 +1,6 @@
 //! Random cases.
 
-use flash_alibi::Mask;
+use flash_alibi::{Horizon, Mask};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -134,6 +134,7 @@ pub fn case(work: usize) -> impl Strategy<Value = Case> {
             slopes,
             mask,
             window,
+            horizon: Horizon::default(),
             sequences,
             packed,
             memory,
