@@ -1,6 +1,6 @@
 //! "Train short, test long": bits per byte of a model at contexts far beyond the one it was trained at.
 //!
-//! `cargo run --release --example extrapolate -- [--model DIR] [--device cpu|cuda] [--text FILE] [--plot FILE] [--json]`
+//! `cargo run --release --example extrapolate -- [--model DIR] [--device cpu|cuda] [--horizon off|certified|bitwise] [--text FILE] [--plot FILE] [--json]`
 
 mod model;
 
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{D, IndexOp, Tensor};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use model::{Backend, Model, Tokenizer};
+use model::{Backend, HorizonArgument, Model, Tokenizer};
 use plotters::prelude::*;
 
 #[derive(Parser)]
@@ -23,6 +23,9 @@ struct Arguments {
     /// Where the model runs. A GPU needs a build with `--features candle-cuda`.
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]
     device: Backend,
+    /// Which keys are left out, because they cannot change the result.
+    #[arg(long, value_enum, default_value_t = HorizonArgument::Certified)]
+    horizon: HorizonArgument,
     /// The context at which the model was trained, to be marked.
     #[arg(long, value_name = "N", default_value_t = 256)]
     trained: usize,
@@ -39,7 +42,8 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let model = Model::load(&arguments.model, &arguments.device.device()?)?;
+    let device = arguments.device.device()?;
+    let model = Model::load(&arguments.model, &device, arguments.horizon.into())?;
     let tokenizer = Tokenizer::load(&arguments.model)?;
     let text = fs::read_to_string(&arguments.text);
     let tokens = tokenizer.encode(&text.with_context(|| arguments.text.display().to_string())?)?;

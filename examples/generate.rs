@@ -1,6 +1,6 @@
 //! Continues a prompt greedily with an ALiBi model.
 //!
-//! `cargo run --release --example generate -- [--model DIR] [--device cpu|cuda] [--prompt TEXT] [--tokens N] [--quiet]`
+//! `cargo run --release --example generate -- [--model DIR] [--device cpu|cuda] [--horizon off|certified|bitwise] [--prompt TEXT] [--tokens N] [--quiet]`
 
 mod model;
 
@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use model::{Backend, Model, Tokenizer};
+use model::{Backend, HorizonArgument, Model, Tokenizer};
 
 #[derive(Parser)]
 #[command(about = "Continues a prompt with an ALiBi model of the BLOOM or MPT family")]
@@ -21,6 +21,9 @@ struct Arguments {
     /// Where the model runs. A GPU needs a build with `--features candle-cuda`.
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]
     device: Backend,
+    /// Which keys are left out, because they cannot change the result.
+    #[arg(long, value_enum, default_value_t = HorizonArgument::Certified)]
+    horizon: HorizonArgument,
     /// The text to continue.
     #[arg(
         long,
@@ -38,7 +41,8 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let model = Model::load(&arguments.model, &arguments.device.device()?)?;
+    let device = arguments.device.device()?;
+    let model = Model::load(&arguments.model, &device, arguments.horizon.into())?;
     let tokenizer = Tokenizer::load(&arguments.model)?;
     let prompt = tokenizer.encode(&arguments.prompt)?;
     ensure!(!prompt.is_empty(), "the prompt is empty");

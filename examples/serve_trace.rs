@@ -1,6 +1,6 @@
 //! Serves a recorded trace of requests: sequences of different lengths decode together from one paged cache.
 //!
-//! `cargo run --release --example serve_trace -- [--model DIR] [--device cpu|cuda] [--trace FILE] [--pages N] [--page-size N] [--texts]`
+//! `cargo run --release --example serve_trace -- [--model DIR] [--device cpu|cuda] [--horizon off|certified|bitwise] [--trace FILE] [--pages N] [--page-size N] [--texts]`
 
 mod model;
 mod serve;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use model::{Backend, Model, Tokenizer};
+use model::{Backend, HorizonArgument, Model, Tokenizer};
 use serve::{Request, serve};
 
 #[derive(Parser)]
@@ -22,6 +22,9 @@ struct Arguments {
     /// Where the model runs. A GPU needs a build with `--features candle-cuda`.
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]
     device: Backend,
+    /// Which keys are left out, because they cannot change the result.
+    #[arg(long, value_enum, default_value_t = HorizonArgument::Certified)]
+    horizon: HorizonArgument,
     /// A JSON list of requests in the order of arrival: {"arrival": STEP, "prompt": TEXT, "tokens": N}.
     #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/serve/trace.json"))]
     trace: PathBuf,
@@ -38,7 +41,8 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let model = Model::load(&arguments.model, &arguments.device.device()?)?;
+    let device = arguments.device.device()?;
+    let model = Model::load(&arguments.model, &device, arguments.horizon.into())?;
     let tokenizer = Tokenizer::load(&arguments.model)?;
     let trace = &arguments.trace;
     let text = fs::read_to_string(trace).with_context(|| trace.display().to_string())?;

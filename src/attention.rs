@@ -135,6 +135,16 @@ impl Attention {
     pub fn horizon(&self) -> Horizon {
         self.horizon
     }
+
+    /// The same layer with another horizon: to compare, or to choose one for a model that is loaded.
+    ///
+    /// # Errors
+    /// [`Error::Value`](crate::Error::Value) for a tolerance that is not above 0 and at most 0.5.
+    pub fn with_horizon(mut self, horizon: Horizon) -> Result<Self> {
+        horizon.check()?;
+        self.horizon = horizon;
+        Ok(self)
+    }
 }
 
 /// A layer being described; see [`Attention::new`].

@@ -7,8 +7,8 @@ mod support;
 
 use std::path::PathBuf;
 
-use flash_alibi::cpu;
 use flash_alibi::plan::Plan;
+use flash_alibi::{Horizon, cpu};
 use golden::{Case, Computed, Golden, Runner, Stored};
 use support::{accuracy, emulator};
 
@@ -76,6 +76,32 @@ fn the_decode_kernels_keep_the_contract_under_the_emulator() {
     kernels_keep_the_contract(&|attention, call, device| {
         Plan::decode_with_splits(attention, call, device, 3)
     });
+}
+
+/// Of so few keys nothing is left out.
+#[test]
+fn the_horizon_changes_no_bit_of_short_sequences() {
+    fn check<T: Stored>(case: &Case<T>) {
+        let bits = |horizon| {
+            let attention = case.attention.clone().with_horizon(horizon).unwrap();
+            let result = cpu::attend(&attention, &case.inputs().unwrap()).unwrap();
+            let out = result.out.iter().map(|x| x.to_f32());
+            let lse = result.lse.iter().copied();
+            out.chain(lse).map(f32::to_bits).collect::<Vec<_>>()
+        };
+        assert!(
+            bits(Horizon::default()) == bits(Horizon::Off),
+            "{}",
+            case.name
+        );
+    }
+    for golden in cases() {
+        match golden {
+            Golden::F16(case) => check(&case),
+            Golden::Bf16(case) => check(&case),
+            Golden::F32(case) => check(&case),
+        }
+    }
 }
 
 #[test]

@@ -37,6 +37,7 @@ on_every_path!(
     masks_lengths_and_tokens,
     equal_keys,
     a_far_key_of_great_norm,
+    softcaps_bound_scores,
     norms_that_grow_with_the_distance,
     the_budget_is_spent_and_no_more,
     norms_that_rise_again,
@@ -179,6 +180,12 @@ fn masks_lengths_and_tokens(path: Path) {
             heads_k: 1,
             ..of(vec![lengths(3, 2100, 30)])
         },
+        // A block of rows that stand in three tiles.
+        Case {
+            head_dim: 128,
+            group: 1,
+            ..of(vec![lengths(192, 2618, 0)])
+        },
         // More queries than the kernels' tiles have, most of them far from the others' keys.
         Case {
             mask: Mask::Bidirectional,
@@ -223,20 +230,41 @@ fn equal_keys(path: Path) {
 
 fn a_far_key_of_great_norm(path: Path) {
     const KEYS: usize = 4096;
-    let mut probe = Probe::<f16>::along_an_axis(path, KEYS, 0.05, 1e-3);
-    let far = 701;
-    assert!(!sampled(KEYS, far));
-    probe.set_key(far, along(300.0));
-    let compared = probe.certified();
-    // Its tile, and no other far one.
-    assert!(compared.part < 0.16, "{compared:?}");
-    let found = probe.attend(probe.case.horizon).lse[0];
-    let expected = 300.0 - 0.05 * (KEYS - 1 - far) as f32;
-    assert!((found - expected).abs() < 0.01, "{found}, {expected}");
+    // The last of its tile too.
+    for (scale, far) in [(1.0, 701), (-1.0, 701), (1.0, 767)] {
+        assert!(!sampled(KEYS, far));
+        let mut probe = Probe::<f16>::along_an_axis(path, KEYS, 0.05, 1e-3);
+        probe.case.scale = Some(scale);
+        probe.set_key(far, along(300.0 * scale));
+        let compared = probe.certified();
+        // Its tile, and no other far one.
+        assert!(compared.part < 0.16, "{compared:?}");
+        let found = probe.attend(probe.case.horizon).lse[0];
+        let expected = 300.0 - 0.05 * (KEYS - 1 - far) as f32;
+        assert!((found - expected).abs() < 0.01, "{found}, {expected}");
 
-    // In another direction it weighs little, but its norm cannot tell.
-    probe.set_key(far, |c| random(3, 3, [c, 0, 0, 0]) * 300.0);
-    probe.certified();
+        // In another direction it weighs little, but its norm cannot tell.
+        probe.set_key(far, |c| random(3, 3, [c, 0, 0, 0]) * 300.0);
+        probe.certified();
+    }
+}
+
+/// However long a key is, its score stays below the cap: it is left out when even that is little.
+fn softcaps_bound_scores(path: Path) {
+    for (cap, weighs) in [(60.0, true), (5.0, false)] {
+        let mut probe = Probe::<f16>::along_an_axis(path, 4096, 0.05, 1e-3);
+        probe.case.softcap = Some(cap);
+        let far = 3395;
+        assert!(!sampled(4096, far));
+        probe.set_key(far, along(500.0));
+        let compared = probe.certified();
+        let found = probe.attend(probe.case.horizon).lse[0];
+        let score = cap - 0.05 * 700.0;
+        assert_eq!((found - score).abs() < 0.01, weighs, "{cap}: {found}");
+        // Of its tile a path that knows no scores keeps what the cap allows, and nothing else.
+        let most = if weighs { 0.2 } else { 0.14 };
+        assert!(compared.part < most, "{cap}: {compared:?}");
+    }
 }
 
 /// Every key has the score that its norm allows, and every tile as much weight as one alone may be left out with: together
@@ -299,6 +327,9 @@ fn the_budget_is_spent_and_no_more(path: Path) {
         Path::Cpu | Path::Decode => 0.6,
     };
     assert!(compared.spent > least, "{compared:?}");
+    // Scores that may be left out with twice the tolerance.
+    let score = whole_budget(2.0 * tolerance, slope, path.tile(), 1.0, 8);
+    beside_one_key(path, 2048, (tolerance, slope), score).certified();
 }
 
 /// Norms that fall and then rise again, farther than what is decided at once: two tails, of half of the tolerance each,
@@ -344,8 +375,6 @@ fn both_sides_share_the_budget(path: Path) {
         ..Case::dense(1, tokens, keys, (heads, 1), 16)
     };
     let mut probe = Probe::<f16>::new(path, case, 16);
-    let left = whole_budget(tolerance, slope, tile, 2.0, 8);
-    let right = whole_budget(tolerance, slope, tile, 2.0, 2);
     probe.centre = Some(-60.0);
     for i in 0..tokens {
         match i == row {
@@ -353,27 +382,32 @@ fn both_sides_share_the_budget(path: Path) {
             false => probe.set_queries(i, |c| if c == 1 { 0.1 } else { 0.0 }),
         }
     }
-    for j in 0..keys {
-        let value = match (j / tile).cmp(&(at / tile)) {
-            _ if sampled(keys, j) => -60.0,
-            _ if j == at => 0.0,
-            Ordering::Equal => -60.0,
-            Ordering::Less => left(
-                at / tile - j / tile,
-                (at - (j / tile * tile + tile - 1)) as f32,
-            ),
-            Ordering::Greater => right(j / tile - at / tile, (j / tile * tile - at) as f32),
-        };
-        let great = j / tile == at / tile && !sampled(keys, j);
-        probe.set_key(j, |c| match c {
-            0 => value,
-            1 if great => 800.0,
-            _ => 0.0,
-        });
+    // As much as each side may lose; and as much as one alone might.
+    for sides in [2.0, 1.0] {
+        let left = whole_budget(tolerance, slope, tile, sides, 8);
+        let right = whole_budget(tolerance, slope, tile, sides, 2);
+        for j in 0..keys {
+            let value = match (j / tile).cmp(&(at / tile)) {
+                _ if sampled(keys, j) => -60.0,
+                _ if j == at => 0.0,
+                Ordering::Equal => -60.0,
+                Ordering::Less => left(
+                    at / tile - j / tile,
+                    (at - (j / tile * tile + tile - 1)) as f32,
+                ),
+                Ordering::Greater => right(j / tile - at / tile, (j / tile * tile - at) as f32),
+            };
+            let great = j / tile == at / tile && !sampled(keys, j);
+            probe.set_key(j, |c| match c {
+                0 => value,
+                1 if great => 800.0,
+                _ => 0.0,
+            });
+        }
+        let compared = probe.certified();
+        println!("{compared:?}");
+        assert!(sides == 1.0 || compared.spent > 0.5, "{compared:?}");
     }
-    let compared = probe.certified();
-    println!("{compared:?}");
-    assert!(compared.spent > 0.5, "{compared:?}");
 }
 
 /// An offset of all keys counts alike for those that are kept and those that are not: bounds are relative to the mean.
@@ -490,6 +524,15 @@ fn bitwise_changes_no_bit(path: Path) {
         probe.set_key(j, |c| random(4, 4, [j, c, 0, 0]) * 6.0);
     }
     probe.certified();
+    // All that there is has the smallest weights.
+    let mut probe = Probe::<bf16>::along_an_axis(path, 2304, 0.3, 1e-3);
+    probe.case.horizon = Horizon::Bitwise;
+    for j in 2304 - 128..2304 {
+        probe.set_value(j, |_| 0.0);
+    }
+    probe.certified();
+    let out = probe.attend(Horizon::Off).out;
+    assert!(out.iter().any(|&x| x != bf16::ZERO));
 }
 
 /// Searches for scores of which more is left out than the tolerance allows: tiles as heavy as they may be, some heavier, in

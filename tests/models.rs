@@ -11,12 +11,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use candle_core::{D, Device, IndexOp, Tensor};
-use flash_alibi::cuda;
+use flash_alibi::{Horizon, cuda};
 use model::{Backend, Model, Tokenizer};
 
 fn folder(name: &str) -> PathBuf {
     // Tests run in the package's folder, wherever it is.
     Path::new("models").join(name)
+}
+
+fn load(folder: &Path) -> anyhow::Result<Model> {
+    Model::load(folder, &Device::Cpu, Horizon::default())
 }
 
 /// A folder of this test's own.
@@ -79,7 +83,7 @@ const LOGIT_TOLERANCE: f32 = 2e-4;
 #[test]
 fn logits_equal_those_of_transformers() {
     for name in ["kjv-bloom", "random-mpt"] {
-        let model = Model::load(&folder(name), &Device::Cpu).unwrap();
+        let model = load(&folder(name)).unwrap();
         let (tokens, expected) = golden(name);
         let difference = max_difference(&logits(&model, &tokens, &[tokens[0].len()]), &expected);
         println!("{name}: logits differ by at most {difference:e}");
@@ -90,7 +94,7 @@ fn logits_equal_those_of_transformers() {
 #[test]
 fn a_cache_filled_in_chunks_or_token_by_token_gives_the_same_logits() {
     for name in ["kjv-bloom", "random-mpt"] {
-        let model = Model::load(&folder(name), &Device::Cpu).unwrap();
+        let model = load(&folder(name)).unwrap();
         let tokens: Vec<Vec<u32>> = golden(name).0.iter().map(|t| t[..150].to_vec()).collect();
         let whole = logits(&model, &tokens, &[150]);
         for chunks in [&[1][..], &[64, 63, 1], &[7, 130]] {
@@ -106,10 +110,7 @@ fn a_cache_filled_in_chunks_or_token_by_token_gives_the_same_logits() {
 #[test]
 fn greedy_text_equals_that_of_transformers() {
     let folder = folder("kjv-bloom");
-    let (model, tokenizer) = (
-        Model::load(&folder, &Device::Cpu).unwrap(),
-        Tokenizer::load(&folder).unwrap(),
-    );
+    let (model, tokenizer) = (load(&folder).unwrap(), Tokenizer::load(&folder).unwrap());
     let expected = fs::read_to_string(folder.join("golden_greedy.txt")).unwrap();
     let prompt = "Ge1:1 In the beginning God created";
     let mut cache = model.cache(13, 16).unwrap();
@@ -127,7 +128,7 @@ fn greedy_text_equals_that_of_transformers() {
 #[test]
 fn bits_per_byte_equal_those_of_transformers_beyond_the_trained_context() {
     let folder = folder("kjv-bloom");
-    let model = Model::load(&folder, &Device::Cpu).unwrap();
+    let model = load(&folder).unwrap();
     let text = fs::read(folder.join("heldout.txt")).unwrap();
     let expected = fs::read_to_string(folder.join("golden_bits_per_byte.json")).unwrap();
     let expected: HashMap<String, f64> = serde_json::from_str(&expected).unwrap();
@@ -174,7 +175,7 @@ fn a_sharded_checkpoint_without_prefix_loads_like_a_whole_one() {
     fs::write(to.join("model.safetensors.index.json"), index).unwrap();
 
     let tokens = [vec![1, 2, 3, 200]];
-    let of = |folder: &Path| logits(&Model::load(folder, &Device::Cpu).unwrap(), &tokens, &[4]);
+    let of = |folder: &Path| logits(&load(folder).unwrap(), &tokens, &[4]);
     assert_eq!(max_difference(&of(&to), &of(&from)), 0.0);
 }
 
@@ -191,7 +192,7 @@ fn a_folder_that_is_no_such_model_is_an_error_that_says_why() {
             to.join("model.safetensors"),
         )
         .unwrap();
-        match Model::load(&to, &Device::Cpu) {
+        match load(&to) {
             Ok(_) => panic!("{name} with a bad config.json was loaded"),
             Err(error) => format!("{error:#}"),
         }
@@ -267,14 +268,12 @@ fn a_folder_that_is_no_such_model_is_an_error_that_says_why() {
         });
         assert!(found.contains(expected), "{key}: {found}");
     }
-    let missing = Model::load(Path::new("no/such/folder"), &Device::Cpu)
-        .err()
-        .unwrap();
+    let missing = load(Path::new("no/such/folder")).err().unwrap();
     assert!(
         format!("{missing:#}").starts_with("no/such/folder/config.json: "),
         "{missing:#}"
     );
-    let model = Model::load(&folder("random-mpt"), &Device::Cpu).unwrap();
+    let model = load(&folder("random-mpt")).unwrap();
     // When the cache is full, no sequence of the step has grown.
     let mut cache = model.cache(2, 8).unwrap();
     let (a, b) = (cache.pages.create(), cache.pages.create());
@@ -325,6 +324,30 @@ fn a_vocabulary_is_read_from_tokenizer_json() {
     let text: String = tokens.iter().map(|&token| stream(token).unwrap()).collect();
     assert_eq!(text, "there be light");
     assert_eq!(tokenizer.text_len(&tokens).unwrap(), text.len());
+}
+
+/// Far beyond where the horizon begins, it changes neither what the model computes nor, in bits, what `Bitwise` promises.
+#[test]
+fn the_horizon_changes_no_prediction() {
+    let tokenizer = Tokenizer::load(&folder("kjv-bloom")).unwrap();
+    let text = fs::read_to_string(folder("kjv-bloom").join("heldout.txt")).unwrap();
+    let tokens = tokenizer.encode(&text[..4096]).unwrap();
+    let hidden = |horizon| {
+        let model = Model::load(&folder("kjv-bloom"), &Device::Cpu, horizon).unwrap();
+        let mut cache = model.cache(4096 / 16, 16).unwrap();
+        let sequence = cache.pages.create();
+        let hidden = model.forward(&[(sequence, &tokens)], &mut cache).unwrap();
+        let rows: Vec<u32> = (0..4096).collect();
+        let next = model.greedy(&hidden, &rows).unwrap();
+        (hidden, next)
+    };
+    let (whole, next) = hidden(Horizon::Off);
+    for (horizon, most) in [(Horizon::default(), 1e-4), (Horizon::Bitwise, 0.0)] {
+        let (found, found_next) = hidden(horizon);
+        assert_eq!(next, found_next);
+        let difference = max_difference(&whole, &found);
+        assert!(difference <= most, "{horizon:?}: {difference}");
+    }
 }
 
 /// Where there is no GPU, one line says so.

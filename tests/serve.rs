@@ -9,12 +9,13 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::{IndexOp, Tensor};
+use flash_alibi::Horizon;
 use model::{Model, Tokenizer};
 use serve::{Request, serve};
 
 fn load() -> (Model, Tokenizer) {
     let folder = Path::new("models/kjv-bloom");
-    let model = Model::load(folder, &candle_core::Device::Cpu).unwrap();
+    let model = Model::load(folder, &candle_core::Device::Cpu, Horizon::default()).unwrap();
     (model, Tokenizer::load(folder).unwrap())
 }
 

@@ -2,13 +2,13 @@
 
 use anyhow::{Result, ensure};
 use candle_nn::{LayerNorm, Linear, VarBuilder, embedding, layer_norm, linear};
-use flash_alibi::{Attention, Slopes};
+use flash_alibi::{Attention, Horizon, Slopes};
 use serde_json::Value;
 
 use super::checkpoint::{eos_token, size};
 use super::{Block, Fused, Gelu, Model, Projection};
 
-pub fn load(config: &Value, weights: VarBuilder<'_>) -> Result<Model> {
+pub fn load(config: &Value, weights: VarBuilder<'_>, horizon: Horizon) -> Result<Model> {
     let hidden = size(config, &["hidden_size", "n_embed"])?;
     let heads = size(config, &["n_head", "num_attention_heads"])?;
     ensure!(
@@ -22,6 +22,7 @@ pub fn load(config: &Value, weights: VarBuilder<'_>) -> Result<Model> {
 
     let attention = Attention::new(heads, heads, hidden / heads)
         .slopes(Slopes::geometric(heads))
+        .horizon(horizon)
         .build()?;
     let block = |i: usize| -> Result<Block> {
         let w = weights.pp("h").pp(i);

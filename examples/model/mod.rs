@@ -16,10 +16,10 @@ use backend::attention_dtype;
 use candle_core::{D, Device, IndexOp, Tensor};
 use candle_nn::{Embedding, LayerNorm, Linear, Module};
 use flash_alibi::candle::{self, Lengths};
-use flash_alibi::{Attention, PagedCache, SequenceId};
+use flash_alibi::{Attention, Horizon, PagedCache, SequenceId};
 
 #[allow(unused_imports)] // Tests choose devices themselves.
-pub use backend::Backend;
+pub use backend::{Backend, HorizonArgument};
 pub use tokenizer::Tokenizer;
 
 /// A loaded model.
@@ -34,6 +34,9 @@ pub struct Model {
     attention: Attention,
     pub eos_token: Option<u32>,
 }
+
+/// Sees the queries, keys and values of new tokens, each `[total, heads, head_dim]`: of one block after the other.
+pub type Watch<'a> = dyn FnMut(&Tensor, &Tensor, &Tensor) -> Result<()> + 'a;
 
 /// Where q, k and v lie in the fused projection.
 #[derive(Clone, Copy)]
@@ -90,16 +93,21 @@ struct Step {
 
 impl Model {
     /// Loads a folder with `config.json` and safetensors.
-    pub fn load(folder: &Path, device: &Device) -> Result<Self> {
+    pub fn load(folder: &Path, device: &Device, horizon: Horizon) -> Result<Self> {
         let config = checkpoint::config(folder)?;
         let weights = checkpoint::weights(folder, device)?;
         let family = config["model_type"].as_str().unwrap_or("none");
         match family {
-            "bloom" => bloom::load(&config, weights),
-            "mpt" => mpt::load(&config, weights),
+            "bloom" => bloom::load(&config, weights, horizon),
+            "mpt" => mpt::load(&config, weights, horizon),
             _ => bail!("config.json: found model_type {family}, expected bloom or mpt"),
         }
         .with_context(|| format!("{} ({family})", folder.display()))
+    }
+
+    /// What every block computes.
+    pub fn attention(&self) -> &Attention {
+        &self.attention
     }
 
     fn device(&self) -> &Device {
@@ -127,6 +135,16 @@ impl Model {
     /// prompt can come at once, in chunks, or token by token; sequences can be anywhere in theirs. What a sequence gets
     /// does not depend on the others, to the last bit.
     pub fn forward(&self, tokens: &[(SequenceId, &[u32])], cache: &mut Cache) -> Result<Tensor> {
+        self.forward_watched(tokens, cache, &mut |_, _, _| Ok(()))
+    }
+
+    /// The same, under someone's eyes.
+    pub fn forward_watched(
+        &self,
+        tokens: &[(SequenceId, &[u32])],
+        cache: &mut Cache,
+        watch: &mut Watch<'_>,
+    ) -> Result<Tensor> {
         let ids = tokens
             .iter()
             .map(|(_, ids)| *ids)
@@ -140,7 +158,7 @@ impl Model {
             x = norm.forward(&x)?;
         }
         for (block, pools) in self.blocks.iter().zip(&cache.pools) {
-            x = block.forward(&x, &self.attention, pools, &step)?;
+            x = block.forward(&x, &self.attention, pools, &step, watch)?;
         }
         Ok(self.norm.forward(&x)?)
     }
@@ -234,10 +252,11 @@ impl Block {
         attention: &Attention,
         pools: &Pools,
         step: &Step,
+        watch: &mut Watch<'_>,
     ) -> Result<Tensor> {
         let normed = self.norm_1.forward(x)?;
         let residual = if self.residual_after_norm { &normed } else { x };
-        let x = (residual + self.attend(&normed, attention, pools, step)?)?;
+        let x = (residual + self.attend(&normed, attention, pools, step, watch)?)?;
 
         let normed = self.norm_2.forward(&x)?;
         let residual = if self.residual_after_norm {
@@ -259,6 +278,7 @@ impl Block {
         attention: &Attention,
         pools: &Pools,
         step: &Step,
+        watch: &mut Watch<'_>,
     ) -> Result<Tensor> {
         let (heads, head_dim) = (attention.heads_q(), attention.head_dim());
         let (total, hidden) = (x.dim(0)?, heads * head_dim);
@@ -273,6 +293,7 @@ impl Block {
             Fused::AcrossHeads => qkv.reshape((total, 3, heads, head_dim))?.i((.., i)),
         };
         let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+        watch(&q, &k, &v)?;
         candle::append(&k, &v, &pools.k, &pools.v, &step.slot_mapping)?;
         let lengths = Lengths::paged(&step.block_table, &step.seqused_k)
             .varlen_q(&step.seqlens_q, step.max_seqlen_q);

@@ -2,13 +2,13 @@
 
 use anyhow::{Result, ensure};
 use candle_nn::{LayerNorm, Linear, VarBuilder, embedding, linear_no_bias};
-use flash_alibi::{Attention, Slopes};
+use flash_alibi::{Attention, Horizon, Slopes};
 use serde_json::Value;
 
 use super::checkpoint::{eos_token, size};
 use super::{Block, Fused, Gelu, Model, Projection};
 
-pub fn load(config: &Value, weights: VarBuilder<'_>) -> Result<Model> {
+pub fn load(config: &Value, weights: VarBuilder<'_>, horizon: Horizon) -> Result<Model> {
     let hidden = size(config, &["d_model", "hidden_size"])?;
     let heads = size(config, &["n_heads", "num_attention_heads"])?;
     ensure!(
@@ -67,8 +67,9 @@ pub fn load(config: &Value, weights: VarBuilder<'_>) -> Result<Model> {
     }
 
     let bias_max = of_attention["alibi_bias_max"].as_f64().unwrap_or(8.0);
-    let mut attention =
-        Attention::new(heads, heads, hidden / heads).slopes(Slopes::with_bias_max(heads, bias_max));
+    let mut attention = Attention::new(heads, heads, hidden / heads)
+        .slopes(Slopes::with_bias_max(heads, bias_max))
+        .horizon(horizon);
     if let Some(scale) = of_attention["softmax_scale"].as_f64() {
         attention = attention.scale(scale as f32);
     }

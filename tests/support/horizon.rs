@@ -165,11 +165,7 @@ impl<T: OnDevice> Probe<T> {
 
     /// With this horizon in place of the case's.
     pub fn attend(&mut self, horizon: Horizon) -> Found<T> {
-        let case = Case {
-            horizon,
-            ..self.case.clone()
-        };
-        let attention = case.attention();
+        let attention = self.case.attention().with_horizon(horizon).unwrap();
         match self.path {
             Path::CpuFew | Path::Cpu => {
                 let dense = on_cpu(&attention, &self.paged.dense.inputs());
