@@ -16,26 +16,30 @@ struct Budget {
     float tail, tile;
     // Whether the tiles share a tolerance: whether `share` counts.
     bool shared;
+    // Logarithms are rounded up.
+    static constexpr float UP = 1e-3f;
 
     Budget() = default;
     // For keys on one or two `sides`, and tiles of so many keys.
     __device__ Budget(const AttentionParams &p, const Alibi &alibi, int sides, int keys) {
-        // Logarithms are rounded up.
-        constexpr float UP = 1e-3f;
         if (p.tolerance < 0) {
             // 2^x is 0 below 2^-126.
             tail = tile = 127;
             shared = false;
         } else {
-            const float geometric = -1 / expm1f(-alibi.slope_log2 * LN_2), weights = 2 * sides / p.tolerance;
-            tail = log2f(geometric * weights) + UP;
-            tile = log2f(fminf(geometric, keys) * weights) + UP;
+            const float geometric = -log2f(-expm1f(-alibi.slope_log2 * LN_2));
+            const float weights = log2f((float)(2 * sides)) - log2f(p.tolerance) + UP;
+            tail = geometric + weights;
+            tile = fminf(geometric, log2f((float)keys)) + weights;
             shared = true;
         }
     }
 
     // log2(t (t + 1)), for the t-th tile after the nearest.
-    __device__ float share(int t) const { return shared ? log2f((float)t * (t + 1)) + 1e-3f : 0; }
+    template <typename Log2>
+    __device__ float share(int t, Log2 log2) const {
+        return shared ? log2((float)t * (t + 1)) + UP : 0;
+    }
 };
 
 // The keys that any query of a sequence sees, from `begin` up to `end`: the horizon is of those.
@@ -72,7 +76,7 @@ struct RowBound {
     // At least the exponent of every key within `radius` of the centre, at `distance` or farther.
     __device__ float above(const AttentionParams &p, float slope_log2, float radius, float distance) const {
         float score = fmaf(reach, radius, centre);
-        if (p.softcap > 0) score = p.softcap * tanh_accurate(score / p.softcap);
+        if (p.softcap > 0) score = p.softcap * tanh_accurate(score * reciprocal_approx(p.softcap));
         return fmaf(score, LOG2_E, slack) - slope_log2 * distance * (1 - 0x1p-21f);
     }
 };
@@ -83,5 +87,5 @@ __device__ inline float max_or_nan(float x, float y) { return __uint_as_float(ma
 // At least the norm whose square was summed up in f32.
 __device__ inline float norm_above(float sum_of_squares) {
     // The sign of a NaN does not matter, and squares below the smallest number count too.
-    return fmaf(sqrtf(fabsf(sum_of_squares)), 1 + 0x1p-12f, 0x1p-58f);
+    return fmaf(sqrt_approx(fabsf(sum_of_squares)), 1 + 0x1p-12f, 0x1p-58f);
 }

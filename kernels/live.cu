@@ -190,7 +190,7 @@ struct Live {
             const float distance = abs(row.nearest - key);
             const auto above = [&](float radius) { return row.bound.above(p, row.slope_log2, radius, distance) - row.max; };
             const bool stops = above(farther) <= -row.budget.tail;
-            if (!stops && !(above(radius) <= -(row.budget.tile + row.budget.share(t)))) return false;
+            if (!stops && !(above(radius) <= -(row.budget.tile + row.budget.share(t, log2f)))) return false;
         }
         return true;
     }

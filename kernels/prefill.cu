@@ -168,9 +168,8 @@ struct Prefill {
             const RowBound bound = bounds[r];
             auto above = [&](float radius) { return bound.above(p, block.alibi.slope_log2, radius, distance) - maxima[r]; };
             if (above(farther) <= -block.budget.tail) return STOP;
-            return above(radius) <= -block.budget.tile - block.budget.share(step <= block.back() ? step : step - block.back())
-                       ? SKIP
-                       : KEEP;
+            const float share = block.budget.share(before ? step : step - block.back(), log2_approx);
+            return above(radius) <= -(block.budget.tile + share) ? SKIP : KEEP;
         }
 
         // The next step whose tile some row of the block keeps.

@@ -5,7 +5,7 @@ mod support;
 
 use flash_alibi::cpu::oracle;
 use flash_alibi::plan::{Addresses, Call, Dtype, Plan};
-use flash_alibi::{Attention, Inputs, Layout, Slopes, View};
+use flash_alibi::{Attention, Horizon, Inputs, Layout, Slopes, View};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use ptx_emulator::{Class, DevicePtr, Line, Report};
@@ -280,6 +280,35 @@ fn the_bias_costs_one_multiply_add_a_score() {
         assert_eq!(of_class(Class::Special), scores + 4);
         // Bias, maximum, exponent and sum; and what each row takes.
         assert!(of_class(Class::F32) <= 4 * scores + 60);
+    }
+}
+
+/// What a warp executes to find that a tile is needed.
+#[test]
+fn the_horizon_costs_little_where_nothing_is_left_out() {
+    const TILES: usize = 4;
+    for (head_dim, keys) in [(64, 128), (128, 64)] {
+        let instructions = |horizon, k| {
+            let case = Case {
+                slopes: SlopeKind::All(1e-7),
+                horizon,
+                ..Case::dense(1, 128, k, (1, 1), head_dim)
+            };
+            let attended = case.lay_out::<bf16>().attend_on_emulator(&Plan::prefill);
+            let reports = attended.unwrap().1;
+            let report = (reports.iter()).find(|report| report.kernel.starts_with("prefill"));
+            let lines = report.unwrap().lines.iter();
+            let lines = lines.filter(|line| line.class != Class::Move);
+            lines
+                .map(|line| line.counters.warp_instructions)
+                .sum::<u64>()
+        };
+        let [with, without] = [Horizon::default(), Horizon::Off].map(|horizon| {
+            let (few, many) = (2560, 2560 + TILES * keys);
+            (instructions(horizon, many) - instructions(horizon, few)) / (4 * TILES as u64)
+        });
+        println!("d{head_dim}: {with} PTX instructions a tile, {without} without the horizon");
+        assert!(with - without <= 120, "{with}, {without}");
     }
 }
 

@@ -21,6 +21,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 # Also when the file is named: `python -m unittest benches/peers/test_peers.py`.
 sys.path.insert(0, str(Path(__file__).parent))
 
+import cpu
 import peers
 from backends import (
     BACKENDS,
@@ -207,6 +208,20 @@ class CriterionTest(unittest.TestCase):
             program = executable(folder, f"#!{sys.executable}\nimport sys\nsys.exit('no device')\n")
             with self.assertRaisesRegex(Absent, "ours exited with 1: no device"):
                 run_bench(program, "prefill")
+
+
+class CpuTest(unittest.TestCase):
+    def test_ratios_are_of_the_peer_to_ours(self) -> None:
+        benches = {f"horizon/8/sd 1/{horizon}/64": seconds * 1e9 for horizon, seconds in (("dense", 0.5), ("certified", 0.25))}
+        fake = FAKE_OURS.format(python=sys.executable)
+        first, last = fake.index("in {") + 3, fake.index("}.items()") + 1
+        with tempfile.TemporaryDirectory() as folder, mock.patch("cpu.sdpa_seconds", return_value=1.0):
+            program = executable(folder, fake[:first] + repr(benches) + fake[last:])
+            _, row = cpu.rows(program, (64,))
+        self.assertEqual(row.split(), ["64", "1.000", "0.500", "2.00x", "0.250", "4.00x"])
+
+    def test_sdpa_takes_some_time(self) -> None:
+        self.assertGreater(cpu.sdpa_seconds(16, 2), 0.0)
 
 
 class AttemptTest(unittest.TestCase):
