@@ -194,6 +194,12 @@ fn horizon_rows(c: &mut Criterion) {
     let dense = [
         (8, Slopes::zero(8), [1.0, 3.0], "no slopes, sd"),
         (
+            8,
+            Slopes::per_head(&[1e-5; 8]),
+            [1.0, 3.0],
+            "slopes of 1e-5, sd",
+        ),
+        (
             32,
             Slopes::with_bias_max(32, 16.0),
             [1.0, 3.0],
