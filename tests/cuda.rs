@@ -518,6 +518,38 @@ fn wrong_lengths_are_errors_and_launch_nothing() {
 }
 
 #[test]
+fn a_report_adds_up_what_the_horizon_keeps() {
+    on_gpu(|stream| {
+        let slopes = Slopes::per_head(&[0.5, 1e-6]);
+        let attention = Attention::new(2, 2, 8).slopes(slopes).build().unwrap();
+        let layer = Layer::new(stream, attention).unwrap();
+        let shape = [1, 2304, 2, 8];
+        let len = shape.iter().product();
+        let x = stream.clone_htod(&vec![f16::ONE; len]).unwrap();
+        let mut out = stream.clone_htod(&vec![f16::NAN; len]).unwrap();
+        let mut workspace = stream
+            .alloc_zeros(layer.prefill_workspace(1, shape[1]))
+            .unwrap();
+        let mut report = stream.clone_htod(&[0u64; 5]).unwrap();
+        let mut attend = |report: &mut dyn DevicePtrMut<u64>| {
+            let inputs = inputs(&shape, [&x; 3]);
+            let out = ViewMut::new(&mut out, &shape).unwrap();
+            layer.prefill_with_report(stream, &inputs, out, None, &mut workspace, report)
+        };
+        let error = attend(&mut report).unwrap_err();
+        let expected = "report: found 5 elements, expected 2 * heads_q = 4";
+        assert_eq!(error.to_string(), expected);
+        let mut of_heads = report.slice_mut(..4);
+        attend(&mut of_heads).unwrap();
+        attend(&mut of_heads).unwrap();
+        // Of 18 blocks of rows; 127 steps of 0.5 beside a key are beyond what a tolerance of 2^-24 sees.
+        let all = 2 * (1..=18u64).sum::<u64>();
+        let found = stream.clone_dtoh(&report).unwrap();
+        assert_eq!(found, [2 * (18 + 17), all, all, all, 0]);
+    });
+}
+
+#[test]
 fn views_must_fit_their_buffers() {
     on_gpu(|stream| {
         let mut buffer = stream.clone_htod(&[f16::ONE; 95]).unwrap();

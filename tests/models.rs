@@ -1,5 +1,9 @@
 //! Real checkpoints through this crate's attention, against what Hugging Face's transformers computes for them in f32.
 
+#[path = "../examples/horizon/input.rs"]
+mod input;
+#[path = "../examples/horizon/measure.rs"]
+mod measure;
 #[path = "../examples/model/mod.rs"]
 mod model;
 
@@ -12,6 +16,8 @@ use std::process::Command;
 
 use candle_core::{D, Device, IndexOp, Tensor};
 use flash_alibi::{Horizon, cuda};
+use input::Problem;
+use measure::measure;
 use model::{Backend, Model, Tokenizer};
 
 fn folder(name: &str) -> PathBuf {
@@ -382,5 +388,33 @@ fn examples_without_a_gpu_end_with_one_clear_line() {
             format!("Error: {expected}\n")
         );
         assert!(output.stdout.is_empty(), "{example}");
+    }
+}
+
+/// Of layers of a model and of what a plain generator makes, at a tolerance that shows.
+#[test]
+fn what_the_horizon_example_measures_is_within_its_certificate() {
+    let model = folder("kjv-bloom");
+    let mut problems = Problem::of_model(&model, &model.join("heldout.txt"), 2304).unwrap();
+    problems.push(Problem::normal(2304, (4, 16), 3.0, 8.0).unwrap());
+    for problem in &problems {
+        let found = measure(problem, 0.5f32.powi(10)).unwrap().json();
+        println!("{found}");
+        for (name, rounding) in [("out", 2e-6), ("lse", 2e-6)] {
+            let of = |what: &str| found[name][what].as_f64().unwrap();
+            assert!(of("error") <= of("certified") + rounding, "{found}");
+        }
+        let sum = |what: &str| -> u64 {
+            let heads = found["heads"].as_array().unwrap().iter();
+            let pairs = heads.flat_map(|head| head[what].as_array().unwrap());
+            pairs.map(|pairs| pairs.as_u64().unwrap()).sum()
+        };
+        let (computed, all) = (sum("computed"), sum("all"));
+        assert_eq!(found["computed"], computed);
+        assert_eq!(found["all"], all);
+        // Each query and the 1 to 18 tiles that it sees.
+        let heads = found["heads"].as_array().unwrap().len() as u64;
+        assert_eq!(all, heads * (1..=18).map(|tiles| 128 * tiles).sum::<u64>());
+        assert!(computed < all * 2 / 3, "{found}");
     }
 }

@@ -197,6 +197,7 @@ impl CudaOp {
                     out,
                     Some(lse),
                     &mut workspace,
+                    None,
                 )
             }
             .map_err(error)?;

@@ -93,8 +93,9 @@ impl KeyBounds {
         let before: Vec<f32> = radii.iter().scan(0.0, running).collect();
         let mut after: Vec<f32> = radii.iter().rev().scan(0.0, running).collect();
         after.reverse();
-        let of_centre = norm(centre.iter().map(|&x| f64::from(x)));
-        let norm = (of_centre + f64::from(after.first().copied().unwrap_or(0.0))) as f32;
+        let squares = centre.iter().map(|&x| f64::from(x).powi(2));
+        let largest = f64::from(after.first().copied().unwrap_or(0.0));
+        let norm = (squares.sum::<f64>().sqrt() + largest) as f32;
         Self {
             centre,
             norm: norm * (1.0 + f32::EPSILON),
@@ -119,22 +120,31 @@ impl KeyBounds {
     }
 
     /// What bounds the scores of a query with these keys.
+    #[inline(always)]
     pub(super) fn row<T: Element>(
         &self,
         attention: &Attention,
         budget: Budget,
         query: &[T],
     ) -> RowBound {
-        let query = || query.iter().map(|x| f64::from(x.to_f32()));
-        let dot = query()
-            .zip(&self.centre)
-            .map(|(q, &c)| q * f64::from(c))
-            .sum();
+        const LANES: usize = 8;
+        let mut wide = [0.0; crate::MAX_HEAD_DIM];
+        let wide = &mut wide[..query.len()];
+        T::widen(query, wide);
+        let (mut dot, mut squares) = ([0.0f64; LANES], [0.0f64; LANES]);
+        for (q, c) in wide.chunks(LANES).zip(self.centre.chunks(LANES)) {
+            let sums = dot.iter_mut().zip(&mut squares);
+            for ((dot, square), (&q, &c)) in sums.zip(q.iter().zip(c)) {
+                *dot += f64::from(q) * f64::from(c);
+                *square += f64::from(q) * f64::from(q);
+            }
+        }
+        let (dot, squares): (f64, f64) = (dot.iter().sum(), squares.iter().sum());
         RowBound::new(
             budget,
             (attention.scale(), attention.softcap()),
             attention.head_dim(),
-            (dot, norm(query())),
+            (dot, squares.sqrt()),
             self.norm,
         )
     }
@@ -175,10 +185,6 @@ fn radius<T: Element>(keys: Rows<'_, T>, from: usize, n: usize, centre: &[f32]) 
     }
     // Up: 256 roundings are off by 2^-16 at most. Squares below the smallest number count too.
     largest.sqrt() * (1.0 + 0.5f32.powi(12)) + 0.5f32.powi(58)
-}
-
-fn norm(x: impl Iterator<Item = f64>) -> f64 {
-    x.map(|x| x * x).sum::<f64>().sqrt()
 }
 
 /// The larger of two that are not negative; NaN is the largest.

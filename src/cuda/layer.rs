@@ -113,20 +113,26 @@ impl Layer {
         lse: Option<&mut dyn DevicePtrMut<f32>>,
         workspace: &mut dyn DevicePtrMut<f32>,
     ) -> Result<()> {
-        // SAFETY: they are as many as the attention has, and `drop` waits before they go.
-        unsafe {
-            attend(
-                Method::Prefill,
-                &self.kernels,
-                &self.attention,
-                self.slopes_address,
-                stream,
-                inputs,
-                out,
-                lse,
-                workspace,
-            )
-        }
+        self.attend(Method::Prefill, stream, inputs, out, lse, workspace, None)
+    }
+
+    /// [`Layer::prefill`], which also says what the [horizon](crate::Horizon) left out: to `report`, `[heads_q, 2]`, it adds the
+    /// tiles of keys that were computed for the blocks of rows of each head, and all of them.
+    ///
+    /// # Errors
+    /// As [`Layer::prefill`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn prefill_with_report<T: Element>(
+        &self,
+        stream: &CudaStream,
+        inputs: &Inputs<'_, T>,
+        out: ViewMut<'_, T>,
+        lse: Option<&mut dyn DevicePtrMut<f32>>,
+        workspace: &mut dyn DevicePtrMut<f32>,
+        report: &mut dyn DevicePtrMut<u64>,
+    ) -> Result<()> {
+        let report = Some(report);
+        self.attend(Method::Prefill, stream, inputs, out, lse, workspace, report)
     }
 
     /// The elements of a workspace for [`Layer::prefill`] with batches and keys a sequence up to these.
@@ -157,10 +163,24 @@ impl Layer {
         lse: Option<&mut dyn DevicePtrMut<f32>>,
         workspace: &mut dyn DevicePtrMut<f32>,
     ) -> Result<()> {
-        // SAFETY: as in `prefill`.
+        self.attend(Method::Decode, stream, inputs, out, lse, workspace, None)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn attend<T: Element>(
+        &self,
+        method: Method,
+        stream: &CudaStream,
+        inputs: &Inputs<'_, T>,
+        out: ViewMut<'_, T>,
+        lse: Option<&mut dyn DevicePtrMut<f32>>,
+        workspace: &mut dyn DevicePtrMut<f32>,
+        report: Option<&mut dyn DevicePtrMut<u64>>,
+    ) -> Result<()> {
+        // SAFETY: the slopes are as many as the attention has, and `drop` waits before they go.
         unsafe {
             attend(
-                Method::Decode,
+                method,
                 &self.kernels,
                 &self.attention,
                 self.slopes_address,
@@ -169,6 +189,7 @@ impl Layer {
                 out,
                 lse,
                 workspace,
+                report,
             )
         }
     }
@@ -245,6 +266,7 @@ pub(crate) unsafe fn attend<T: Element>(
     out: ViewMut<'_, T>,
     lse: Option<&mut dyn DevicePtrMut<f32>>,
     workspace: &mut dyn DevicePtrMut<f32>,
+    report: Option<&mut dyn DevicePtrMut<u64>>,
 ) -> Result<()> {
     let launcher = kernels.on(stream)?;
     let call = inputs.call(out.layout)?;
@@ -258,6 +280,14 @@ pub(crate) unsafe fn attend<T: Element>(
     if let Some(lse) = &lse {
         check_lse(attention, &call.q, lse.len())?;
         kernels.check_context("lse", lse.stream().context())?;
+    }
+    if let Some(report) = &report {
+        let expected = 2 * attention.heads_q();
+        if report.len() != expected {
+            let expected = format!("2 * heads_q = {expected}");
+            return Err(length("report", report.len(), expected));
+        }
+        kernels.check_context("report", report.stream().context())?;
     }
     let expected = (plan.workspace_bytes() / size_of::<f32>() as u64) as usize;
     if workspace.len() < expected {
@@ -283,6 +313,7 @@ pub(crate) unsafe fn attend<T: Element>(
     let (radii, _radii) = read(inputs.radii.map(|radii| radii.radii), stream);
     let (out, _out) = out.buffer.device_ptr_mut(stream);
     let (lse, _lse) = lse.map(|lse| lse.device_ptr_mut(stream)).unzip();
+    let (report, _report) = report.map(|report| report.device_ptr_mut(stream)).unzip();
     let (workspace, _workspace) = workspace.device_ptr_mut(stream);
     let addresses = Addresses {
         q,
@@ -298,7 +329,7 @@ pub(crate) unsafe fn attend<T: Element>(
         block_table,
         centres,
         radii,
-        report: 0,
+        report: report.unwrap_or(0),
         workspace,
     };
     // SAFETY: views are as long as their layouts need, and `check_lse`, `check_buffers` and the lines above have checked the

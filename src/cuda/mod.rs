@@ -13,14 +13,15 @@
 //! // When the model is loaded: finds the kernels and uploads the slopes.
 //! let layer = Layer::new(&stream, Attention::new(16, 16, 64).build()?)?;
 //!
-//! // For each call: checks everything, then launches one kernel.
+//! // For each call: checks everything, then launches.
 //! let shape = [1, 2048, 16, 64]; // [batch, seqlen, heads, head_dim]
 //! let qkv = stream.alloc_zeros::<f16>(3 * 2048 * 16 * 64)?;
 //! let mut out = stream.alloc_zeros::<f16>(2048 * 16 * 64)?;
+//! let mut workspace = stream.alloc_zeros::<f32>(layer.prefill_workspace(1, 2048))?;
 //! let part = |i: usize| qkv.slice(i * 2048 * 16 * 64..);
 //! let (q, k, v) = (part(0), part(1), part(2));
 //! let inputs = Inputs::new(View::new(&q, &shape)?, View::new(&k, &shape)?, View::new(&v, &shape)?);
-//! layer.prefill(&stream, &inputs, ViewMut::new(&mut out, &shape)?, None)?;
+//! layer.prefill(&stream, &inputs, ViewMut::new(&mut out, &shape)?, None, &mut workspace)?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
