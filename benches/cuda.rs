@@ -1,4 +1,5 @@
-//! Prefill on a GPU, timed with CUDA events: 16384 tokens and a model width of 2048, as FlashAttention's own benchmarks.
+//! Prefill on a GPU, timed with CUDA events: 16384 tokens and a model width of 2048, as FlashAttention's own benchmarks, and
+//! causal in bf16 up to a context of 1048576.
 //!
 //! `cargo bench --bench cuda -- '^prefill/bf16/d64/causal/2048$'` runs one row. Criterion's elements are FLOPs:
 //! `4 * batch * heads * seqlen^2 * head_dim`, half of it when causal; ALiBi is never counted. Rows that end in `horizon`
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use flash_alibi::cuda::cudarc::driver::sys::CUevent_flags;
-use flash_alibi::cuda::cudarc::driver::{CudaSlice, CudaStream};
+use flash_alibi::cuda::cudarc::driver::{CudaSlice, CudaStream, ValidAsZeroBits};
 use flash_alibi::cuda::{self, Element, Inputs, Layer, View, ViewMut};
 use flash_alibi::{Attention, Horizon, Mask};
 use half::{bf16, f16};
@@ -31,7 +32,7 @@ struct Call<T> {
     workspace: CudaSlice<f32>,
 }
 
-impl<T: Element> Call<T> {
+impl<T: Element + ValidAsZeroBits> Call<T> {
     fn new(
         stream: &Arc<CudaStream>,
         shape: [usize; 4],
@@ -54,10 +55,16 @@ impl<T: Element> Call<T> {
             let sum: u64 = (0..4).map(|part| state >> (12 * part + 16) & 0xfff).sum();
             from_f32((sum as f32 / 4096.0 - 2.0) * 3f32.sqrt())
         };
-        let len = shape.iter().product();
+        let len: usize = shape.iter().product();
         let mut random = || {
-            let values: Vec<T> = (0..len).map(|_| normal()).collect();
-            stream.clone_htod(&values)
+            // The same 32768 tokens again and again, where there are more.
+            let values: Vec<T> = (0..len.min(2 * TOKENS * WIDTH)).map(|_| normal()).collect();
+            let mut all = stream.alloc_zeros(len)?;
+            for start in (0..len).step_by(values.len()) {
+                let n = values.len().min(len - start);
+                stream.memcpy_htod(&values[..n], &mut all.slice_mut(start..start + n))?;
+            }
+            Ok::<_, Box<dyn Error>>(all)
         };
         Ok(Self {
             stream: stream.clone(),
@@ -100,7 +107,7 @@ impl<T: Element> Call<T> {
     }
 }
 
-fn rows<T: Element>(
+fn rows<T: Element + ValidAsZeroBits>(
     criterion: &mut Criterion,
     stream: &Arc<CudaStream>,
     dtype: &str,
@@ -120,13 +127,21 @@ fn rows<T: Element>(
                 .sample_size(20)
                 .warm_up_time(Duration::from_secs(1))
                 .measurement_time(Duration::from_secs(2));
-            for seqlen in (9..=14).map(|power| 1 << power) {
-                let shape = [TOKENS / seqlen, seqlen, WIDTH / head_dim, head_dim];
-                let full = 4 * TOKENS * seqlen * WIDTH;
+            let longest = match mask {
+                Mask::Causal if dtype == "bf16" => 20,
+                _ => 14,
+            };
+            for seqlen in (9..=longest).map(|power| 1 << power) {
+                let batch = (TOKENS / seqlen).max(1);
+                let shape = [batch, seqlen, WIDTH / head_dim, head_dim];
+                let full = 4 * batch * seqlen * seqlen * WIDTH;
                 let flops = if mask == Mask::Causal { full / 2 } else { full };
                 group.throughput(Throughput::Elements(flops as u64));
                 // Made only if asked for.
                 let mut made = None;
+                if seqlen > TOKENS {
+                    group.sample_size(10);
+                }
                 group.bench_function(BenchmarkId::from_parameter(seqlen), |bencher| {
                     let call = made.get_or_insert_with(|| {
                         Call::new(stream, shape, (mask, horizon), from_f32).expect("the call fits")

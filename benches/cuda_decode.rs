@@ -2,6 +2,8 @@
 //! many bytes by the driver.
 //!
 //! Criterion's bytes are those of K and V, which must be read once; a copy reads half of its bytes and writes the other half.
+//! Rows named `horizon` have a paged cache that keeps the radii of its pages, and read what may change the result; they count
+//! the same bytes, read or not.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -34,8 +36,23 @@ struct Step {
     v: CudaSlice<bf16>,
     out: CudaSlice<bf16>,
     workspace: CudaSlice<f32>,
-    /// The pages of each sequence in an order that is not theirs in memory, and the lengths.
-    pages: Option<(CudaSlice<i32>, CudaSlice<i32>)>,
+    pages: Option<Pages>,
+}
+
+/// The pages of each sequence, in an order that is not theirs in memory.
+struct Pages {
+    table: CudaSlice<i32>,
+    lengths: CudaSlice<i32>,
+    /// The centres and the radii.
+    radii: Option<(CudaSlice<f32>, CudaSlice<f32>)>,
+}
+
+/// How keys and values lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cache {
+    Contiguous,
+    Paged,
+    PagedWithRadii,
 }
 
 impl Step {
@@ -44,36 +61,77 @@ impl Step {
         (heads_q, heads_k, head_dim): (usize, usize, usize),
         batch: usize,
         keys: usize,
-        paged: bool,
+        cache: Cache,
     ) -> Result<Self, Failure> {
         let layer = Layer::new(stream, Attention::new(heads_q, heads_k, head_dim).build()?)?;
         let workspace = stream.alloc_zeros(layer.decode_workspace(batch, 1, keys))?;
-        // The time does not depend on the values.
-        let zeros = |heads: usize, rows: usize| stream.alloc_zeros(batch * rows * heads * head_dim);
         let pages = (batch * keys / PAGE_SIZE) as i32;
         // An odd step visits all pages, whose number is a power of two.
         let table: Vec<i32> = (0..pages)
             .map(|i| i.wrapping_mul(4801) & (pages - 1))
             .collect();
-        let pages = match paged {
-            true => Some((
-                stream.clone_htod(&table)?,
-                stream.clone_htod(&vec![keys as i32; batch])?,
+        let radii = match cache {
+            Cache::PagedWithRadii => Some((
+                stream.alloc_zeros(heads_k * head_dim)?,
+                stream.alloc_zeros(pages as usize * heads_k)?,
             )),
-            false => None,
+            _ => None,
         };
-        Ok(Self {
+        let pages = match cache {
+            Cache::Contiguous => None,
+            _ => Some(Pages {
+                table: stream.clone_htod(&table)?,
+                lengths: stream.clone_htod(&vec![keys as i32; batch])?,
+                radii,
+            }),
+        };
+        let mut step = Self {
             stream: stream.clone(),
-            layer,
             batch,
             keys,
-            q: zeros(heads_q, 1)?,
-            k: zeros(heads_k, keys)?,
-            v: zeros(heads_k, keys)?,
-            out: zeros(heads_q, 1)?,
+            q: stream.clone_htod(&normal(batch * heads_q * head_dim))?,
+            // Where every key is read, the time does not depend on the values.
+            k: stream.alloc_zeros(batch * keys * heads_k * head_dim)?,
+            v: stream.alloc_zeros(batch * keys * heads_k * head_dim)?,
+            out: stream.alloc_zeros(batch * heads_q * head_dim)?,
             workspace,
             pages,
-        })
+            layer,
+        };
+        step.fill()?;
+        Ok(step)
+    }
+
+    /// Appends normal keys to all pages, where it matters what they are.
+    fn fill(&mut self) -> Result<(), Failure> {
+        let Some(Pages {
+            radii: Some((centres, radii)),
+            ..
+        }) = &mut self.pages
+        else {
+            return Ok(());
+        };
+        let attention = self.layer.attention();
+        let (heads, d) = (attention.heads_k(), attention.head_dim());
+        let tokens = self.batch * self.keys;
+        let shape = [tokens / PAGE_SIZE, PAGE_SIZE, heads, d];
+        let at_once = tokens.min(1 << 14);
+        let new = self.stream.clone_htod(&normal(at_once * heads * d))?;
+        for first in (0..tokens).step_by(at_once) {
+            let slots: Vec<i64> = (first..first + at_once).map(|slot| slot as i64).collect();
+            let new = View::new(&new, &[at_once, heads, d])?;
+            self.layer.kernels().append_with_radii(
+                &self.stream,
+                new,
+                new,
+                ViewMut::new(&mut self.k, &shape)?,
+                ViewMut::new(&mut self.v, &shape)?,
+                &self.stream.clone_htod(&slots)?,
+                centres,
+                radii,
+            )?;
+        }
+        Ok(())
     }
 
     /// The device's time for so many steps.
@@ -95,7 +153,13 @@ impl Step {
             View::new(&self.v, &shape_k)?,
         );
         let inputs = match &self.pages {
-            Some((table, lengths)) => Inputs::paged(q, k, v, table, lengths),
+            Some(pages) => {
+                let inputs = Inputs::paged(q, k, v, &pages.table, &pages.lengths);
+                match &pages.radii {
+                    Some((centres, radii)) => inputs.radii(centres, radii),
+                    None => inputs,
+                }
+            }
             None => Inputs::new(q, k, v),
         };
         let (stream, layer, workspace) = (&self.stream, &self.layer, &mut self.workspace);
@@ -105,6 +169,19 @@ impl Step {
             Ok(layer.decode(stream, &inputs, out, None, workspace)?)
         })
     }
+}
+
+/// Normal numbers of variance 1, or nearly so: sums of four uniform ones.
+fn normal(len: usize) -> Vec<bf16> {
+    let mut state = 1u64;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        let sum: u64 = (0..4).map(|part| state >> (12 * part + 16) & 0xfff).sum();
+        bf16::from_f32((sum as f32 / 4096.0 - 2.0) * 3f32.sqrt())
+    };
+    (0..len).map(|_| next()).collect()
 }
 
 fn timed(
@@ -137,14 +214,18 @@ fn rows(criterion: &mut Criterion, stream: &Arc<CudaStream>) {
                     continue;
                 }
                 group.throughput(Throughput::Bytes(bytes as u64));
-                for (name, paged) in [("contiguous", false), ("paged", true)] {
+                for (name, cache) in [
+                    ("contiguous", Cache::Contiguous),
+                    ("paged", Cache::Paged),
+                    ("horizon", Cache::PagedWithRadii),
+                ] {
                     // Made only if asked for.
                     let mut made = None;
                     let id = BenchmarkId::new(name, format!("{batch}x{keys}"));
                     group.bench_function(id, |bencher| {
                         let step = made.get_or_insert_with(|| {
                             let layer = (heads_q, heads_k, head_dim);
-                            Step::new(stream, layer, batch, keys, paged).expect("the step fits")
+                            Step::new(stream, layer, batch, keys, cache).expect("the step fits")
                         });
                         bencher.iter_custom(|steps| step.time(steps).expect("the device computes"));
                     });

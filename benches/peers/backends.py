@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from measurement import Absent, Clock, Run, batch_differences, cuda_events
-from reference import Inputs, alibi_slopes
+from reference import Inputs, alibi_slopes, distances
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Prepared:
     """A peer that holds the inputs of one shape."""
 
     run: Run
-    # The tensor `[batch, seqlen, heads, head_dim]` that `run` returned.
+    # The tensor `[batch, queries, heads, head_dim]` that `run` returned.
     output: Callable[[Any], torch.Tensor]
     clock: Clock = cuda_events
 
@@ -39,35 +39,41 @@ def heads_second(output: torch.Tensor) -> torch.Tensor:
     return output.transpose(1, 2)
 
 
+def masked(inputs: Inputs) -> bool:
+    """Whether there are keys after some query. PyTorch's causal mask is of the first queries, not of the last."""
+    if inputs.shape.causal and 1 < inputs.shape.queries < inputs.shape.seqlen:
+        raise Absent("a causal mask of several queries at the end of a cache is not tried")
+    return inputs.shape.causal and inputs.shape.queries > 1
+
+
 def prepare_sdpa(backend: SDPBackend, inputs: Inputs, bias: torch.Tensor | None = None) -> Prepared:
     q, k, v = inputs.heads_first()
-    # A bias holds the causal mask itself: PyTorch takes one or the other.
-    causal = inputs.shape.causal and bias is None
+    # A bias holds the causal mask itself: PyTorch takes one or the other. A single query at the end sees every key.
+    causal = masked(inputs) and bias is None
+    shared = inputs.shape.heads_k != inputs.shape.heads
 
     def run() -> torch.Tensor:
         with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=shared)
 
     return Prepared(run, heads_second)
 
 
 def bias_bytes(inputs: Inputs) -> int:
-    """The bias, and the f32 of one head that it is made from."""
-    seqlen, heads = inputs.shape.seqlen, inputs.shape.heads
-    return seqlen**2 * (heads * inputs.q.element_size() + 2 * 4)
+    """The bias, and what one head of it is made from."""
+    shape = inputs.shape
+    return shape.queries * shape.seqlen * (shape.heads * inputs.q.element_size() + 2 * 8)
 
 
 def materialised_bias(inputs: Inputs) -> torch.Tensor:
-    """`[batch, heads, seqlen, seqlen]` in the inputs' dtype, stored once for the batch, causal mask included."""
-    shape, device = inputs.shape, inputs.q.device
-    position = torch.arange(shape.seqlen, device=device, dtype=torch.float32)
-    distance = (position[:, None] - position[None, :]).abs_()
-    bias = torch.empty(shape.heads, shape.seqlen, shape.seqlen, device=device, dtype=inputs.q.dtype)
+    """`[batch, heads, queries, seqlen]` in the inputs' dtype, stored once for the batch, causal mask included."""
+    shape = inputs.shape
+    distance = distances(shape, inputs.q.device)
+    bias = torch.empty(shape.heads, *distance.shape, device=inputs.q.device, dtype=inputs.q.dtype)
     for head, slope in zip(bias, alibi_slopes(shape.heads)):
-        head.copy_(distance * -slope)
+        head.copy_(distance.abs() * -slope)
     if shape.causal:
-        future = torch.ones(shape.seqlen, shape.seqlen, dtype=torch.bool, device=device).triu_(1)
-        bias.masked_fill_(future, float("-inf"))
+        bias.masked_fill_(distance < 0, float("-inf"))
     return bias.expand(shape.batch, -1, -1, -1)
 
 
@@ -80,11 +86,11 @@ def prepare_sdpa_bias(inputs: Inputs) -> Prepared:
     return prepare_sdpa(SDPBackend.EFFICIENT_ATTENTION, inputs, materialised_bias(inputs))
 
 
-def alibi_score_mod(slopes: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """FlexAttention's `score_mod` that adds `-slope |i - j|`."""
+def alibi_score_mod(slopes: torch.Tensor, first: int = 0) -> Callable[..., torch.Tensor]:
+    """FlexAttention's `score_mod` that adds `-slope |i - j|`; the first query stands at key `first`."""
 
     def score_mod(score: torch.Tensor, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> torch.Tensor:
-        return score - slopes[h] * (q_idx - kv_idx).abs()
+        return score - slopes[h] * (q_idx + first - kv_idx).abs()
 
     return score_mod
 
@@ -96,14 +102,20 @@ def causal_mask_mod(b: Any, h: Any, q_idx: torch.Tensor, kv_idx: torch.Tensor) -
 def prepare_flex(inputs: Inputs) -> Prepared:
     q, k, v = inputs.heads_first()
     shape, device = inputs.shape, inputs.q.device
-    score_mod = alibi_score_mod(torch.tensor(alibi_slopes(shape.heads), dtype=torch.float32, device=device))
+    slopes = torch.tensor(alibi_slopes(shape.heads), dtype=torch.float32, device=device)
+    score_mod = alibi_score_mod(slopes, shape.seqlen - shape.queries)
     block_mask = None
-    if shape.causal:
+    if masked(inputs):
         block_mask = create_block_mask(causal_mask_mod, None, None, shape.seqlen, shape.seqlen, device=device)
     # Each shape is compiled for itself. Past Dynamo's limit of recompilations FlexAttention would run uncompiled.
     torch._dynamo.reset()
     compiled = torch.compile(flex_attention, fullgraph=True, dynamic=False)
-    return Prepared(lambda: compiled(q, k, v, score_mod=score_mod, block_mask=block_mask), heads_second)
+    shared = shape.heads_k != shape.heads
+
+    def run() -> torch.Tensor:
+        return compiled(q, k, v, score_mod=score_mod, block_mask=block_mask, enable_gqa=shared)
+
+    return Prepared(run, heads_second)
 
 
 def cudnn_graph(cudnn: Any, handle: Any, inputs: Inputs, output: torch.Tensor) -> tuple[Any, dict[Any, torch.Tensor]]:
@@ -128,6 +140,8 @@ def cudnn_graph(cudnn: Any, handle: Any, inputs: Inputs, output: torch.Tensor) -
 def prepare_cudnn(inputs: Inputs) -> Prepared:
     if not inputs.shape.causal:
         raise Absent("cuDNN takes its ALiBi mask with a causal mask only")
+    if inputs.shape.decoding:
+        raise Absent("cuDNN's ALiBi and causal masks count from the first query and key: a query at the end sees one key")
     cudnn = importlib.import_module("cudnn")
     handle = cudnn.create_handle()
     cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream().cuda_stream)
@@ -156,7 +170,7 @@ def prepare_flash3(module: str, head_dims: tuple[int, ...], inputs: Inputs) -> P
     flash_mha = importlib.import_module(module).flash_mha
     torch.cuda.synchronize()
     q, k, v = (jax.dlpack.from_dlpack(x) for x in (inputs.q, inputs.k, inputs.v))
-    attend = jax.jit(functools.partial(flash_mha, softmax_scale=inputs.scale, is_causal=shape.causal))
+    attend = jax.jit(functools.partial(flash_mha, softmax_scale=inputs.scale, is_causal=masked(inputs)))
     return Prepared(
         run=lambda: attend(q, k, v),
         output=lambda out: torch.from_dlpack(jax.block_until_ready(out)),

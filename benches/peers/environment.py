@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from shapes import TOKENS, WIDTH
-
 
 def output_of(*command: str | Path) -> str:
     """What a command prints, or in brackets why there is nothing."""
@@ -50,16 +48,15 @@ def version(package: str) -> str | None:
         return None
 
 
-def l2_state(l2_bytes: int) -> str:
-    tensors = 4 * TOKENS * WIDTH * 2
+def l2_state(l2_bytes: int, tensor_bytes: int) -> str:
     return (
-        f"not flushed between calls: q, k, v and out take {tensors / 2**20:.0f} MiB at every shape, "
+        f"not flushed between calls: q, k, v and out take {tensor_bytes / 2**20:.0f} MiB at least, "
         f"the GPU's L2 holds {l2_bytes / 2**20:.0f} MiB"
     )
 
 
-def environment(packages: Iterable[str]) -> dict[str, Any]:
-    """Of a machine with a GPU."""
+def environment(packages: Iterable[str], tensor_bytes: int) -> dict[str, Any]:
+    """Of a machine with a GPU; `tensor_bytes` are those of the smallest shape."""
     gpu = torch.cuda.get_device_properties(0)
     return {
         "gpu": gpu.name,
@@ -67,7 +64,7 @@ def environment(packages: Iterable[str]) -> dict[str, Any]:
         "memory_bytes": gpu.total_memory,
         "driver": nvidia_smi("driver_version")["driver_version"],
         "limits": nvidia_smi("clocks.max.sm", "clocks.max.mem", "power.limit"),
-        "l2": l2_state(gpu.L2_cache_size),
+        "l2": l2_state(gpu.L2_cache_size, tensor_bytes),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "pytorch": torch.__version__,

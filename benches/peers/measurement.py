@@ -34,7 +34,9 @@ class Budget:
     measure_s: float
 
     def repetitions(self, call_s: float) -> int:
-        return min(1000, max(10, round(self.measure_s / call_s)))
+        """Ten at least, unless that takes long."""
+        least = 10 if call_s < self.measure_s else 3
+        return min(1000, max(least, round(self.measure_s / call_s)))
 
 
 Run = Callable[[], Any]
@@ -44,12 +46,14 @@ Clock = Callable[[Run, Budget], Timing]
 def warm_up(run: Run, wait: Callable[[Any], Any], seconds: float) -> float:
     """Runs for that long; returns the seconds that a call took."""
     wait(run())
-    calls, start = 0, time.perf_counter()
+    # One call at first: it may take longer than all of them should.
+    calls, queued, start = 0, 1, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds or calls == 0:
-        for _ in range(9):
+        for _ in range(queued - 1):
             run()
         wait(run())
-        calls += 10
+        calls += queued
+        queued = 10
     return elapsed / calls
 
 
@@ -72,6 +76,7 @@ def batch_differences(run: Run, wait: Callable[[Any], Any], budget: Budget, call
     """For a library whose stream takes no events: the host's time of `2 * calls` queued calls less that of `calls`, so
     that the cost of starting and of waiting cancels."""
     call_s = warm_up(run, wait, budget.warm_up_s)
+    calls = min(calls, max(1, round(budget.measure_s / call_s)))
 
     def seconds(count: int) -> float:
         start = time.perf_counter()
@@ -80,6 +85,6 @@ def batch_differences(run: Run, wait: Callable[[Any], Any], budget: Budget, call
         wait(run())
         return time.perf_counter() - start
 
-    repetitions = max(5, budget.repetitions(call_s) // (3 * calls))
+    repetitions = max(3, budget.repetitions(call_s) // (3 * calls))
     differences = [seconds(2 * calls) - seconds(calls) for _ in range(repetitions)]
     return Timing.of([1e3 * difference / calls for difference in differences])

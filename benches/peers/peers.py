@@ -1,4 +1,4 @@
-"""Times attention forward on a GPU: ours and its peers, shape by shape, in one run.
+"""Times attention on a GPU: ours and its peers, shape by shape, in one run.
 
 `run` measures; `plot` draws a run's results again.
 """
@@ -25,9 +25,8 @@ from environment import clocks, environment
 from measurement import Absent, Budget
 from reference import Inputs, make_inputs, reference
 from report import Results, table
-from shapes import DTYPES, Shape, checked_shapes, timed_shapes
+from shapes import COPY, DTYPES, OURS, SUITES, Shape, Suite
 
-OURS = "ours"
 BUDGET = Budget(warm_up_s=1.0, measure_s=1.0)
 QUICK_BUDGET = Budget(warm_up_s=0.25, measure_s=0.25)
 # Of outputs near 1: room for the bias in bf16 of "SDPA bias"; a wrong slope, sign or mask is far beyond.
@@ -67,7 +66,7 @@ def memory_released() -> Iterator[None]:
 
 
 def described(shape: Shape) -> dict[str, Any]:
-    return {"id": shape.id, **asdict(shape), "mask": shape.mask, "flops": shape.flops}
+    return {"id": shape.id, **asdict(shape), "panel": shape.panel}
 
 
 def check(backend: Backend, inputs: Inputs, expected: torch.Tensor) -> dict[str, Any]:
@@ -91,22 +90,22 @@ def check_shape(shape: Shape) -> dict[str, Any]:
 def time_peer(backend: Backend, inputs: Inputs, budget: Budget) -> dict[str, Any]:
     prepared = backend.prepare(inputs)
     timing = prepared.clock(prepared.run, budget)
-    return {"tflops": inputs.shape.tflops(timing.median_ms), **asdict(timing)}
+    return {"rate": inputs.shape.rate(timing.median_ms), **asdict(timing)}
 
 
-def time_ours(program: Path | None, shape: Shape) -> dict[str, Any]:
+def time_ours(program: Path | None, bench: str) -> dict[str, Any]:
     if program is None:
         raise Absent("no --ours was given")
-    return asdict(run_bench(program, shape.id))
+    return asdict(run_bench(program, bench))
 
 
 def summarise_ours(runs: list[dict[str, Any]], shape: Shape) -> dict[str, Any]:
-    """The mean of the medians before and after the peers."""
+    """The mean of the medians."""
     absent = [run["absent"] for run in runs if "absent" in run]
     if absent:
         return {"absent": absent[0], "runs": runs}
     median_ms = statistics.mean(run["median_ns"] for run in runs) / 1e6
-    return {"tflops": shape.tflops(median_ms), "median_ms": median_ms, "runs": runs}
+    return {"rate": shape.rate(median_ms), "median_ms": median_ms, "runs": runs}
 
 
 def time_peers(shape: Shape, budget: Budget) -> dict[str, Any]:
@@ -119,22 +118,27 @@ def time_peers(shape: Shape, budget: Budget) -> dict[str, Any]:
 
 
 def time_shape(shape: Shape, program: Path | None, budget: Budget) -> dict[str, Any]:
-    """Ours, each peer, ours again."""
-    before = attempt(time_ours, program, shape)
+    """Ours, each peer, ours again; our other contenders once."""
+    runs = {name: [attempt(time_ours, program, bench)] for name, bench in shape.benches.items()}
     with memory_released():
         peers = time_peers(shape, budget)
     measured_at = clocks()
-    after = before if "absent" in before else attempt(time_ours, program, shape)
-    results = {OURS: summarise_ours([before, after], shape), **peers}
-    return {**described(shape), "clocks": measured_at, "results": results}
+    if "absent" not in runs[OURS][0]:
+        runs[OURS].append(attempt(time_ours, program, shape.id))
+    ours = {name: summarise_ours(of_name, shape) for name, of_name in runs.items()}
+    return {**described(shape), "clocks": measured_at, "results": {**ours, **peers}}
 
 
-def empty_results(budget: Budget) -> Results:
+def empty_results(suite: Suite, shapes: list[Shape], budget: Budget) -> Results:
     packages = dict.fromkeys(package for backend in BACKENDS for package in backend.packages)
+    smallest = min(shape.tensor_bytes for shape in shapes)
     return {
-        "environment": environment(packages),
+        "title": suite.title,
+        "unit": suite.unit,
+        "plots_time": suite.plots_time,
+        "environment": environment(packages, smallest),
         "budget": asdict(budget),
-        "contenders": [{"name": OURS, "alibi": True}]
+        "contenders": [{"name": name, "alibi": name != COPY} for name in shapes[0].benches]
         + [{"name": backend.name, "alibi": backend.alibi} for backend in BACKENDS],
         "checks": [],
         "shapes": [],
@@ -148,12 +152,13 @@ def save(results: Results, path: Path | None) -> None:
 
 def measure(arguments: argparse.Namespace) -> Results:
     """Saves after each shape, so that a run cut short keeps what it has."""
-    budget = QUICK_BUDGET if arguments.quick else BUDGET
-    results = empty_results(budget)
-    for shape in checked_shapes(arguments.dtype):
+    budget, suite = QUICK_BUDGET if arguments.quick else BUDGET, SUITES[arguments.suite]
+    shapes = suite.timed(arguments.dtype, arguments.quick)
+    results = empty_results(suite, shapes, budget)
+    for shape in suite.checked(arguments.dtype):
         print(f"checking {shape.id}", file=sys.stderr)
         results["checks"].append(check_shape(shape))
-    for shape in timed_shapes(arguments.dtype, arguments.quick):
+    for shape in shapes:
         print(f"timing {shape.id}", file=sys.stderr)
         results["shapes"].append(time_shape(shape, arguments.ours, budget))
         save(results, arguments.json)
@@ -192,11 +197,12 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="run|plot")
     command = commands.add_parser("run", help="measure")
+    command.add_argument("suite", choices=SUITES, nargs="?", default="prefill")
     command.add_argument("--ours", type=Path, metavar="PROGRAM", help="our criterion bench program")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
     command.add_argument("--plot", type=Path, metavar="FILE", help="draw the results here: .svg or .png")
     command.add_argument("--dtype", choices=DTYPES, default="bf16")
-    command.add_argument("--quick", action="store_true", help="half the sequence lengths, a quarter of the time each")
+    command.add_argument("--quick", action="store_true", help="fewer sequence lengths, a quarter of the time each")
     command.set_defaults(function=run)
     command = commands.add_parser("plot", help="draw the results of a run again")
     command.add_argument("json", type=Path, metavar="RESULTS")

@@ -7,10 +7,10 @@ Results = dict[str, Any]
 
 
 def ratio(result: dict[str, Any], ours: dict[str, Any]) -> float | None:
-    """A contender's TFLOP/s over ours; None where either is absent."""
-    if "tflops" not in result or "tflops" not in ours:
+    """A contender's rate over ours; None where either is absent."""
+    if "rate" not in result or "rate" not in ours:
         return None
-    return result["tflops"] / ours["tflops"]
+    return result["rate"] / ours["rate"]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -41,7 +41,7 @@ def timing_cell(result: dict[str, Any], ours: dict[str, Any], notes: Notes) -> s
     if "absent" in result:
         return notes.mark(result["absent"])
     against_ours = ratio(result, ours)
-    cell = f"{result['tflops']:.1f}"
+    cell = f"{result['rate']:.1f}"
     return cell if against_ours is None else f"{cell} ({against_ours:.2f})"
 
 
@@ -67,7 +67,8 @@ def check_cell(check: dict[str, Any], notes: Notes) -> str:
 
 
 def check_lines(results: Results, notes: Notes) -> list[str]:
-    peers = results["contenders"][1:]
+    checked = results["checks"][0]["results"] if results["checks"] else {}
+    peers = [contender for contender in results["contenders"] if contender["name"] in checked]
     rows = [["shape", *starred(peers)]]
     for check in results["checks"]:
         rows.append([check["id"], *(check_cell(check["results"][peer["name"]], notes) for peer in peers)])
@@ -90,7 +91,7 @@ def table(results: Results) -> str:
             "Largest error against float64 on a small shape; * computes ALiBi",
             *checks,
             "",
-            "TFLOP/s of the median call (over ours); ALiBi is not counted; * computes ALiBi",
+            f"{results['unit']} of the median call (over ours); ALiBi is not counted; * computes ALiBi",
             *timings,
             "",
             *notes.lines(),

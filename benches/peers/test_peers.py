@@ -6,17 +6,18 @@ import importlib.util
 import io
 import json
 import math
+import re
 import sys
 import tempfile
 import unittest
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from torch.nn.attention import SDPBackend
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 # Also when the file is named: `python -m unittest benches/peers/test_peers.py`.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -27,11 +28,10 @@ from backends import (
     BACKENDS,
     Backend,
     Prepared,
-    alibi_score_mod,
-    causal_mask_mod,
     cudnn_graph,
     materialised_bias,
     prepare_cudnn,
+    prepare_flex,
     prepare_sdpa,
 )
 from criterion import run_bench
@@ -39,7 +39,7 @@ from environment import git_commit, l2_state, output_of
 from measurement import Absent, Budget, Timing, batch_differences
 from reference import Inputs, alibi_slopes, make_inputs, reference
 from report import ratio, table
-from shapes import Shape, timed_shape, timed_shapes
+from shapes import CONTEXTS, DECODE_BATCHES, DECODE_KEYS, DECODE_LAYERS, OURS, SUITES, Shape, prefill_shape
 
 # A bench program of two benches, as criterion leaves their files.
 FAKE_OURS = """\
@@ -65,91 +65,134 @@ def executable(folder: str, text: str) -> Path:
 
 
 def small_shape(causal: bool, dtype: str = "bf16") -> Shape:
-    return Shape(dtype, head_dim=16, causal=causal, seqlen=24, batch=2, heads=4)
+    return Shape(dtype, head_dim=16, causal=causal, seqlen=24, batch=2, heads=4, heads_k=4, queries=24)
 
 
-def double_inputs(causal: bool) -> Inputs:
-    inputs = make_inputs(small_shape(causal), "cpu")
+def small_step(heads_k: int) -> Shape:
+    return Shape("bf16", head_dim=16, causal=True, seqlen=24, batch=2, heads=6, heads_k=heads_k, queries=1)
+
+
+SMALL_SHAPES = (small_shape(causal=False), small_shape(causal=True), small_step(heads_k=6), small_step(heads_k=2))
+
+
+def double_inputs(shape: Shape) -> Inputs:
+    inputs = make_inputs(shape, "cpu")
     return Inputs(inputs.shape, inputs.q.double(), inputs.k.double(), inputs.v.double())
 
 
 def direct_loop(inputs: Inputs, alibi: bool) -> torch.Tensor:
     shape = inputs.shape
     out = torch.zeros(inputs.q.shape, dtype=torch.float64)
+    slopes = alibi_slopes(shape.heads)
     for b in range(shape.batch):
         for h in range(shape.heads):
-            slope = 2.0 ** (-8.0 * (h + 1) / shape.heads) if alibi else 0.0
-            for i in range(shape.seqlen):
+            slope, of_keys = slopes[h] if alibi else 0.0, h * shape.heads_k // shape.heads
+            k, v = inputs.k[b, :, of_keys].double(), inputs.v[b, :, of_keys].double()
+            for row in range(shape.queries):
+                i = shape.seqlen - shape.queries + row
                 keys = range(i + 1 if shape.causal else shape.seqlen)
-                q = inputs.q[b, i, h].double()
-                scores = [float(q @ inputs.k[b, j, h].double()) * inputs.scale - slope * abs(i - j) for j in keys]
+                q = inputs.q[b, row, h].double()
+                scores = [float(q @ k[j]) * inputs.scale - slope * abs(i - j) for j in keys]
                 weights = [math.exp(score - max(scores)) for score in scores]
                 for j, weight in zip(keys, weights):
-                    out[b, i, h] += weight / sum(weights) * inputs.v[b, j, h].double()
+                    out[b, row, h] += weight / sum(weights) * v[j]
     return out
 
 
 class ShapesTest(unittest.TestCase):
     def test_follow_the_rules_of_the_benches(self) -> None:
-        shape = timed_shape("bf16", 64, True, 2048)
+        shape = prefill_shape("bf16", 64, True, 2048)
         self.assertEqual((shape.batch, shape.heads), (8, 32))
         self.assertEqual(shape.id, "prefill/bf16/d64/causal/2048")
-        self.assertEqual(timed_shape("f16", 128, False, 32768).batch, 1)
-        self.assertEqual(timed_shape("f16", 128, False, 32768).id, "prefill/f16/d128/full/32768")
+        self.assertEqual(shape.benches["ours horizon"], "prefill/bf16/d64/causal/horizon/2048")
+        self.assertEqual(prefill_shape("f16", 128, False, 32768).batch, 1)
+        self.assertEqual(prefill_shape("f16", 128, False, 32768).id, "prefill/f16/d128/full/32768")
+        step = Shape("bf16", 128, True, 16384, 8, heads=32, heads_k=8, queries=1)
+        self.assertEqual(step.id, "decode/bf16/32q8k/d128/contiguous/8x16384")
+        self.assertEqual(step.benches["copy"], "decode/bf16/32q8k/d128/copy/8x16384")
 
-    def test_flops(self) -> None:
-        full = timed_shape("bf16", 128, False, 16384)
+    def test_flops_and_bytes(self) -> None:
+        full = prefill_shape("bf16", 128, False, 16384)
         self.assertEqual(full.flops, 4 * 1 * 16 * 16384 * 16384 * 128)
-        self.assertEqual(2 * timed_shape("bf16", 128, True, 16384).flops, full.flops)
-        self.assertAlmostEqual(full.tflops(full.flops / 1e12 * 1e3), 1.0)
+        self.assertEqual(2 * prefill_shape("bf16", 128, True, 16384).flops, full.flops)
+        self.assertAlmostEqual(full.rate(full.flops / 1e12 * 1e3), 1.0)
+        step = Shape("bf16", 128, True, 16384, 8, heads=32, heads_k=8, queries=1)
+        self.assertEqual(step.cache_bytes, 2 * 8 * 16384 * 8 * 128 * 2)
+        self.assertAlmostEqual(step.rate(step.cache_bytes / 1e9 * 1e3), 1.0)
 
     def test_default_and_quick(self) -> None:
-        shapes = timed_shapes("bf16", quick=False)
-        self.assertEqual(len({shape.id for shape in shapes}), 2 * 2 * 4)
-        quick = timed_shapes("bf16", quick=True)
-        self.assertLess(len(quick), len(shapes))
-        self.assertLessEqual(set(quick), set(shapes))
+        for name, suite in SUITES.items():
+            shapes, quick = (suite.timed("bf16", quick) for quick in (False, True))
+            self.assertEqual(len({shape.id for shape in shapes}), len(shapes), name)
+            self.assertLess(len(quick), len(shapes))
+            self.assertLessEqual(set(quick), set(shapes))
+        self.assertEqual(len(SUITES["prefill"].timed("bf16", False)), 2 * 2 * 4)
+
+    def test_our_benches_have_the_rows(self) -> None:
+        sources = [Path(__file__).parents[1] / name for name in ("cuda.rs", "cuda_decode.rs")]
+        if not all(source.exists() for source in sources):
+            self.skipTest("the benches are not beside the peers")
+        prefill, decode = (source.read_text() for source in sources)
+        layers = re.search(r"LAYERS: .* = \[(.*)\];", decode)[1]
+        for heads, heads_k, head_dim in DECODE_LAYERS:
+            self.assertIn(f"({heads}, {heads_k}, {head_dim})", layers)
+        self.assertIn("for batch in [1, 8, 64]", decode)
+        self.assertEqual(DECODE_BATCHES, (1, 8, 64))
+        self.assertIn("[1, 4, 16, 64, 128].map(|k| k << 10)", decode)
+        self.assertEqual([keys >> 10 for keys in DECODE_KEYS], [1, 4, 16, 64, 128])
+        for name in ("contiguous", "paged", "horizon", "copy"):
+            self.assertIn(f'"{name}"', decode)
+        self.assertIn(f"=> {CONTEXTS[-1].bit_length() - 1},", prefill)
 
 
 class ReferenceTest(unittest.TestCase):
     def test_slopes(self) -> None:
         self.assertEqual(alibi_slopes(8), [2.0**-k for k in range(1, 9)])
         self.assertAlmostEqual(alibi_slopes(32)[0], 2**-0.25)
+        self.assertEqual(alibi_slopes(6), [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8, 2.0**-1, 2.0**-3])
+        self.assertEqual(len(alibi_slopes(71)), 71)
         with self.assertRaises(ValueError):
-            alibi_slopes(12)
+            alibi_slopes(0)
 
     def test_is_the_direct_loop(self) -> None:
-        for causal in (False, True):
+        for shape in SMALL_SHAPES:
             for alibi in (False, True):
-                inputs = make_inputs(small_shape(causal), "cpu")
+                inputs = make_inputs(shape, "cpu")
                 torch.testing.assert_close(reference(inputs, alibi), direct_loop(inputs, alibi))
 
 
 class BackendsTest(unittest.TestCase):
     def test_flex_computes_alibi(self) -> None:
-        for causal in (False, True):
-            inputs = double_inputs(causal)
-            seqlen = inputs.shape.seqlen
-            score_mod = alibi_score_mod(torch.tensor(alibi_slopes(inputs.shape.heads), dtype=torch.float64))
-            mask = create_block_mask(causal_mask_mod, None, None, seqlen, seqlen, device="cpu") if causal else None
-            with warnings.catch_warnings():
+        for shape in SMALL_SHAPES:
+            inputs = double_inputs(shape)
+            uncompiled = mock.patch("backends.torch.compile", lambda function, **_: function)
+            with warnings.catch_warnings(), uncompiled:
                 warnings.simplefilter("ignore")  # That it is not compiled here.
-                out = flex_attention(*inputs.heads_first(), score_mod=score_mod, block_mask=mask)
-            torch.testing.assert_close(out.transpose(1, 2), reference(inputs, alibi=True))
-
-    def test_sdpa_computes_alibi_by_a_materialised_bias(self) -> None:
-        for causal in (False, True):
-            inputs = double_inputs(causal)
-            prepared = prepare_sdpa(SDPBackend.MATH, inputs, materialised_bias(inputs))
-            out = prepared.output(prepared.run())
-            # The bias is made in f32.
+                prepared = prepare_flex(inputs)
+                out = prepared.output(prepared.run())
+            # The slopes are in f32.
             torch.testing.assert_close(out, reference(inputs, alibi=True), rtol=1e-6, atol=1e-6)
 
+    def test_sdpa_computes_alibi_by_a_materialised_bias(self) -> None:
+        for shape in SMALL_SHAPES:
+            inputs = double_inputs(shape)
+            prepared = prepare_sdpa(SDPBackend.MATH, inputs, materialised_bias(inputs))
+            torch.testing.assert_close(prepared.output(prepared.run()), reference(inputs, alibi=True))
+
     def test_sdpa_without_bias(self) -> None:
-        for causal in (False, True):
-            inputs = double_inputs(causal)
+        for shape in SMALL_SHAPES:
+            inputs = double_inputs(shape)
             prepared = prepare_sdpa(SDPBackend.MATH, inputs)
             torch.testing.assert_close(prepared.output(prepared.run()), reference(inputs, alibi=False))
+
+    def test_several_queries_at_the_end_are_not_taken_for_the_first(self) -> None:
+        inputs = make_inputs(replace(small_step(heads_k=6), queries=3), "cpu")
+        with self.assertRaisesRegex(Absent, "several queries"):
+            prepare_sdpa(SDPBackend.MATH, inputs)
+
+    def test_cudnn_declines_decoding(self) -> None:
+        with self.assertRaisesRegex(Absent, "from the first query"):
+            prepare_cudnn(make_inputs(small_step(heads_k=6), "cpu"))
 
     def test_cudnn_declines_alibi_without_a_causal_mask(self) -> None:
         with self.assertRaisesRegex(Absent, "causal mask only"):
@@ -246,24 +289,24 @@ class AttemptTest(unittest.TestCase):
 
     def test_ours_needs_a_program(self) -> None:
         with self.assertRaisesRegex(Absent, "no --ours"):
-            peers.time_ours(None, small_shape(causal=True))
+            peers.time_ours(None, small_shape(causal=True).id)
 
     def test_ours_is_the_mean_of_before_and_after(self) -> None:
-        shape = timed_shape("bf16", 64, True, 2048)
+        shape = prefill_shape("bf16", 64, True, 2048)
         runs = [{"median_ns": 1e6, "mean_ns": 1e6}, {"median_ns": 3e6, "mean_ns": 1e6}]
         summary = peers.summarise_ours(runs, shape)
         self.assertEqual(summary["median_ms"], 2.0)
-        self.assertEqual(summary["tflops"], shape.tflops(2.0))
+        self.assertEqual(summary["rate"], shape.rate(2.0))
 
 
-def made_up_results() -> dict[str, Any]:
+def made_up_results(suite: str) -> dict[str, Any]:
     """By a run whose GPU, peers and bench program are all made up."""
-    shape_count = len(timed_shapes("bf16", quick=True))
+    shape_count = len(SUITES[suite].timed("bf16", quick=True))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as patches:
         path = Path(folder) / "results.json"
         made_up_environment = dict.fromkeys(("driver", "cuda", "cudnn", "pytorch", "commit"), "made up")
         replaced = {
-            "environment": lambda _: {"gpu": "Made-up GPU", "l2": l2_state(2**20), **made_up_environment},
+            "environment": lambda _, least: {"gpu": "Made-up GPU", "l2": l2_state(2**20, least), **made_up_environment},
             "clocks": dict,
             "memory_released": contextlib.nullcontext,
             "make_inputs": lambda shape, _: make_inputs(small_shape(shape.causal), "cpu"),
@@ -274,7 +317,7 @@ def made_up_results() -> dict[str, Any]:
             patches.enter_context(mock.patch.object(peers, name, value))
         patches.enter_context(contextlib.redirect_stderr(io.StringIO()))
         program = executable(folder, FAKE_OURS.format(python=sys.executable))
-        parsed = ["run", "--quick", "--ours", str(program), "--json", str(path)]
+        parsed = ["run", suite, "--quick", "--ours", str(program), "--json", str(path)]
         peers.measure(peers.parser().parse_args(parsed))
         results = json.loads(path.read_text())
     assert len(results["shapes"]) == shape_count
@@ -290,7 +333,7 @@ def made_up_check(backend: Backend, inputs: Inputs, expected: torch.Tensor) -> d
 def made_up_timing(backend: Backend, inputs: Inputs, budget: Budget) -> dict[str, Any]:
     if backend.name == "Flex":
         raise ValueError("made to fail")
-    return {"tflops": 100.0, **Timing(1.0, 1.0, 10).__dict__}
+    return {"rate": 100.0, **Timing(1.0, 1.0, 10).__dict__}
 
 
 class ResultsTest(unittest.TestCase):
@@ -298,14 +341,14 @@ class ResultsTest(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.results = made_up_results()
+        cls.results = made_up_results("prefill")
 
     def test_hold_every_contender_or_its_reason(self) -> None:
         names = [contender["name"] for contender in self.results["contenders"]]
         for shape in self.results["shapes"]:
             self.assertEqual(list(shape["results"]), names)
             for result in shape["results"].values():
-                self.assertTrue("tflops" in result or result["absent"])
+                self.assertTrue("rate" in result or result["absent"])
             self.assertEqual(shape["results"]["Flex"]["absent"], "ValueError: made to fail")
 
     def test_hold_ours_before_and_after(self) -> None:
@@ -314,13 +357,13 @@ class ResultsTest(unittest.TestCase):
         self.assertIn("has no bench", second["results"]["ours"]["absent"])
 
     def test_ratio_is_over_ours(self) -> None:
-        self.assertEqual(ratio({"tflops": 300.0}, {"tflops": 200.0}), 1.5)
-        self.assertIsNone(ratio({"tflops": 300.0}, {"absent": "no"}))
+        self.assertEqual(ratio({"rate": 300.0}, {"rate": 200.0}), 1.5)
+        self.assertIsNone(ratio({"rate": 300.0}, {"absent": "no"}))
 
     def test_table(self) -> None:
         text = table(self.results)
         self.assertIn("Made-up GPU", text)
-        ours = timed_shape("bf16", 64, True, 2048).tflops(0.5)
+        ours = prefill_shape("bf16", 64, True, 2048).rate(0.5)
         row = next(line for line in text.splitlines() if line.startswith("prefill/bf16/d64/causal/2048 "))
         self.assertIn(f"{ours:.1f} (1.00)", row)
         self.assertIn(f"100.0 ({100 / ours:.2f})", row)
@@ -332,24 +375,34 @@ class ResultsTest(unittest.TestCase):
         checks = [{"id": "prefill/x", "results": {backend.name: wrong for backend in BACKENDS}}]
         self.assertIn("5.0e-01 WRONG", table({**self.results, "checks": checks}))
 
+    def test_other_suites(self) -> None:
+        for suite, unit in (("contexts", "TFLOP/s"), ("decode", "GB/s")):
+            results = made_up_results(suite)
+            text = table(results)
+            self.assertIn(f"{unit} of the median call", text)
+            self.assertEqual(results["contenders"][0]["name"], OURS)
+            for shape in results["shapes"]:
+                self.assertIn(shape["id"], text)
+
     @unittest.skipUnless(importlib.util.find_spec("matplotlib"), "matplotlib is not installed")
     def test_plot(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "results.json"
-            path.write_text(json.dumps(self.results))
-            for name in ("plot.svg", "plot.png"):
-                peers.main(["plot", str(path), str(Path(folder) / name)])
-                self.assertGreater((Path(folder) / name).stat().st_size, 1000)
+        for suite in SUITES:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "results.json"
+                path.write_text(json.dumps(made_up_results(suite)))
+                for name in ("plot.svg", "plot.png"):
+                    peers.main(["plot", str(path), str(Path(folder) / name)])
+                    self.assertGreater((Path(folder) / name).stat().st_size, 1000)
 
 
 class CommandLineTest(unittest.TestCase):
     def test_defaults(self) -> None:
         parsed = peers.parser().parse_args(["run"])
         self.assertEqual((parsed.ours, parsed.json, parsed.plot), (None, None, None))
-        self.assertEqual((parsed.dtype, parsed.quick), ("bf16", False))
+        self.assertEqual((parsed.suite, parsed.dtype, parsed.quick), ("prefill", "bf16", False))
 
     def test_unknown_arguments_are_refused(self) -> None:
-        for arguments in ([], ["run", "--dtype", "f32"], ["plot", "results.json"]):
+        for arguments in ([], ["run", "--dtype", "f32"], ["run", "training"], ["plot", "results.json"]):
             with self.assertRaises(SystemExit), contextlib.redirect_stderr(io.StringIO()):
                 peers.parser().parse_args(arguments)
 

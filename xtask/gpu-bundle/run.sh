@@ -50,10 +50,13 @@ step() {
     fi
     if wanted peers; then
         if python3 -c 'import torch' 2>/dev/null; then
-            plot=()
-            python3 -c 'import matplotlib' 2>/dev/null && plot=(--plot "$root/peers.svg")
-            step env FLASH_ALIBI_COMMIT="$(cat commit.txt)" python3 "$root/peers/peers.py" run \
-                --ours "$root/benches/cuda" --json "$root/peers.json" "${plot[@]}"
+            for suite in prefill:cuda contexts:cuda decode:cuda_decode; do
+                name=${suite%:*}
+                plot=()
+                python3 -c 'import matplotlib' 2>/dev/null && plot=(--plot "$root/$name.svg")
+                step env FLASH_ALIBI_COMMIT="$(cat commit.txt)" python3 "$root/peers/peers.py" run "$name" \
+                    --ours "$root/benches/${suite#*:}" --json "$root/$name.json" "${plot[@]}"
+            done
         else
             echo "not run: the peers need PyTorch, which is not installed"
         fi
