@@ -29,6 +29,10 @@
 //! (B) needs the `t (t + 1)`: the tiles that it prunes differ in `R`, so that they are no tail, and a budget for one tail
 //! is exceeded by keys whose norms grow with the distance.
 //!
+//! **Computed scores.** Where the scores of a tile have been computed, it can still be left out by the largest of them, `X`:
+//! (B) with `X` in place of `u + a R - m d`, and `T` in place of `g`. The keys may have that score all alike, whatever their
+//! distances: norms that rise as the bias falls do it, so nothing geometric is left to sum.
+//!
 //! **Corollary.** With `pi = Z_P / (Z_K + Z_P) <= eps`, per channel `|out - out_kept| <= 2 pi max|v|`, since
 //! `out - out_kept = pi (mean of the pruned v - mean of the kept v)`, and `0 <= lse - lse_kept = ln(1 + Z_P / Z_K) <= eps`.
 //!
@@ -137,8 +141,9 @@ pub(crate) struct Budget {
     slope: f64,
     /// (A).
     tail: f64,
-    /// (B), without `t (t + 1)`.
+    /// (B), without `t (t + 1)`: by a bound of the tile's scores, and by the largest of them.
     tile: f64,
+    computed: f64,
     /// Whether the tiles share a tolerance: whether `t (t + 1)` counts.
     shared: bool,
     /// Whether `M` must be the maximum that the weights are relative to.
@@ -159,36 +164,49 @@ impl Budget {
         if slope <= 0.0 {
             return None;
         }
-        let budget = |tail, tile, shared, exact| {
-            Some(Self {
-                slope: slope * LOG2_E,
-                tail,
-                tile,
-                shared,
-                exact,
-            })
-        };
+        let slope_log2 = slope * LOG2_E;
         match horizon {
             Horizon::Off => None,
-            Horizon::Bitwise => budget(underflow, underflow, false, true),
+            Horizon::Bitwise => Some(Self {
+                slope: slope_log2,
+                tail: underflow,
+                tile: underflow,
+                computed: underflow,
+                shared: false,
+                exact: true,
+            }),
             Horizon::Certified { tolerance } => {
                 let half = f64::from(tolerance) / f64::from(2 * sides);
-                let tail = 1.0 / -(-slope).exp_m1();
-                let tile = tail.min(keys as f64);
-                budget((tail / half).log2(), (tile / half).log2(), true, false)
+                let (geometric, keys) = (1.0 / -(-slope).exp_m1(), keys as f64);
+                Some(Self {
+                    slope: slope_log2,
+                    tail: (geometric / half).log2(),
+                    tile: (geometric.min(keys) / half).log2(),
+                    computed: (keys / half).log2(),
+                    shared: true,
+                    exact: false,
+                })
             }
         }
-    }
-
-    /// (B), for a tile none of whose scores is greater than `above`.
-    pub(crate) fn skips(&self, above: f64, max: f32, share: f64) -> bool {
-        let share = if self.shared { share } else { 0.0 };
-        above - f64::from(max) <= -(self.tile + share)
     }
 
     /// (A).
     fn stops(&self, above: f64, max: f32) -> bool {
         above - f64::from(max) <= -self.tail
+    }
+
+    /// (B), by a bound of the tile's scores at its distance.
+    fn skips(&self, above: f64, max: f32, share: f64) -> bool {
+        above - f64::from(max) <= -(self.tile + self.share(share))
+    }
+
+    /// (B), by the largest of the tile's scores, biases included.
+    pub(crate) fn skips_computed(&self, top: f32, max: f32, share: f64) -> bool {
+        f64::from(top) - f64::from(max) <= -(self.computed + self.share(share))
+    }
+
+    fn share(&self, share: f64) -> f64 {
+        if self.shared { share } else { 0.0 }
     }
 }
 
@@ -258,9 +276,9 @@ impl RowBound {
         capped * LOG2_E + self.slack - self.budget.slope * distance * (1.0 - 0.5f64.powi(22))
     }
 
-    /// Whether a tile may be skipped none of whose scores is greater than `above`.
-    pub(crate) fn skips(&self, above: f32, max: f32, share: f64) -> bool {
-        self.budget.skips(f64::from(above), max, share)
+    /// Whether a tile may be skipped whose scores have been computed: the largest is `top`.
+    pub(crate) fn skips_computed(&self, top: f32, max: f32, share: f64) -> bool {
+        self.budget.skips_computed(top, max, share)
     }
 
     /// What becomes of the tile at `distance`, whose share is `share`, if the row has kept a score of `max`, in units of

@@ -500,7 +500,7 @@ fn run_strip<T: Element, S: Simd, A: Arithmetic<T>>(
                 let elsewhere = tile
                     .kept
                     .map_or(f32::NEG_INFINITY, |kept| kept[first_row + i]);
-                bound.skips(top, max.max(elsewhere), share)
+                bound.skips_computed(top, max.max(elsewhere), share)
             }
             _ => false,
         };

@@ -109,7 +109,7 @@ pub(super) fn run_few<'a, T: Element, S: Simd>(
                         } else {
                             max.max(elsewhere)
                         };
-                        budget.skips(f64::from(top), max, share(tile.abs_diff(nearest)))
+                        budget.skips_computed(top, max, share(tile.abs_diff(nearest)))
                     })
             };
             match softmax_row(simd, attention, bias, &visible[r], scores, max, sum, skip) {
