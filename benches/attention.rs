@@ -239,12 +239,64 @@ fn horizon_rows(c: &mut Criterion) {
     }
 }
 
+/// Decoding from a cache that keeps the radii of its pages, around zeros as normal keys have their mean there.
+fn decode_horizon_rows(c: &mut Criterion) {
+    for sd in [1.0, 3.0] {
+        let mut group = c.benchmark_group(format!("horizon/{HEADS}/decode, sd {sd}"));
+        for seqlen in [4096, 16384, 65536, 262_144] {
+            let mut made = None;
+            let horizons = [
+                ("radii", Horizon::default(), true),
+                ("scores", Horizon::default(), false),
+                ("dense", Horizon::Off, false),
+            ];
+            for (id, horizon, radii) in horizons {
+                group.bench_function(BenchmarkId::new(id, seqlen), |b| {
+                    // Made only if asked for.
+                    let (pools, q) = made
+                        .get_or_insert_with(|| cache(seqlen, sd).expect("memory for the cache"));
+                    let layer = Attention::new(HEADS, HEADS, 64)
+                        .horizon(horizon)
+                        .build()
+                        .expect("valid");
+                    let (pages, seqused_k) = (seqlen / PAGE_SIZE, [seqlen as i32]);
+                    let block_table: Vec<i32> =
+                        (0..pages).map(|i| (i * 37 % pages) as i32).collect();
+                    let shape = [1, 1, HEADS, 64];
+                    let q = View::new(q, &shape).expect("fits");
+                    let inputs = match radii {
+                        true => pools.inputs(q, &block_table, &seqused_k),
+                        false => Inputs::paged(q, pools.k(), pools.v(), &block_table, &seqused_k),
+                    };
+                    let mut out = vec![0.0; HEADS * 64];
+                    b.iter(|| {
+                        let out = ViewMut::new(&mut out, &shape).expect("fits");
+                        cpu::attend_into(&layer, &inputs, out, None).expect("fits");
+                    });
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+/// A full cache, and a query.
+fn cache(seqlen: usize, sd: f64) -> Result<(cpu::Pools<f32>, Vec<f32>)> {
+    let [q, k, v] = scaled(HEADS, seqlen, sd)?;
+    let mut pools = cpu::Pools::new(seqlen / PAGE_SIZE, PAGE_SIZE, HEADS, 64).expect("valid");
+    let view = |data| View::new(data, &[seqlen, HEADS, 64]).expect("fits");
+    let slots: Vec<i64> = (0..seqlen as i64).collect();
+    pools.append(view(&k), view(&v), &slots).expect("fits");
+    Ok((pools, q[..HEADS * 64].to_vec()))
+}
+
 fn main() -> Result<()> {
     let mut criterion = Criterion::default().configure_from_args();
     rows::<f32>(&mut criterion, "f32")?;
     rows::<bf16>(&mut criterion, "bf16")?;
     rows::<f16>(&mut criterion, "f16")?;
     horizon_rows(&mut criterion);
+    decode_horizon_rows(&mut criterion);
     criterion.final_summary();
     Ok(())
 }

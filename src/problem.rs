@@ -17,6 +17,17 @@ pub struct Inputs<'a, T> {
     pub(crate) k: View<'a, T>,
     pub(crate) v: View<'a, T>,
     pub(crate) lengths: Lengths<'a>,
+    pub(crate) radii: Option<PageRadii<'a>>,
+}
+
+/// How far the keys of a paged cache are from a centre.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PageRadii<'a> {
+    /// `[heads_k, head_dim]`.
+    centres: &'a [f32],
+    /// `[pages, heads_k]`.
+    radii: &'a [f32],
+    heads_k: usize,
 }
 
 /// How sequences lie in the tensors of a call.
@@ -37,6 +48,7 @@ impl<'a, T> Inputs<'a, T> {
             k,
             v,
             lengths: Lengths::default(),
+            radii: None,
         }
     }
 
@@ -86,6 +98,21 @@ impl<'a, T> Inputs<'a, T> {
     /// The first `leftpad_k[b]` key rows of sequence `b` are padding that no query sees.
     pub fn leftpad_k(mut self, leftpad_k: &'a [i32]) -> Self {
         self.lengths.leftpad_k = Some(leftpad_k);
+        self
+    }
+
+    /// How far the keys of a paged cache are from a centre, as [`cpu::append_with_radii`](crate::cpu::append_with_radii)
+    /// keeps it: by it, pages that the [`Horizon`](crate::Horizon) leaves out are not even read.
+    ///
+    /// `centres` is `[heads_k, head_dim]`, `radii` `[pages, heads_k]`: at least the distance of each key of a page from the
+    /// head's centre. Radii of pages that no query needs may be anything; those of NaN keep their pages.
+    pub fn radii(mut self, centres: &'a [f32], radii: &'a [f32]) -> Self {
+        let heads_k = self.k.layout.heads;
+        self.radii = Some(PageRadii {
+            centres,
+            radii,
+            heads_k,
+        });
         self
     }
 }
@@ -167,6 +194,7 @@ pub(crate) struct Problem<'a> {
     /// The distance between heads in `lse`: `seqlen_q`, or `total_q` for packed sequences.
     pub(crate) lse_head_stride: usize,
     pub(crate) sequences: Vec<Sequence>,
+    pub(crate) radii: Option<PageRadii<'a>>,
 }
 
 impl<'a> Problem<'a> {
@@ -221,6 +249,12 @@ impl<'a> Problem<'a> {
             Some(entries) => Some(BlockTable::new(entries, batch, k.rows)?),
             None => None,
         };
+        if let Some(radii) = inputs.radii {
+            match block_table {
+                Some(_) => check_radii(&k, radii.centres.len(), radii.radii.len())?,
+                None => return Err(radii_without_pages()),
+            }
+        }
         check_slopes(attention, batch)?;
         for (argument, lengths) in [("seqused_k", seqused_k), ("leftpad_k", leftpad_k)] {
             if let Some(lengths) = lengths
@@ -303,6 +337,7 @@ impl<'a> Problem<'a> {
             out,
             lse_head_stride: q.rows,
             sequences,
+            radii: inputs.radii,
         })
     }
 
@@ -337,6 +372,44 @@ impl<'a> Problem<'a> {
     pub(crate) fn check_lse(&self, lse: &[f32]) -> Result<()> {
         check_lse(self.attention, &self.q, lse.len())
     }
+}
+
+impl<'a> PageRadii<'a> {
+    /// The centre of a head.
+    pub(crate) fn centre(&self, head_k: usize) -> &'a [f32] {
+        let head_dim = self.centres.len() / self.heads_k;
+        &self.centres[head_k * head_dim..][..head_dim]
+    }
+
+    /// The radius of a page that exists; NaN where it is no distance.
+    pub(crate) fn of(&self, page: i32, head_k: usize) -> f32 {
+        let radius = self.radii[page as usize * self.heads_k + head_k];
+        if radius >= 0.0 { radius } else { f32::NAN }
+    }
+}
+
+/// Checks how many centres and radii there are, for pages `[pages, page_size, heads_k, head_dim]`.
+pub(crate) fn check_radii(pages: &Layout, centres: usize, radii: usize) -> Result<()> {
+    let (count, heads, head_dim) = (pages.batch.unwrap_or(0), pages.heads, pages.head_dim);
+    for (argument, found, expected, of) in [
+        ("centres", centres, (heads, head_dim), "heads_k * head_dim"),
+        ("radii", radii, (count, heads), "pages * heads_k"),
+    ] {
+        let expected = expected.0.saturating_mul(expected.1);
+        if found != expected {
+            return Err(Error::Length {
+                argument,
+                found,
+                expected: format!("{of} = {expected}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn radii_without_pages() -> Error {
+    let found = "those of keys that are not in pages";
+    value("radii", found, "a block_table")
 }
 
 /// The number of elements of lse: `[batch, heads_q, seqlen_q]`, or `[heads_q, total_q]` for packed sequences.

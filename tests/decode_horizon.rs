@@ -4,7 +4,7 @@
 mod support;
 
 use flash_alibi::plan::{Append, AppendAddresses};
-use flash_alibi::{Horizon, Layout};
+use flash_alibi::{Horizon, Layout, View, ViewMut, cpu};
 use half::{bf16, f16};
 use ptx_emulator::DevicePtr;
 use support::emulator::{Emulator, OnDevice};
@@ -45,7 +45,7 @@ fn what_launches_a_list() {
     assert_eq!(kernels(&window, Horizon::default()), with_list[1..]);
 }
 
-/// Pages of a cache that appends fill, and what its radii must be at least.
+/// Pages of a cache that appends fill, on the CPU and by the kernels, and what its radii must be at least.
 struct Filled<T> {
     emulator: Emulator,
     heads: usize,
@@ -55,6 +55,8 @@ struct Filled<T> {
     centres: Vec<f32>,
     centres_at: DevicePtr,
     radii: DevicePtr,
+    cpu_pools: [Vec<T>; 2],
+    cpu_radii: Vec<f32>,
     /// The keys of each page, by row.
     pages: Vec<Vec<Option<Vec<T>>>>,
 }
@@ -75,6 +77,8 @@ impl<T: OnDevice> Filled<T> {
             centres_at: memory.upload(&centres).unwrap(),
             centres,
             radii: memory.upload(&vec![f32::NAN; pages * heads]).unwrap(),
+            cpu_pools: [marks.clone(), marks],
+            cpu_radii: vec![f32::NAN; pages * heads],
             pages: vec![vec![None; page_size]; pages],
             emulator,
         }
@@ -107,6 +111,7 @@ impl<T: OnDevice> Filled<T> {
         };
         // SAFETY: the emulator checks every access itself.
         unsafe { append.run(&self.emulator, &addresses) }.unwrap();
+        self.append_on_cpu(&keys.concat(), slots);
         let place = |slot: i64| {
             let slot = usize::try_from(slot).ok()?;
             let page = slot / page_size;
@@ -125,22 +130,42 @@ impl<T: OnDevice> Filled<T> {
         }
     }
 
+    /// There, slots that no page has are errors.
+    fn append_on_cpu(&mut self, keys: &[T], slots: &[i64]) {
+        let (heads, d, pages) = (self.heads, self.head_dim, self.pages.len());
+        let far = (pages * self.page_size) as i64;
+        let slots: Vec<i64> = slots
+            .iter()
+            .map(|&slot| if slot < far { slot } else { -1 })
+            .collect();
+        let k = View::new(keys, &[slots.len(), heads, d]).unwrap();
+        let shape = [pages, self.page_size, heads, d];
+        let pools = self.cpu_pools.each_mut();
+        let [k_pool, v_pool] = pools.map(|pool| ViewMut::new(pool, &shape).unwrap());
+        let (centres, radii) = (&self.centres, &mut self.cpu_radii);
+        cpu::append_with_radii(k, k, k_pool, v_pool, &slots, centres, radii).unwrap();
+    }
+
     /// The radii are the largest distances, rounded up by little, and the pools hold the keys.
     fn check(&self) {
-        let (heads, d) = (self.heads, self.head_dim);
+        let (pages, heads) = (self.pages.len(), self.heads);
         let memory = &self.emulator.memory;
-        let radii: Vec<f32> = memory
-            .download(self.radii, self.pages.len() * heads)
-            .unwrap();
-        let elements = self.pages.len() * self.page_size * heads * d;
+        let radii: Vec<f32> = memory.download(self.radii, pages * heads).unwrap();
+        let elements = pages * self.page_size * heads * self.head_dim;
         let pools = self
             .pools
             .map(|pool| memory.download::<T>(pool, elements).unwrap());
+        self.check_found(&pools, &radii);
+        self.check_found(&self.cpu_pools, &self.cpu_radii);
+    }
+
+    fn check_found(&self, pools: &[Vec<T>; 2], radii: &[f32]) {
+        let (heads, d) = (self.heads, self.head_dim);
         for (number, page) in self.pages.iter().enumerate() {
             for (row, key) in page.iter().enumerate() {
                 let Some(key) = key else { continue };
                 let at = (number * self.page_size + row) * heads * d;
-                for pool in &pools {
+                for pool in pools {
                     let same = |(a, b): (&T, &T)| a.to_f32().to_bits() == b.to_f32().to_bits();
                     assert!(
                         pool[at..].iter().zip(key).all(same),

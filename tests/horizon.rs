@@ -16,6 +16,7 @@ macro_rules! on_every_path {
     ($($test:ident),* $(,)?) => {
         on_every_path!(@ cpu_few, Path::CpuFew, $($test)*);
         on_every_path!(@ cpu, Path::Cpu, $($test)*);
+        on_every_path!(@ cpu_radii, Path::CpuRadii, $($test)*);
         on_every_path!(@ prefill, Path::Prefill, $($test)*);
         on_every_path!(@ decode, Path::Decode, $($test)*);
     };
@@ -71,7 +72,7 @@ fn certified(tolerance: f32) -> Horizon {
 fn tokens(path: Path, most: usize) -> usize {
     match path {
         Path::CpuFew | Path::Decode => 1,
-        Path::Cpu | Path::Prefill => most,
+        Path::Cpu | Path::CpuRadii | Path::Prefill => most,
     }
 }
 
@@ -325,7 +326,7 @@ fn the_budget_is_spent_and_no_more(path: Path) {
         Path::CpuFew => None,
         // When the second tile is chosen, no score is known.
         Path::Prefill => Some(0.4),
-        Path::Cpu | Path::Decode => Some(0.6),
+        Path::Cpu | Path::CpuRadii | Path::Decode => Some(0.6),
     };
     if let Some(least) = least {
         assert!(
@@ -391,7 +392,7 @@ fn both_sides_share_the_budget(path: Path) {
     let (heads, tile, first) = match path {
         // A row sees no more keys after it than there are tokens.
         Path::CpuFew => return,
-        Path::Cpu => (8, 128, 128 - 24),
+        Path::Cpu | Path::CpuRadii => (8, 128, 128 - 24),
         Path::Prefill => (1, 128, 0),
         // As many heads as a block has rows.
         Path::Decode => (128, 32, 31),

@@ -4,7 +4,9 @@
 mod support;
 
 use flash_alibi::cpu::{self, Pools, oracle};
-use flash_alibi::{Attention, Error, Inputs, Mask, View, ViewMut};
+use flash_alibi::{
+    Attention, Error, Horizon, Inputs, Mask, PagedCache, SequenceId, Slopes, View, ViewMut,
+};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -383,6 +385,177 @@ fn pools_copy_pages_in_order() {
     );
 }
 
+const TOKENS: usize = 8;
+
+/// One head of dimension 8, whose keys lie along the first axis, in pages of 16.
+struct Axis {
+    cache: PagedCache,
+    pools: Pools<f32>,
+}
+
+impl Axis {
+    fn new(pages: usize) -> Self {
+        Self {
+            cache: PagedCache::new(pages, 16).unwrap(),
+            pools: Pools::new(pages, 16, 1, 8).unwrap(),
+        }
+    }
+
+    fn append(&mut self, sequence: SequenceId, keys: &[f32]) {
+        let appended = self.cache.append(sequence, keys.len()).unwrap();
+        self.pools.copy_pages(&appended.copies).unwrap();
+        let keys: Vec<f32> = keys
+            .iter()
+            .flat_map(|&x| [x, 0., 0., 0., 0., 0., 0., 0.])
+            .collect();
+        let keys = View::new(&keys, &[appended.slot_mapping.len(), 1, 8]).unwrap();
+        self.pools
+            .append(keys, keys, &appended.slot_mapping)
+            .unwrap();
+    }
+
+    /// For the last tokens, with queries of 1 along the axis and more across: with the horizon, and every key. Enough tokens
+    /// that their scores are not looked at.
+    fn attend(&self, sequence: SequenceId) -> [cpu::Output<f32>; 2] {
+        let batch = self.cache.batch(&[sequence]).unwrap();
+        let q = [1., 10., 0., 0., 0., 0., 0., 0.].repeat(TOKENS);
+        let q = View::new(&q, &[1, TOKENS, 1, 8]).unwrap();
+        let inputs = self.pools.inputs(q, &batch.block_table, &batch.seqused_k);
+        [Horizon::default(), Horizon::Off].map(|horizon| {
+            let layer = Attention::new(1, 1, 8)
+                .scale(1.0)
+                .slopes(Slopes::per_head(&[0.05]))
+                .horizon(horizon)
+                .build()
+                .unwrap();
+            cpu::attend(&layer, &inputs).unwrap()
+        })
+    }
+}
+
+#[test]
+fn pools_keep_the_radii_of_copied_pages() {
+    let mut axis = Axis::new(512);
+    // Pages that are used again, with radii of keys that are gone.
+    let gone = axis.cache.create();
+    axis.append(gone, &vec![0.01; 512 * 16]);
+    axis.cache.free(gone).unwrap();
+    let first = axis.cache.create();
+    let mut keys = vec![0.0; 1000];
+    keys[997] = 300.0;
+    axis.append(first, &keys);
+    let second = axis.cache.fork(first).unwrap();
+    axis.append(second, &vec![0.0; 3096]);
+    let [found, whole] = axis.attend(second);
+    assert_eq!((found.out, found.lse), (whole.out, whole.lse.clone()));
+    assert!((whole.lse[TOKENS - 1] - (300.0 - 0.05 * 3098.0)).abs() < 1e-3);
+    // The page of the key, one that shares its tile of 128 keys or some near, and no other.
+    let (kept, all) = (found.report.kept(), whole.report.kept());
+    assert!(kept < all / 4, "{kept} of {all}");
+}
+
+#[test]
+fn centres_are_where_the_keys_are() {
+    let keys = vec![50.0; 4096];
+    let kept = |centre: Option<f32>| {
+        let mut axis = Axis::new(256);
+        if let Some(centre) = centre {
+            axis.pools = axis
+                .pools
+                .with_centres(&[centre, 0., 0., 0., 0., 0., 0., 0.])
+                .unwrap();
+        }
+        let sequence = axis.cache.create();
+        axis.append(sequence, &keys);
+        let [found, whole] = axis.attend(sequence);
+        let difference = (found.out[0] - whole.out[0]).abs();
+        assert!(difference <= 100.0 * 0.5f32.powi(24) + 1e-4, "{difference}");
+        (found.report.kept() as usize, TOKENS * 32)
+    };
+    // A distance of 50 might be one along the query, and then weigh 500.
+    for centre in [None, Some(0.0)] {
+        let (kept, all) = kept(centre);
+        assert_eq!(kept, all);
+    }
+    let (kept, all) = kept(Some(50.0));
+    assert!(kept < all / 4, "{kept}");
+
+    // Pages that were written before are read whole.
+    let mut axis = Axis::new(256);
+    let sequence = axis.cache.create();
+    axis.append(sequence, &keys);
+    axis.pools = axis
+        .pools
+        .with_centres(&[50., 0., 0., 0., 0., 0., 0., 0.])
+        .unwrap();
+    let [found, whole] = axis.attend(sequence);
+    assert_eq!(found.report.kept(), whole.report.kept());
+    assert_eq!(
+        axis.pools.with_centres(&[0.0; 7]).unwrap_err().to_string(),
+        "centres: found 7 elements, expected heads_k * head_dim = 8"
+    );
+}
+
+#[test]
+fn errors_of_radii() {
+    let data = [0.5f32; 256];
+    let attention = Attention::new(2, 2, 8).build().unwrap();
+    let q = View::new(&data[..16], &[1, 1, 2, 8]).unwrap();
+    let pages = View::new(&data, &[2, 8, 2, 8]).unwrap();
+    let attend = |centres: usize, radii: usize| {
+        let (centres, radii) = (vec![0.0; centres], vec![0.0; radii]);
+        let inputs = Inputs::paged(q, pages, pages, &[0, 1], &[16]).radii(&centres, &radii);
+        cpu::attend(&attention, &inputs).map(drop)
+    };
+    attend(16, 4).unwrap();
+    says(
+        attend(8, 4),
+        "centres: found 8 elements, expected heads_k * head_dim = 16",
+    );
+    says(
+        attend(16, 2),
+        "radii: found 2 elements, expected pages * heads_k = 4",
+    );
+    let k = View::new(&data, &[1, 16, 2, 8]).unwrap();
+    let inputs = Inputs::new(q, k, k).radii(&[0.0; 16], &[0.0; 4]);
+    says(
+        cpu::attend(&attention, &inputs).map(drop),
+        "radii: found those of keys that are not in pages, expected a block_table",
+    );
+
+    let k = View::new(&data[..16], &[1, 2, 8]).unwrap();
+    let append = |slot: i64, centres: usize, radii: usize, message: &str| {
+        let mut written = [vec![7f32; 256], vec![7f32; 256], vec![7f32; radii]];
+        let [k_pool, v_pool, radii] = &mut written;
+        let [k_pool, v_pool] =
+            [k_pool, v_pool].map(|pool| ViewMut::new(pool, &[2, 8, 2, 8]).unwrap());
+        let centres = vec![0.0; centres];
+        says(
+            cpu::append_with_radii(k, k, k_pool, v_pool, &[slot], &centres, radii),
+            message,
+        );
+        assert!(written.concat().iter().all(|&x| x == 7.0), "written");
+    };
+    append(
+        0,
+        15,
+        4,
+        "centres: found 15 elements, expected heads_k * head_dim = 16",
+    );
+    append(
+        0,
+        16,
+        5,
+        "radii: found 5 elements, expected pages * heads_k = 4",
+    );
+    append(
+        16,
+        16,
+        4,
+        "slot_mapping: found 16 at index 0, expected less than pages * page_size = 16",
+    );
+}
+
 fn number() -> impl Strategy<Value = i32> {
     prop_oneof![5 => 0i32..5, 1 => select(vec![i32::MIN, i32::MAX, -1, 16, 1 << 28])]
 }
@@ -399,6 +572,7 @@ proptest! {
         strides in proptest::option::of([0usize..40, 0usize..20, 0usize..20]),
         q in (0usize..4, 0usize..3),
         slots in prop::collection::vec(prop_oneof![-2i64..40, select(vec![i64::MIN, i64::MAX])], 0..4),
+        radii in proptest::option::of((select(vec![8usize, 16, 7]), 0usize..7)),
     ) {
         let mut data = vec![0.5f32; 4096];
         let attention = Attention::new(2, 1, 8).build().unwrap();
@@ -417,18 +591,20 @@ proptest! {
             if let Some(cu_q) = &cu_q {
                 inputs = inputs.varlen_q(cu_q);
             }
+            if let Some((centres, radii)) = radii {
+                inputs = inputs.radii(&data[..centres], &data[..radii]);
+            }
             let fast = cpu::attend(&attention, &inputs);
             prop_assert_eq!(fast.is_ok(), oracle::attend(&attention, &inputs).is_ok());
         }
         let tokens = vec![0.25f32; slots.len() * 16];
         let k = View::new(&tokens, &[slots.len(), shape[2], 8]).unwrap();
-        let mut other = data.clone();
-        let _ = cpu::append(
-            k,
-            k,
-            ViewMut::new(&mut data, &shape).unwrap(),
-            ViewMut::new(&mut other, &shape).unwrap(),
-            &slots,
-        );
+        let (mut other, centres) = (data.clone(), data.clone());
+        let k_pool = ViewMut::new(&mut data, &shape).unwrap();
+        let v_pool = ViewMut::new(&mut other, &shape).unwrap();
+        let _ = match radii {
+            None => cpu::append(k, k, k_pool, v_pool, &slots),
+            Some((n, m)) => cpu::append_with_radii(k, k, k_pool, v_pool, &slots, &centres[..n], &mut vec![0.0; m]),
+        };
     }
 }

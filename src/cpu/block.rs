@@ -62,6 +62,11 @@ impl State {
         self.out.resize(rows * self.width, 0.0);
     }
 
+    pub(super) fn saw_nothing(&self) -> bool {
+        let mut rows = self.max.iter().zip(&self.sum);
+        rows.all(|(&max, &sum)| max == f32::NEG_INFINITY && sum == 0.0)
+    }
+
     /// Joins the results of the same rows over other keys.
     pub(super) fn merge(&mut self, other: &Self) {
         if self.max.is_empty() {
@@ -286,6 +291,7 @@ fn run<T: Element, S: Simd, A: Arithmetic<T>, F>(
             values,
             seen: first..end,
             nearest,
+            bounds,
             kept,
             counts,
         };

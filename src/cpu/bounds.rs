@@ -9,11 +9,11 @@ use super::Element;
 use super::few::FEW;
 use super::gemm::STRIP;
 use super::softmax::Row;
-use super::tile::{KEYS, Rows};
+use super::tile::{KEYS, Pages, Rows};
 use crate::Attention;
 use crate::attention::Mask;
 use crate::horizon::{Budget, MIN_KEYS, Radii, RowBound, Verdict};
-use crate::problem::{Problem, Sequence};
+use crate::problem::{PageRadii, Problem, Sequence};
 
 /// [`exp2`](super::vector::exp2) is 0 below 2^-125; a score is off by less than the rest.
 const UNDERFLOW: f64 = 126.0;
@@ -54,8 +54,8 @@ fn has_horizon(attention: &Attention, sequence: &Sequence, head_k: usize) -> boo
             .any(|head| budget(attention, sequence, head).is_some())
 }
 
-/// Of each sequence and key head, where the horizon leaves out keys that are not even read. With few rows, finding the
-/// bounds takes as long as the scores: those are tested then, once computed.
+/// Of each sequence and key head, where the horizon leaves out keys that are not even read. With few rows and a cache that
+/// has no radii, finding the bounds takes as long as the scores: those are tested then, once computed.
 pub(super) fn key_bounds<'a, T: Element>(
     arch: Arch,
     problem: &Problem<'_>,
@@ -63,9 +63,15 @@ pub(super) fn key_bounds<'a, T: Element>(
 ) -> Vec<Option<KeyBounds>> {
     let attention = problem.attention;
     let of_head = |sequence: &Sequence, head_k| {
-        let rows = sequence.seqlen_q * attention.group();
-        (rows > FEW && has_horizon(attention, sequence, head_k))
-            .then(|| KeyBounds::new(arch, keys(sequence, head_k), sequence.seen(attention)))
+        if !has_horizon(attention, sequence, head_k) {
+            return None;
+        }
+        let (keys, seen) = (keys(sequence, head_k), sequence.seen(attention));
+        match (problem.radii, keys.pages) {
+            (Some(radii), Some(pages)) => Some(KeyBounds::of_pages(radii, pages, head_k, seen)),
+            _ => (sequence.seqlen_q * attention.group() > FEW)
+                .then(|| KeyBounds::new(arch, keys, seen)),
+        }
     };
     let heads_k = attention.heads_k();
     (0..problem.sequences.len() * heads_k)
@@ -75,17 +81,29 @@ pub(super) fn key_bounds<'a, T: Element>(
 }
 
 impl KeyBounds {
-    /// Of the keys `seen`.
+    /// Of the keys `seen`, by reading them.
     fn new<T: Element>(arch: Arch, keys: Rows<'_, T>, seen: Range<usize>) -> Self {
         let centre = centre(keys, &seen);
-        let tiles = seen.start / KEYS..seen.end.div_ceil(KEYS);
-        let first_tile = tiles.start;
-        let radius = |tile: usize| {
-            let from = (tile * KEYS).max(seen.start);
-            let n = ((tile + 1) * KEYS).min(seen.end) - from;
-            arch.dispatch(|| radius(keys, from, n, &centre))
+        let radius = |keys_of_tile: Range<usize>| {
+            arch.dispatch(|| radius(keys, keys_of_tile.start, keys_of_tile.len(), &centre))
         };
-        let radii: Vec<f32> = tiles.into_par_iter().with_min_len(8).map(radius).collect();
+        let radii = tiles(&seen).with_min_len(8).map(radius).collect();
+        Self::of_tiles(centre, seen.start / KEYS, radii)
+    }
+
+    /// Of the keys `seen`, by the radii of the pages that they lie in.
+    fn of_pages(radii: PageRadii<'_>, pages: Pages<'_>, head_k: usize, seen: Range<usize>) -> Self {
+        let radius = |keys: Range<usize>| {
+            let pages = &pages.table[keys.start / pages.size..keys.end.div_ceil(pages.size)];
+            let radii = pages.iter().map(|&page| radii.of(page, head_k));
+            radii.fold(0.0, larger)
+        };
+        let centre = radii.centre(head_k).to_vec();
+        let radii = tiles(&seen).with_min_len(512).map(radius).collect();
+        Self::of_tiles(centre, seen.start / KEYS, radii)
+    }
+
+    fn of_tiles(centre: Vec<f32>, first_tile: usize, radii: Vec<f32>) -> Self {
         let running = |largest: &mut f32, &radius: &f32| {
             *largest = larger(*largest, radius);
             Some(*largest)
@@ -150,6 +168,15 @@ impl KeyBounds {
     }
 }
 
+/// The keys of each tile of those `seen`.
+fn tiles(seen: &Range<usize>) -> impl IndexedParallelIterator<Item = Range<usize>> {
+    let (start, end) = (seen.start, seen.end);
+    let of_tile = move |tile: usize| (tile * KEYS).max(start)..((tile + 1) * KEYS).min(end);
+    (start / KEYS..end.div_ceil(KEYS))
+        .into_par_iter()
+        .map(of_tile)
+}
+
 /// The mean of some of the keys, all over the sequence.
 fn centre<T: Element>(keys: Rows<'_, T>, seen: &Range<usize>) -> Vec<f32> {
     let mut sums = vec![0.0f64; keys.head_dim];
@@ -167,28 +194,34 @@ fn centre<T: Element>(keys: Rows<'_, T>, seen: &Range<usize>) -> Vec<f32> {
 /// At least the distance of each of `n` keys from the centre.
 #[inline(always)]
 fn radius<T: Element>(keys: Rows<'_, T>, from: usize, n: usize, centre: &[f32]) -> f32 {
-    const LANES: usize = 16;
     let mut offsets = [0; KEYS];
     let tile = keys.tile(from, n, &mut offsets);
+    let distances = (0..n).map(|j| distance(tile.row(j), centre));
+    distances.fold(0.0, larger)
+}
+
+/// At least the distance of a key from the centre.
+#[inline(always)]
+pub(super) fn distance<T: Element>(key: &[T], centre: &[f32]) -> f32 {
+    const LANES: usize = 16;
     let mut wide = [0.0; crate::MAX_HEAD_DIM];
-    let wide = &mut wide[..centre.len()];
-    let mut largest = 0.0;
-    for j in 0..n {
-        T::widen(tile.row(j), wide);
-        let mut sums = [0.0f32; LANES];
+    let mut sums = [0.0f32; LANES];
+    for (key, centre) in key.chunks(wide.len()).zip(centre.chunks(wide.len())) {
+        let wide = &mut wide[..key.len()];
+        T::widen(key, wide);
         for (k, c) in wide.chunks(LANES).zip(centre.chunks(LANES)) {
             for (sum, (k, c)) in sums.iter_mut().zip(k.iter().zip(c)) {
                 *sum += (k - c) * (k - c);
             }
         }
-        largest = larger(largest, sums.iter().sum::<f32>().abs());
     }
-    // Up: 256 roundings are off by 2^-16 at most. Squares below the smallest number count too.
-    largest.sqrt() * (1.0 + 0.5f32.powi(12)) + 0.5f32.powi(58)
+    // Up: 256 roundings are off by 2^-16 at most. Squares below the smallest number count too. The sign of a NaN does not.
+    let squares = sums.iter().sum::<f32>().abs();
+    squares.sqrt() * (1.0 + 0.5f32.powi(12)) + 0.5f32.powi(58)
 }
 
 /// The larger of two that are not negative; NaN is the largest.
-fn larger(x: f32, y: f32) -> f32 {
+pub(super) fn larger(x: f32, y: f32) -> f32 {
     if x.to_bits() > y.to_bits() { x } else { y }
 }
 

@@ -7,12 +7,12 @@ use pulp::Simd;
 
 use super::Element;
 use super::block::{Block, State};
-use super::bounds::budget;
+use super::bounds::{FarTile, KeyBounds, Side, budget};
 use super::report::Counts;
 use super::softmax::{Row, softmax_row};
 use super::tile::{KEYS, Offsets, Rows, TileRows, padded};
 use crate::Attention;
-use crate::horizon::{Budget, MIN_KEYS, share};
+use crate::horizon::{Budget, MIN_KEYS, Verdict, share};
 
 /// Blocks of at most so many rows come here.
 pub(super) const FEW: usize = 4;
@@ -31,6 +31,8 @@ pub(super) struct Few<'a, 'b, T> {
     pub(super) seen: Range<usize>,
     /// The tile from which distances count.
     pub(super) nearest: usize,
+    /// Of the keys, where they are known without reading them.
+    pub(super) bounds: Option<&'a KeyBounds>,
     /// Scores that the rows have kept elsewhere.
     pub(super) kept: Option<&'a [f32]>,
     pub(super) counts: Option<&'a Counts>,
@@ -52,31 +54,56 @@ pub(super) fn run_few<'a, T: Element, S: Simd>(
         values,
         seen,
         nearest,
+        bounds,
         kept,
         counts,
     } = few;
     let head_dim = attention.head_dim();
     let width = padded(head_dim);
-    scores.resize(FEW * KEYS, 0.0);
-    // With so few rows, bounds would take as long as the scores: those are tested themselves.
+    // With so few rows, to find bounds would take as long as the scores: those are tested themselves.
     let long = block.sequence.seen(attention).len() >= MIN_KEYS;
     let budgets: [Option<Budget>; FEW] = std::array::from_fn(|r| {
         let head = block.row(attention.group(), r).1;
         (long && r < rows.len()).then(|| budget(attention, &block.sequence, head))?
     });
-    // The queries, then a tile of keys or values.
-    wide.resize((FEW + KEYS) * width, 0.0);
-    let (queries, wide) = wide.split_at_mut(FEW * width);
-    for (r, to) in queries.chunks_exact_mut(width).take(rows.len()).enumerate() {
-        T::widen(query(r), &mut to[..head_dim]);
-        to[head_dim..].fill(0.0);
-    }
+    let row_bounds =
+        std::array::from_fn::<_, FEW, _>(|r| Some(bounds?.row(attention, budgets[r]?, query(r))));
+    let mut begun = false;
     // Where converted rows lie, and where those of the keys, of the values and of the next keys do.
     let at_wide: Offsets = std::array::from_fn(|j| j * head_dim);
     let [mut at_keys, mut at_values, mut at_next] = [[0; KEYS]; 3];
     for tile in (seen.start / KEYS..seen.end.div_ceil(KEYS)).rev() {
         let from = (tile * KEYS).max(seen.start);
         let n = ((tile + 1) * KEYS).min(seen.end) - from;
+        if let Some(bounds) = bounds
+            && tile != nearest
+        {
+            // The last row is the sequence's last, so that all other tiles lie before the nearest.
+            let far = FarTile {
+                side: Side::Before,
+                keys: tile * KEYS..(tile + 1) * KEYS,
+                radii: bounds.radii(tile, Side::Before),
+                share: share(nearest - tile),
+            };
+            let max: [f32; FEW] = std::array::from_fn(|r| {
+                state.max[r].max(kept.map_or(f32::NEG_INFINITY, |kept| kept[r]))
+            });
+            match far.verdict(rows, &row_bounds, &max) {
+                Verdict::Stop => break,
+                Verdict::Skip => continue,
+                Verdict::Keep => {}
+            }
+        }
+        // The queries, then a tile of keys or values: nothing is prepared for a part of the keys that is left out.
+        wide.resize((FEW + KEYS) * width, 0.0);
+        let (queries, wide) = wide.split_at_mut(FEW * width);
+        if !std::mem::replace(&mut begun, true) {
+            scores.resize(FEW * KEYS, 0.0);
+            for (r, to) in queries.chunks_exact_mut(width).take(rows.len()).enumerate() {
+                T::widen(query(r), &mut to[..head_dim]);
+                to[head_dim..].fill(0.0);
+            }
+        }
         let tile_values = values.tile(from, n, &mut at_values);
 
         let wide_keys = widened(keys.tile(from, n, &mut at_keys), &at_wide, wide);

@@ -14,7 +14,7 @@ mod tile;
 mod vector;
 
 pub use element::Element;
-pub use pools::{Pools, append, copy_pages};
+pub use pools::{Pools, append, append_with_radii, copy_pages};
 pub use report::Report;
 
 use self::block::Tensors;

@@ -1,8 +1,10 @@
 //! Writing to a paged cache: new keys and values into their slots, and copies of pages.
 
 use super::Element;
+use super::bounds::{distance, larger};
+use crate::Inputs;
 use crate::error::{Error, Result, value};
-use crate::problem::check_page_size;
+use crate::problem::{check_page_size, check_radii};
 use crate::tensor::{Layout, View, ViewMut};
 
 /// Writes the keys and values of new tokens into the pools of a paged cache.
@@ -59,6 +61,48 @@ pub fn append<T: Element>(
                 let at = row_of(&to.layout, slot / pool.rows, slot % pool.rows, head);
                 to.data[at..][..head_dim].copy_from_slice(row);
             }
+        }
+    }
+    Ok(())
+}
+
+/// As [`append`], for a cache that keeps how far its keys are from a centre: [`Inputs::radii`](crate::Inputs::radii).
+///
+/// `centres` is `[heads_k, head_dim]`, a vector for each head that stays the same while the cache has keys. Any is sound:
+/// bounds are tightest around the mean key, and zeros do where it is not known. `radii` is `[pages, heads_k]`, of any content
+/// before.
+///
+/// A page is filled from row 0 on, as by [`PagedCache`](crate::PagedCache): a token in row 0 begins its page's radii anew,
+/// and every other raises them; a key that is overwritten counts until then. Where a page is copied
+/// ([`Appended::copies`](crate::Appended::copies)), its row of `radii` must be copied too.
+///
+/// # Errors
+/// As [`append`], also for centres that are not `[heads_k, head_dim]` and radii that are not `[pages, heads_k]`.
+pub fn append_with_radii<T: Element>(
+    k: View<'_, T>,
+    v: View<'_, T>,
+    k_pool: ViewMut<'_, T>,
+    v_pool: ViewMut<'_, T>,
+    slot_mapping: &[i64],
+    centres: &[f32],
+    radii: &mut [f32],
+) -> Result<()> {
+    let pool = k_pool.layout;
+    check_radii(&pool, centres.len(), radii.len())?;
+    append(k, v, k_pool, v_pool, slot_mapping)?;
+    let (heads_k, head_dim) = (pool.heads, pool.head_dim);
+    let slots = || {
+        let slots = slot_mapping.iter().enumerate();
+        slots.filter_map(|(token, &slot)| Some((token, usize::try_from(slot).ok()?)))
+    };
+    for (_, slot) in slots().filter(|(_, slot)| slot % pool.rows == 0) {
+        radii[slot / pool.rows * heads_k..][..heads_k].fill(0.0);
+    }
+    for (token, slot) in slots() {
+        for (head, centre) in centres.chunks_exact(head_dim).enumerate() {
+            let at = token * k.layout.row_stride + head * k.layout.head_stride;
+            let radius = &mut radii[slot / pool.rows * heads_k + head];
+            *radius = larger(*radius, distance(&k.data[at..][..head_dim], centre));
         }
     }
     Ok(())
@@ -137,12 +181,17 @@ fn row_of(pool: &Layout, page: usize, row: usize, head: usize) -> usize {
 }
 
 /// The keys and values of one layer in pages: a pool for each, `[pages, page_size, heads_k, head_dim]`, in memory of its
-/// own. [`PagedCache`](crate::PagedCache) says which page belongs to whom.
+/// own, and how far the keys of each page are from a centre. [`PagedCache`](crate::PagedCache) says which page belongs to
+/// whom.
 #[derive(Debug, Clone)]
 pub struct Pools<T> {
     k: Vec<T>,
     v: Vec<T>,
     layout: Layout,
+    /// `[heads_k, head_dim]`.
+    centres: Vec<f32>,
+    /// `[pages, heads_k]`.
+    radii: Vec<f32>,
 }
 
 impl<T: Element> Pools<T> {
@@ -154,19 +203,51 @@ impl<T: Element> Pools<T> {
         let shape = [pages, page_size, heads_k, head_dim];
         let layout = Layout::contiguous("pools", &shape)?;
         check_pool("pools", layout)?;
-        let pool = || -> Result<Vec<T>> {
+        fn filled<E: Clone>(shape: [usize; 4], len: usize, value: E) -> Result<Vec<E>> {
             let mut pool = Vec::new();
-            let reserved = pool.try_reserve_exact(layout.elements());
+            let reserved = pool.try_reserve_exact(len);
             reserved.map_err(|_| Error::Shape {
                 argument: "pools",
                 found: shape.to_vec(),
                 expected: "a shape that fits in memory".into(),
             })?;
-            pool.resize(layout.elements(), T::default());
+            pool.resize(len, value);
             Ok(pool)
-        };
+        }
+        let pool = || filled(shape, layout.elements(), T::default());
         let (k, v) = (pool()?, pool()?);
-        Ok(Self { k, v, layout })
+        // Nothing is known of what no append has written.
+        let of = |a: usize, b: usize| a.saturating_mul(b);
+        Ok(Self {
+            k,
+            v,
+            layout,
+            centres: filled(shape, of(heads_k, head_dim), 0.0)?,
+            radii: filled(shape, of(pages, heads_k), f32::NAN)?,
+        })
+    }
+
+    /// With other centres than zeros, `[heads_k, head_dim]`: the nearer they are to the mean key of each head, the less of a
+    /// long sequence is read. Pages that have been written keep their keys and are read whole until they are begun anew.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for another number of elements.
+    pub fn with_centres(mut self, centres: &[f32]) -> Result<Self> {
+        check_radii(&self.layout, centres.len(), self.radii.len())?;
+        self.centres.copy_from_slice(centres);
+        self.radii.fill(f32::NAN);
+        Ok(self)
+    }
+
+    /// Attention over these pages: [`Inputs::paged`](crate::Inputs::paged), with [`Inputs::radii`](crate::Inputs::radii).
+    pub fn inputs<'a>(
+        &'a self,
+        q: View<'a, T>,
+        block_table: &'a [i32],
+        seqused_k: &'a [i32],
+    ) -> Inputs<'a, T> {
+        Inputs::paged(q, self.k(), self.v(), block_table, seqused_k)
+            .radii(&self.centres, &self.radii)
     }
 
     /// The keys, `[pages, page_size, heads_k, head_dim]`.
@@ -185,27 +266,31 @@ impl<T: Element> Pools<T> {
         }
     }
 
-    /// Writes new keys and values into their slots, as the function [`append`] does.
+    /// Writes new keys and values into their slots, as the function [`append_with_radii`] does.
     ///
     /// # Errors
     /// As [`append`].
     pub fn append(&mut self, k: View<'_, T>, v: View<'_, T>, slot_mapping: &[i64]) -> Result<()> {
-        let [k_pool, v_pool] = self.pools();
-        append(k, v, k_pool, v_pool, slot_mapping)
+        let layout = self.layout;
+        let [k_pool, v_pool] = [&mut self.k, &mut self.v].map(|data| ViewMut { data, layout });
+        let (centres, radii) = (&self.centres, &mut self.radii);
+        append_with_radii(k, v, k_pool, v_pool, slot_mapping, centres, radii)
     }
 
-    /// Copies pages of both pools, as the function [`copy_pages`] does.
+    /// Copies pages of both pools, as the function [`copy_pages`] does, and their radii.
     ///
     /// # Errors
     /// As [`copy_pages`].
     pub fn copy_pages(&mut self, copies: &[(i32, i32)]) -> Result<()> {
-        let [k_pool, v_pool] = self.pools();
-        copy_pages(k_pool, copies)?;
-        copy_pages(v_pool, copies)
-    }
-
-    fn pools(&mut self) -> [ViewMut<'_, T>; 2] {
         let layout = self.layout;
-        [&mut self.k, &mut self.v].map(|data| ViewMut { data, layout })
+        for data in [&mut self.k, &mut self.v] {
+            copy_pages(ViewMut { data, layout }, copies)?;
+        }
+        let heads_k = layout.heads;
+        for &(from, to) in copies {
+            let from = from as usize * heads_k;
+            (self.radii).copy_within(from..from + heads_k, to as usize * heads_k);
+        }
+        Ok(())
     }
 }

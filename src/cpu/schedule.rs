@@ -182,7 +182,9 @@ fn run_with<T: Element, I, A>(
             outputs.write(block, &mut scratch.state);
             return None;
         }
-        Some(std::mem::take(&mut scratch.state))
+        // Of the nearest part there is always a result.
+        let left_out = kept.is_some() && scratch.state.saw_nothing();
+        (!left_out).then(|| std::mem::take(&mut scratch.state))
     };
     let (first, others): (Vec<usize>, Vec<usize>) =
         (0..blocks.len()).partition(|&at| nearest[at].is_none());

@@ -7,6 +7,7 @@ use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
 use super::{Element, Error, Kernels, Result, View, ViewMut};
 use crate::error;
 use crate::plan::{Append, AppendAddresses};
+use crate::problem;
 use crate::tensor::Layout;
 
 impl Kernels {
@@ -130,24 +131,7 @@ pub(super) fn check_radii(
     centres: &dyn DevicePtr<f32>,
     (radii, stream): (usize, &Arc<CudaStream>),
 ) -> Result<()> {
-    let (count, heads, head_dim) = (pages.batch.unwrap_or(0), pages.heads, pages.head_dim);
-    for (argument, found, expected, of) in [
-        (
-            "centres",
-            centres.len(),
-            heads * head_dim,
-            "heads_k * head_dim",
-        ),
-        ("radii", radii, count * heads, "pages * heads_k"),
-    ] {
-        if found != expected {
-            return Err(Error::Argument(error::Error::Length {
-                argument,
-                found,
-                expected: format!("{of} = {expected}"),
-            }));
-        }
-    }
+    problem::check_radii(pages, centres.len(), radii).map_err(Error::Argument)?;
     kernels.check_context("centres", centres.stream().context())?;
     kernels.check_context("radii", stream.context())
 }

@@ -40,6 +40,7 @@ impl<T: Element> Inputs<'_, T> {
                 seqused_k: seqused_k.as_deref(),
                 leftpad_k: leftpad_k.as_deref(),
             },
+            radii: None,
         };
         let problem = Problem::new(attention, &inputs, None)?;
         let bound = |varlen: Option<Varlen<'_>>| varlen.map_or(usize::MAX, |v| v.max_seqlen);

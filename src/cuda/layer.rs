@@ -11,7 +11,7 @@ use crate::attention::Attention;
 use crate::error;
 use crate::horizon::MIN_KEYS;
 use crate::plan::{Addresses, Append, Call, Dtype, Packed, Paged, Plan};
-use crate::problem::check_lse;
+use crate::problem::{check_lse, radii_without_pages};
 use crate::tensor::Layout;
 
 /// An [`Attention`] layer in a CUDA context: its kernels are loaded and its slopes uploaded.
@@ -417,12 +417,7 @@ impl<T: Element> Inputs<'_, T> {
             paged: None,
         };
         if self.radii.is_some() && self.block_table.is_none() {
-            let found = "those of keys that are not in pages";
-            return Err(Error::Argument(error::value(
-                "radii",
-                found,
-                "a block_table",
-            )));
+            return Err(Error::Argument(radii_without_pages()));
         }
         if let Some(block_table) = self.block_table {
             let (found, batch) = (block_table.len(), call.batch().unwrap_or(0));

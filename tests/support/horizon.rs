@@ -19,6 +19,8 @@ pub enum Path {
     CpuFew,
     /// The CPU's blocks of rows.
     Cpu,
+    /// The CPU with radii that the cache keeps; both of the above.
+    CpuRadii,
     /// The prefill kernels under the emulator.
     Prefill,
     /// The kernels for decoding, likewise, with radii that the cache keeps.
@@ -63,7 +65,7 @@ impl Path {
     /// Of keys, in a call with a head dimension of 64 at most, and no more than 64 rows.
     pub fn tile(self) -> usize {
         match self {
-            Self::CpuFew | Self::Cpu | Self::Prefill => 128,
+            Self::CpuFew | Self::Cpu | Self::CpuRadii | Self::Prefill => 128,
             Self::Decode => 64,
         }
     }
@@ -171,6 +173,10 @@ impl<T: OnDevice> Probe<T> {
                 let dense = on_cpu(&attention, &self.paged.dense.inputs());
                 same_bits(dense, on_cpu(&attention, &self.paged.inputs()))
             }
+            Path::CpuRadii => {
+                self.keep_radii();
+                on_cpu(&attention, &self.paged.inputs())
+            }
             Path::Prefill => {
                 let found = |paged| {
                     let attended = self.on_emulator(&attention, paged, &Plan::prefill);
@@ -187,14 +193,7 @@ impl<T: OnDevice> Probe<T> {
                 }
             }
             Path::Decode => {
-                match self.centre {
-                    None => self.paged.keep_radii(true),
-                    Some(at) => {
-                        let centres = (0..self.case.heads_k * self.case.head_dim)
-                            .map(|i| along(at)(i % self.case.head_dim));
-                        self.paged.keep_radii_around(centres.collect());
-                    }
-                }
+                self.keep_radii();
                 let splits = self.splits;
                 let planner = move |attention: &Attention, call: &Call, device: &Device| {
                     Plan::decode_with_splits(attention, call, device, splits)
@@ -209,6 +208,17 @@ impl<T: OnDevice> Probe<T> {
                     out: attended.out,
                     lse: attended.lse,
                 }
+            }
+        }
+    }
+
+    fn keep_radii(&mut self) {
+        match self.centre {
+            None => self.paged.keep_radii(true),
+            Some(at) => {
+                let centres = (0..self.case.heads_k * self.case.head_dim)
+                    .map(|i| along(at)(i % self.case.head_dim));
+                self.paged.keep_radii_around(centres.collect());
             }
         }
     }
@@ -323,6 +333,7 @@ impl<T: OnDevice> Probe<T> {
     pub fn follow_the_oracle(&self) -> Result<(), String> {
         let rows = match (self.path, &self.found) {
             (Path::CpuFew | Path::Cpu, _) => self.paged.dense.attend_into()?,
+            (Path::CpuRadii, _) => self.paged.attend()?,
             (_, Some(found)) => self.paged.dense.rows(&Attended {
                 out: found.out.clone(),
                 lse: found.lse.clone(),

@@ -24,7 +24,7 @@ pub struct Paged<T> {
     pub seqused_k: Vec<i32>,
     /// Which rows of the pools hold keys.
     pub written: Vec<bool>,
-    /// What [`Paged::of_pages`] says of distances from centres.
+    /// What is said of distances from centres, if anything.
     pub radii: Option<(Vec<f32>, Vec<f32>)>,
 }
 
@@ -116,6 +116,9 @@ impl<T: Element> Paged<T> {
         }
         if let Some(leftpad) = &self.dense.leftpad_k {
             inputs = inputs.leftpad_k(leftpad);
+        }
+        if let Some((centres, radii)) = &self.radii {
+            inputs = inputs.radii(centres, radii);
         }
         inputs
     }
