@@ -68,7 +68,7 @@ mod append;
 mod cuda;
 mod lengths;
 
-pub use append::append;
+pub use append::{append, append_with_radii};
 pub use lengths::Lengths;
 
 use std::borrow::Cow;
@@ -347,7 +347,12 @@ impl Call<'_> {
             ("alibi_slopes", self.slopes()),
         ];
         let device = self.q.device().location();
-        for (argument, tensor) in others.into_iter().chain(self.lengths.tensors()) {
+        let lengths = self
+            .lengths
+            .tensors()
+            .into_iter()
+            .chain(self.lengths.floats());
+        for (argument, tensor) in others.into_iter().chain(lengths) {
             if let Some(tensor) = tensor {
                 check_device(argument, tensor.device().location(), (device, "q"))?;
             }
@@ -406,7 +411,7 @@ impl Call<'_> {
         let lse = Arc::new(Mutex::new(Vec::new()));
         let op = CpuOp {
             attention: attention.into_owned(),
-            lengths: self.lengths.to_host(self.q)?,
+            lengths: self.lengths.to_host(self.q, self.k)?,
             lse: Arc::clone(&lse),
         };
         let out = self.q.apply_op3(self.k, self.v, op)?;

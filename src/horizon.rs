@@ -66,7 +66,8 @@ use crate::error::{Result, value};
 /// # What is not
 /// - A value that is left out is not read, as a rule: a NaN or an infinity there need not spread.
 /// - Which tiles are left out depends on the other rows of a block, so that with a certified horizon the last bits of a row
-///   can depend on how a prompt is cut into chunks, as they do on a GPU anyway. They never depend on other sequences.
+///   can depend on how a prompt is cut into chunks, as they do on a GPU anyway; and, in a cache that keeps radii, on its pages
+///   and centres. They never depend on the other sequences of a call.
 ///
 /// # What is left out
 /// Nothing of heads whose slope is not positive, nor of sequences of which less than 2048 keys are seen. Else what matters is
@@ -75,8 +76,9 @@ use crate::error::{Result, value};
 /// causal prefill of 16384 tokens computes about a quarter, of 65536 a fifteenth. A bias of at most 16 over many heads
 /// (MPT-7B-StoryWriter) has slopes down to 2^-16, which see everything: a half is left at 65536.
 ///
-/// The CPU path and the kernels for prefill need nothing for it but a workspace; the kernels for decoding need a cache that
-/// keeps the radii of its pages (`cuda::Kernels::append_with_radii`), and leave nothing out without.
+/// Prompts need nothing for it: their keys are read once before. For decoding that would be all there is to do: it needs a
+/// cache that keeps the radii of its pages ([`cpu::append_with_radii`](crate::cpu::append_with_radii),
+/// `cuda::Kernels::append_with_radii`). Without, a GPU leaves nothing out, and a CPU computes all scores, and leaves out values.
 ///
 /// # Relatives
 /// Adaptive Computation Pruning for the Forgetting Transformer ([Lin et al., 2025]) leaves out what a bound proves to be small

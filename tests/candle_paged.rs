@@ -3,8 +3,8 @@
 use std::error::Error as _;
 
 use candle_core::{DType, Device, IndexOp, NdArray, Result, Tensor};
-use flash_alibi::candle::{Lengths, append, attend};
-use flash_alibi::{Attention, Slopes};
+use flash_alibi::candle::{Lengths, append, append_with_radii, attend};
+use flash_alibi::{Attention, Horizon, Slopes};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 const HEADS_K: usize = 2;
@@ -206,6 +206,80 @@ fn append_writes_nothing_around_a_part_of_a_tensor() -> Result<()> {
     append(&none, &none, &k, &v, &tensor(&[0i64; 0]))
 }
 
+/// What is known of pages decides whether they are read: NaN in far ones is not seen.
+#[test]
+fn radii_are_kept_and_used() -> Result<()> {
+    const KEYS: usize = 2560;
+    let pages = KEYS / 16;
+    let layer = |horizon| {
+        let slopes = Slopes::per_head(&[0.5, 0.1, 0.25, 0.2]);
+        let layer = Attention::new(2 * HEADS_K, HEADS_K, HEAD_DIM).slopes(slopes);
+        layer.horizon(horizon).build()
+    };
+    for dtype in DTYPES {
+        let new = [1, 2].map(|seed| random(&[KEYS, HEADS_K, HEAD_DIM], dtype, seed));
+        let [k, v] = new.map(|new| new.unwrap());
+        // Of every second number, and a part of a tensor.
+        let centres = random(&[HEADS_K, HEAD_DIM, 2], DType::F32, 3)?.i((.., .., 0))?;
+        let radii = Tensor::full(f32::NAN, (pages + 2, HEADS_K), &Device::Cpu)?;
+        let radii = radii.narrow(0, 1, pages)?;
+        let [k_pages, v_pages] = [0, 1].map(|memory| nan_pool(pages, 16, dtype, memory).unwrap());
+        for (start, tokens) in [(0, 5), (5, KEYS - 6), (KEYS - 1, 1)] {
+            let slots: Vec<i64> = (start..start + tokens).map(|slot| slot as i64).collect();
+            let (k, v) = (k.narrow(0, start, tokens)?, v.narrow(0, start, tokens)?);
+            let slots = tensor(&slots[..]);
+            append_with_radii(&k, &v, &k_pages, &v_pages, &slots, &centres, &radii)?;
+        }
+        let distances = k
+            .to_dtype(DType::F32)?
+            .broadcast_sub(&centres)?
+            .sqr()?
+            .sum(2)?
+            .sqrt()?;
+        let largest = distances.reshape((pages, 16, HEADS_K))?.max(1)?;
+        let ratio: Vec<f32> = radii.div(&largest)?.flatten_all()?.to_vec1()?;
+        assert!(
+            ratio.iter().all(|ratio| (1.0..1.001).contains(ratio)),
+            "{ratio:?}"
+        );
+
+        let table: Vec<u32> = (0..pages as u32).collect();
+        let (table, used) = (
+            Tensor::from_vec(table, (1, pages), &Device::Cpu)?,
+            tensor(&[KEYS as u32]),
+        );
+        let lengths = Lengths::paged(&table, &used);
+        let horizon = layer(Horizon::default())?;
+        for queries in [1, 20] {
+            let q = random(&[1, queries, 2 * HEADS_K, HEAD_DIM], dtype, 4)?;
+            let (whole, _) = attend(&layer(Horizon::Off)?, &q, &k_pages, &v_pages, lengths)?;
+            let nan = nan_pool(pages / 2, 16, dtype, 0)?;
+            let near = |pool: &Tensor| pool.narrow(0, pages / 2, pages - pages / 2);
+            let far = |pool: &Tensor| Tensor::cat(&[&nan, &near(pool)?], 0);
+            let (far_k, far_v) = (far(&k_pages)?, far(&v_pages)?);
+            let (found, _) = attend(
+                &horizon,
+                &q,
+                &far_k,
+                &far_v,
+                lengths.radii(&centres, &radii),
+            )?;
+            let difference = (found - whole)?.to_dtype(DType::F32)?.abs()?.max_all()?;
+            assert!(
+                difference.to_scalar::<f32>()? < 1e-2,
+                "{dtype:?}: {difference}"
+            );
+            let (unknown, _) = attend(&horizon, &q, &far_k, &far_v, lengths)?;
+            assert!(
+                bits(&unknown)?
+                    .iter()
+                    .any(|&bits| f32::from_bits(bits).is_nan())
+            );
+        }
+    }
+    Ok(())
+}
+
 #[track_caller]
 fn assert_error<T>(result: Result<T>, message: &str) {
     let error = result
@@ -306,6 +380,88 @@ fn errors_of_paged_calls() -> Result<()> {
             Lengths::dense().varlen_q(&seqlens, 5),
         ),
         "seqlens_k: found none, expected as many as cu_seqlens_q",
+    );
+    Ok(())
+}
+
+#[test]
+fn errors_of_radii() -> Result<()> {
+    let layer = Attention::new(2, 2, 8).build()?;
+    let (q, pages) = (zeros(&[1, 1, 2, 8]), zeros(&[4, 16, 2, 8]));
+    let (table, used) = (tensor(&[[1u32, 2]]), tensor(&[32u32]));
+    let (k, k_pages, v_pages) = (
+        zeros(&[1, 2, 8]),
+        zeros(&[4, 16, 2, 8]),
+        zeros(&[4, 16, 2, 8]),
+    );
+    let slots = tensor(&[3i64]);
+    let (centres, radii) = (zeros(&[2, 8]), zeros(&[4, 2]));
+    let call = |centres: &Tensor, radii: &Tensor| {
+        let lengths = Lengths::paged(&table, &used).radii(centres, radii);
+        let attended = attend(&layer, &q, &pages, &pages, lengths).map(drop);
+        let appended = append_with_radii(&k, &k, &k_pages, &v_pages, &slots, centres, radii);
+        [attended, appended]
+    };
+    assert!(call(&centres, &radii).iter().all(Result::is_ok));
+    for (bad, message) in [
+        (zeros(&[16]), "found shape [16], expected [2, 8]"),
+        (zeros(&[8, 2]), "found shape [8, 2], expected [2, 8]"),
+        (
+            centres.to_dtype(DType::F16)?,
+            "found dtype F16, expected dtype F32",
+        ),
+    ] {
+        for result in call(&bad, &radii) {
+            assert_error(result, &format!("centres: {message}"));
+        }
+    }
+    for (bad, message) in [
+        (zeros(&[3, 2]), "found shape [3, 2], expected [4, 2]"),
+        (
+            radii.to_dtype(DType::F64)?,
+            "found dtype F64, expected dtype F32",
+        ),
+    ] {
+        for result in call(&centres, &bad) {
+            assert_error(result, &format!("radii: {message}"));
+        }
+    }
+    assert_error(
+        attend(
+            &layer,
+            &q,
+            &pages,
+            &pages,
+            Lengths::dense().radii(&centres, &radii),
+        ),
+        "k: found shape [4, 16, 2, 8], expected [1, seqlen_k, 2, 8]",
+    );
+    let dense = zeros(&[1, 16, 2, 8]);
+    assert_error(
+        attend(
+            &layer,
+            &q,
+            &dense,
+            &dense,
+            Lengths::dense().radii(&centres, &radii),
+        ),
+        "radii: found those of keys that are not in pages, expected a block_table",
+    );
+    let [_, appended] = call(&centres, &zeros(&[2, 4]).t()?);
+    assert_error(
+        appended,
+        "radii: found strides [1, 4], expected those of a tensor without gaps",
+    );
+    let part = k_pages.flatten_all()?;
+    let [_, appended] = call(&centres, &part.narrow(0, 8, 8)?.reshape((4, 2))?);
+    assert_error(
+        appended,
+        "radii: found a tensor in the memory of k_pages, expected memory of their own",
+    );
+    let [_, appended] = call(&part.narrow(0, 0, 16)?.reshape((2, 8))?, &radii);
+    assert_error(
+        appended,
+        "centres: found a tensor in the memory of k_pages, expected other memory than what is written",
     );
     Ok(())
 }

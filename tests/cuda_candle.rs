@@ -250,6 +250,47 @@ fn pages() -> Result<()> {
     })
 }
 
+/// So long a sequence that far pages are not read: NaN in them is not seen.
+#[test]
+fn radii_of_pages() -> Result<()> {
+    on_gpu(|gpu| {
+        const KEYS: usize = 2560;
+        let pages = KEYS / 16;
+        let slopes = Slopes::per_head(&[0.5, 0.1, 0.25, 0.2]);
+        let layer = Attention::new(4, 2, 64).slopes(slopes).build()?;
+        for dtype in [DType::F16, DType::BF16] {
+            let kv = both(gpu, dtype, &[KEYS, 2, 2, 64], Ok)?;
+            let qs = both(gpu, dtype, &[1, 3, 4, 64], Ok)?;
+            let on = |kv: &Tensor, q: &Tensor| -> Result<[Tensor; 3]> {
+                let device = kv.device();
+                let pool = || Tensor::zeros((pages, 16, 2, 64), dtype, device);
+                let (k_pages, v_pages) = (pool()?, pool()?);
+                let part = |i: usize| kv.narrow(1, i, 1)?.squeeze(1);
+                let centres = part(0)?.to_dtype(DType::F32)?.mean(0)?;
+                let radii = Tensor::full(f32::NAN, (pages + 1, 2), device)?.narrow(0, 1, pages)?;
+                let slots: Vec<i64> = (0..KEYS as i64).collect();
+                let slots = Tensor::new(slots, device)?;
+                let (k, v) = (part(0)?, part(1)?);
+                append_with_radii(&k, &v, &k_pages, &v_pages, &slots, &centres, &radii)?;
+                let nan =
+                    Tensor::full(f32::NAN, (pages / 2, 16, 2, 64), device)?.to_dtype(dtype)?;
+                k_pages.slice_set(&nan, 0, 0)?;
+                let table: Vec<u32> = (0..pages as u32).collect();
+                let table = Tensor::from_vec(table, (1, pages), device)?;
+                let used = Tensor::new(&[KEYS as u32], device)?;
+                let lengths = Lengths::paged(&table, &used).radii(&centres, &radii);
+                let (out, lse) = attend(&layer, q, &k_pages, &v_pages, lengths)?;
+                Ok([out, lse, radii])
+            };
+            let (cpu, gpu) = (on(&kv[0], &qs[0])?, on(&kv[1], &qs[1])?);
+            for (cpu, gpu) in cpu.iter().zip(&gpu) {
+                assert_close(cpu, gpu)?;
+            }
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn append_leaves_out_slots_that_no_page_has() -> Result<()> {
     on_gpu(|gpu| {

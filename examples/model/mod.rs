@@ -13,7 +13,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use backend::attention_dtype;
-use candle_core::{D, Device, IndexOp, Tensor};
+use candle_core::{D, DType, Device, IndexOp, Tensor};
 use candle_nn::{Embedding, LayerNorm, Linear, Module};
 use flash_alibi::candle::{self, Lengths};
 use flash_alibi::{Attention, Horizon, PagedCache, SequenceId};
@@ -76,10 +76,14 @@ pub struct Cache {
     pools: Vec<Pools>,
 }
 
-/// The keys and values of a block, each `[pages, page_size, heads, head_dim]`.
+/// The keys and values of a block, each `[pages, page_size, heads, head_dim]`, and how far its keys are from a centre.
 struct Pools {
     k: Tensor,
     v: Tensor,
+    /// `[heads, head_dim]`: the mean of the first keys that came.
+    centres: Option<Tensor>,
+    /// `[pages, heads]`.
+    radii: Tensor,
 }
 
 /// New tokens of some sequences, packed one after the other, and where they go: on the model's device.
@@ -123,6 +127,8 @@ impl Model {
             Ok(Pools {
                 k: pool()?,
                 v: pool()?,
+                centres: None,
+                radii: Tensor::zeros((pages, heads_k), DType::F32, device)?,
             })
         };
         Ok(Cache {
@@ -133,7 +139,8 @@ impl Model {
 
     /// Appends tokens to sequences of the cache and returns their hidden states, `[total, hidden]`, in the same order. A
     /// prompt can come at once, in chunks, or token by token; sequences can be anywhere in theirs. What a sequence gets
-    /// does not depend on the others, to the last bit.
+    /// does not depend on the others; to the last bit unless it is so long that a horizon leaves out keys, by their distance
+    /// from the first that came.
     pub fn forward(&self, tokens: &[(SequenceId, &[u32])], cache: &mut Cache) -> Result<Tensor> {
         self.forward_watched(tokens, cache, &mut |_, _, _| Ok(()))
     }
@@ -157,7 +164,7 @@ impl Model {
         if let Some(norm) = &self.embedding_norm {
             x = norm.forward(&x)?;
         }
-        for (block, pools) in self.blocks.iter().zip(&cache.pools) {
+        for (block, pools) in self.blocks.iter().zip(&mut cache.pools) {
             x = block.forward(&x, &self.attention, pools, &step, watch)?;
         }
         Ok(self.norm.forward(&x)?)
@@ -191,7 +198,8 @@ impl Cache {
                 }
             };
             for (from, to) in appended.copies {
-                for pool in self.pools.iter().flat_map(|pools| [&pools.k, &pools.v]) {
+                let pools = self.pools.iter();
+                for pool in pools.flat_map(|pools| [&pools.k, &pools.v, &pools.radii]) {
                     // A copy of its own: candle writes to no tensor that it reads.
                     let page = pool.narrow(0, from as usize, 1)?.copy()?;
                     pool.slice_set(&page, 0, to as usize)?;
@@ -250,7 +258,7 @@ impl Block {
         &self,
         x: &Tensor,
         attention: &Attention,
-        pools: &Pools,
+        pools: &mut Pools,
         step: &Step,
         watch: &mut Watch<'_>,
     ) -> Result<Tensor> {
@@ -276,7 +284,7 @@ impl Block {
         &self,
         x: &Tensor,
         attention: &Attention,
-        pools: &Pools,
+        pools: &mut Pools,
         step: &Step,
         watch: &mut Watch<'_>,
     ) -> Result<Tensor> {
@@ -294,9 +302,23 @@ impl Block {
         };
         let (q, k, v) = (part(0)?, part(1)?, part(2)?);
         watch(&q, &k, &v)?;
-        candle::append(&k, &v, &pools.k, &pools.v, &step.slot_mapping)?;
+        let centres = match &pools.centres {
+            Some(centres) => centres,
+            None => pools.centres.insert(k.to_dtype(DType::F32)?.mean(0)?),
+        };
+        let radii = &pools.radii;
+        candle::append_with_radii(
+            &k,
+            &v,
+            &pools.k,
+            &pools.v,
+            &step.slot_mapping,
+            centres,
+            radii,
+        )?;
         let lengths = Lengths::paged(&step.block_table, &step.seqused_k)
-            .varlen_q(&step.seqlens_q, step.max_seqlen_q);
+            .varlen_q(&step.seqlens_q, step.max_seqlen_q)
+            .radii(centres, radii);
         let (out, _) = candle::attend(attention, &q, &pools.k, &pools.v, lengths)?;
         self.out
             .forward(&out.reshape((total, hidden))?.to_dtype(x.dtype())?)

@@ -8,6 +8,7 @@ use candle_core::{
 };
 use half::{bf16, f16};
 
+use super::lengths::PageRadii;
 use super::{bad_dtype, bad_shape, check_device, no_path, rename, to_host, view};
 use crate::cpu::{self, Element};
 use crate::error::{Error, value};
@@ -68,39 +69,47 @@ pub fn append(
     v_pages: &Tensor,
     slot_mapping: &Tensor,
 ) -> Result<()> {
-    let call = Call {
+    Call {
         k,
         v,
         k_pages,
         v_pages,
         slot_mapping,
-    };
-    call.check()?;
-    match k.device().location() {
-        DeviceLocation::Cpu => {
-            call.check_dtypes(
-                &[DType::F16, DType::BF16, DType::F32],
-                "dtype F16, BF16 or F32",
-            )?;
-            let slots = to_host(slot_mapping)?;
-            call.with_pools(|k_pool, v_pool| call.cpu(k_pool, v_pool, &slots))
-        }
-        #[cfg(feature = "candle-cuda")]
-        DeviceLocation::Cuda { .. } => {
-            let expected = "dtype F16 or BF16 on a CUDA device";
-            call.check_dtypes(&[DType::F16, DType::BF16], expected)?;
-            let slots = slot_mapping.contiguous()?;
-            call.with_pools(|k_pool, v_pool| call.cuda(k_pool, v_pool, &slots))
-        }
-        #[cfg(not(feature = "candle-cuda"))]
-        DeviceLocation::Cuda { .. } => Err(no_path(
-            "k",
-            "CUDA",
-            "a CPU tensor, or a build of flash-alibi with the feature `candle-cuda`",
-        )
-        .into()),
-        DeviceLocation::Metal { .. } => Err(no_path("k", "Metal", "a CPU or CUDA tensor").into()),
+        radii: None,
     }
+    .run()
+}
+
+/// As [`append`], for a cache that keeps how far its keys are from a centre: [`Lengths::radii`](super::Lengths::radii).
+///
+/// `centres` is f32 `[heads_k, head_dim]`, a vector for each head that stays the same while the cache has keys. Any is sound:
+/// bounds are tightest around the mean key, and zeros do where it is not known. `radii` is f32 `[pages, heads_k]` without
+/// gaps, of any content before, and written in place.
+///
+/// A page is filled from row 0 on, as by [`PagedCache`](crate::PagedCache): a token in row 0 begins its page's radii anew, and
+/// every other raises them; a key that is overwritten counts until then. Where a page is copied
+/// ([`Appended::copies`](crate::Appended::copies)), its row of `radii` must be copied too.
+///
+/// # Errors
+/// As [`append`], also for centres and radii of another type or shape, and radii with gaps or in the memory of another tensor.
+pub fn append_with_radii(
+    k: &Tensor,
+    v: &Tensor,
+    k_pages: &Tensor,
+    v_pages: &Tensor,
+    slot_mapping: &Tensor,
+    centres: &Tensor,
+    radii: &Tensor,
+) -> Result<()> {
+    Call {
+        k,
+        v,
+        k_pages,
+        v_pages,
+        slot_mapping,
+        radii: Some(PageRadii { centres, radii }),
+    }
+    .run()
 }
 
 /// A call as it was made.
@@ -110,9 +119,10 @@ pub(super) struct Call<'a> {
     pub(super) k_pages: &'a Tensor,
     pub(super) v_pages: &'a Tensor,
     slot_mapping: &'a Tensor,
+    pub(super) radii: Option<PageRadii<'a>>,
 }
 
-/// A pool that candle has locked for writing.
+/// A pool, or radii, that candle has locked for writing.
 pub(super) enum Pool<'a> {
     Cpu(&'a mut CpuStorage),
     #[cfg(feature = "candle-cuda")]
@@ -120,15 +130,52 @@ pub(super) enum Pool<'a> {
 }
 
 impl Call<'_> {
+    fn run(&self) -> Result<()> {
+        self.check()?;
+        match self.k.device().location() {
+            DeviceLocation::Cpu => {
+                self.check_dtypes(
+                    &[DType::F16, DType::BF16, DType::F32],
+                    "dtype F16, BF16 or F32",
+                )?;
+                let slots = to_host(self.slot_mapping)?;
+                self.with_pools(|k_pool, v_pool, radii| self.cpu(k_pool, v_pool, radii, &slots))
+            }
+            #[cfg(feature = "candle-cuda")]
+            DeviceLocation::Cuda { .. } => {
+                let expected = "dtype F16 or BF16 on a CUDA device";
+                self.check_dtypes(&[DType::F16, DType::BF16], expected)?;
+                let slots = self.slot_mapping.contiguous()?;
+                self.with_pools(|k_pool, v_pool, radii| self.cuda(k_pool, v_pool, radii, &slots))
+            }
+            #[cfg(not(feature = "candle-cuda"))]
+            DeviceLocation::Cuda { .. } => Err(no_path(
+                "k",
+                "CUDA",
+                "a CPU tensor, or a build of flash-alibi with the feature `candle-cuda`",
+            )
+            .into()),
+            DeviceLocation::Metal { .. } => {
+                Err(no_path("k", "Metal", "a CPU or CUDA tensor").into())
+            }
+        }
+    }
+
     /// Checks what does not depend on the device.
     fn check(&self) -> std::result::Result<(), Error> {
         let device = self.k.device().location();
+        let floats = self
+            .radii
+            .map(|radii| [("centres", radii.centres), ("radii", radii.radii)]);
         for (argument, tensor) in [
             ("v", self.v),
             ("k_pages", self.k_pages),
             ("v_pages", self.v_pages),
             ("slot_mapping", self.slot_mapping),
-        ] {
+        ]
+        .into_iter()
+        .chain(floats.into_iter().flatten())
+        {
             check_device(argument, tensor.device().location(), (device, "k"))?;
         }
         let slots = self.slot_mapping;
@@ -161,7 +208,35 @@ impl Call<'_> {
                 }
             }
         }
-        Ok(())
+        let Some(of_pages) = self.radii else {
+            return Ok(());
+        };
+        of_pages.check(self.k_pages)?;
+        let (centres, radii) = (address(of_pages.centres), address(of_pages.radii));
+        for (name, tensor) in [
+            ("k", k),
+            ("v", v),
+            ("k_pages", k_pages),
+            ("v_pages", v_pages),
+        ] {
+            if radii == tensor {
+                return shares("radii", "memory of their own", name);
+            }
+        }
+        for (name, tensor) in [("k_pages", k_pages), ("v_pages", v_pages), ("radii", radii)] {
+            if centres == tensor {
+                return shares("centres", "other memory than what is written", name);
+            }
+        }
+        let at = of_pages.radii.layout();
+        match at.is_contiguous() {
+            true => Ok(()),
+            false => Err(Error::Strides {
+                argument: "radii",
+                found: at.stride().to_vec(),
+                expected: "those of a tensor without gaps".into(),
+            }),
+        }
     }
 
     fn check_dtypes(&self, allowed: &[DType], expected: &str) -> std::result::Result<(), Error> {
@@ -182,23 +257,47 @@ impl Call<'_> {
         Ok(())
     }
 
-    /// Locks both pools, the keys' first.
+    /// Locks both pools, the keys' first, and the radii.
     fn with_pools(
         &self,
-        mut write: impl FnMut(&mut Pool<'_>, &mut Pool<'_>) -> Result<()>,
+        mut write: impl FnMut(&mut Pool<'_>, &mut Pool<'_>, Option<&mut Pool<'_>>) -> Result<()>,
     ) -> Result<()> {
         lend(self.k_pages, |k_pool| {
-            lend(self.v_pages, |v_pool| write(k_pool, v_pool))
+            lend(self.v_pages, |v_pool| match self.radii {
+                None => write(k_pool, v_pool, None),
+                Some(of_pages) => lend(of_pages.radii, |radii| write(k_pool, v_pool, Some(radii))),
+            })
         })
     }
 
-    fn cpu(&self, k_pool: &mut Pool<'_>, v_pool: &mut Pool<'_>, slots: &[i64]) -> Result<()> {
+    fn cpu(
+        &self,
+        k_pool: &mut Pool<'_>,
+        v_pool: &mut Pool<'_>,
+        radii: Option<&mut Pool<'_>>,
+        slots: &[i64],
+    ) -> Result<()> {
         use CpuStorage::{BF16, F16, F32};
+        let other =
+            || candle_core::Error::Msg("a call on CPU tensors was given other pools".into());
+        let radii = match (self.radii, radii) {
+            (None, _) => None,
+            (Some(of_pages), Some(Pool::Cpu(F32(radii)))) => {
+                let start = of_pages.radii.layout().start_offset();
+                let radii = radii.get_mut(start..).unwrap_or_default();
+                let count = of_pages.radii.elem_count();
+                Some((
+                    to_host(of_pages.centres)?,
+                    radii.get_mut(..count).unwrap_or_default(),
+                ))
+            }
+            _ => return Err(other()),
+        };
         match (k_pool, v_pool) {
-            (Pool::Cpu(F32(k)), Pool::Cpu(F32(v))) => self.write::<f32>(k, v, slots),
-            (Pool::Cpu(F16(k)), Pool::Cpu(F16(v))) => self.write::<f16>(k, v, slots),
-            (Pool::Cpu(BF16(k)), Pool::Cpu(BF16(v))) => self.write::<bf16>(k, v, slots),
-            _ => candle_core::bail!("a call on CPU tensors was given other pools"),
+            (Pool::Cpu(F32(k)), Pool::Cpu(F32(v))) => self.write::<f32>(k, v, radii, slots),
+            (Pool::Cpu(F16(k)), Pool::Cpu(F16(v))) => self.write::<f16>(k, v, radii, slots),
+            (Pool::Cpu(BF16(k)), Pool::Cpu(BF16(v))) => self.write::<bf16>(k, v, radii, slots),
+            _ => Err(other()),
         }
     }
 
@@ -206,6 +305,7 @@ impl Call<'_> {
         &self,
         k_pool: &mut [T],
         v_pool: &mut [T],
+        radii: Option<(Vec<f32>, &mut [f32])>,
         slots: &[i64],
     ) -> Result<()> {
         let (k, k_layout) = self.k.storage_and_layout();
@@ -219,7 +319,12 @@ impl Call<'_> {
         );
         let k_pool = pool("k_pages", k_pool, self.k_pages)?;
         let v_pool = pool("v_pages", v_pool, self.v_pages)?;
-        let written = cpu::append(k, v, k_pool, v_pool, slots);
+        let written = match radii {
+            None => cpu::append(k, v, k_pool, v_pool, slots),
+            Some((centres, radii)) => {
+                cpu::append_with_radii(k, v, k_pool, v_pool, slots, &centres, radii)
+            }
+        };
         Ok(written
             .map_err(|error| rename(error, &[("k_pool", "k_pages"), ("v_pool", "v_pages")]))?)
     }

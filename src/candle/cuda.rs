@@ -39,18 +39,21 @@ impl Call<'_> {
         let attention = self.attention(|slopes| Ok(vec![0.0; slopes.elem_count()]))?;
         let dtypes = [DType::F16, DType::BF16];
         self.check_dtypes(&dtypes, "dtype F16 or BF16 on a CUDA device")?;
-        self.lengths.check(self.q)?;
+        self.lengths.check(self.q, self.k)?;
         let mut lengths = [const { None }; 5];
         for (held, (_, tensor)) in lengths.iter_mut().zip(self.lengths.tensors()) {
-            if let Some(tensor) = tensor {
-                *held = Some(tensor.contiguous()?);
-            }
+            *held = tensor.map(Tensor::contiguous).transpose()?;
+        }
+        let mut radii = [const { None }; 2];
+        for (held, (_, tensor)) in radii.iter_mut().zip(self.lengths.floats()) {
+            *held = tensor.map(Tensor::contiguous).transpose()?;
         }
         let lse = Arc::new(Mutex::new(None));
         let op = CudaOp {
             attention: attention.into_owned(),
             slopes: self.slopes().map(Tensor::contiguous).transpose()?,
             lengths,
+            radii,
             max_seqlens: self.lengths.max_seqlens(),
             lse: Arc::clone(&lse),
         };
@@ -67,6 +70,8 @@ struct CudaOp {
     slopes: Option<Tensor>,
     /// `seqlens_q`, `seqlens_k`, `block_table`, `seqused_k`, `leftpad_k`.
     lengths: [Option<Tensor>; 5],
+    /// `centres` and `radii`.
+    radii: [Option<Tensor>; 2],
     /// `max_seqlen_q` and `max_seqlen_k`.
     max_seqlens: [usize; 2],
     lse: Arc<Mutex<Option<Tensor>>>,
@@ -151,6 +156,17 @@ impl CudaOp {
         if let Some(leftpad_k) = leftpad_k {
             inputs = inputs.leftpad_k(leftpad_k);
         }
+        let held =
+            (self.radii.each_ref()).map(|tensor| Some(tensor.as_ref()?.storage_and_layout()));
+        let mut radii = [const { None }; 2];
+        for (radii, held) in radii.iter_mut().zip(&held) {
+            if let Some((storage, layout)) = held {
+                *radii = Some(contiguous::<f32>(storage, layout)?);
+            }
+        }
+        if let [Some(centres), Some(radii)] = &radii {
+            inputs = inputs.radii(centres, radii);
+        }
 
         let (held, uploaded);
         let slopes = match &self.slopes {
@@ -214,21 +230,29 @@ impl append::Call<'_> {
         &self,
         k_pool: &mut Pool<'_>,
         v_pool: &mut Pool<'_>,
+        radii: Option<&mut Pool<'_>>,
         slots: &Tensor,
     ) -> Result<()> {
+        let other =
+            || candle_core::Error::Msg("a call on CUDA tensors was given other pools".into());
         let (Pool::Cuda(k_pool), Pool::Cuda(v_pool)) = (k_pool, v_pool) else {
-            candle_core::bail!("a call on CUDA tensors was given other pools")
+            return Err(other());
+        };
+        let radii = match radii {
+            None => None,
+            Some(Pool::Cuda(radii)) => Some(&mut **radii),
+            Some(Pool::Cpu(_)) => return Err(other()),
         };
         match k_pool.slice {
-            CudaStorageSlice::F16(_) => self.launch::<f16>(k_pool, v_pool, slots),
-            _ => self.launch::<bf16>(k_pool, v_pool, slots),
+            CudaStorageSlice::F16(_) => self.launch::<f16>([k_pool, v_pool], radii, slots),
+            _ => self.launch::<bf16>([k_pool, v_pool], radii, slots),
         }
     }
 
     fn launch<T: Element + CudaDType>(
         &self,
-        k_pool: &mut CudaStorage,
-        v_pool: &mut CudaStorage,
+        [k_pool, v_pool]: [&mut CudaStorage; 2],
+        radii: Option<&mut CudaStorage>,
         slots: &Tensor,
     ) -> Result<()> {
         let stream = k_pool.device.cuda_stream();
@@ -242,13 +266,20 @@ impl append::Call<'_> {
         let slots = contiguous::<i64>(&slots, slots_layout)?;
         let mut k_pages = pool::<T>(k_pool, self.k_pages)?;
         let mut v_pages = pool::<T>(v_pool, self.v_pages)?;
-        let appended = kernels.append(
-            &stream,
-            view("k", &k, k_layout)?,
-            view("v", &v, v_layout)?,
-            view_mut("k_pages", &mut k_pages, self.k_pages)?,
-            view_mut("v_pages", &mut v_pages, self.v_pages)?,
-            &slots,
+        let (k, v) = (view("k", &k, k_layout)?, view("v", &v, v_layout)?);
+        let k_pages = view_mut("k_pages", &mut k_pages, self.k_pages)?;
+        let v_pages = view_mut("v_pages", &mut v_pages, self.v_pages)?;
+        let (Some(of_pages), Some(radii)) = (self.radii, radii) else {
+            let appended = kernels.append(&stream, k, v, k_pages, v_pages, &slots);
+            return appended.map_err(error);
+        };
+        let centres = of_pages.centres.contiguous()?;
+        let (centres, centres_layout) = centres.storage_and_layout();
+        let centres = contiguous::<f32>(&centres, centres_layout)?;
+        let mut radii = pool::<f32>(radii, of_pages.radii)?;
+        let mut radii = radii.slice_mut(..of_pages.radii.elem_count());
+        let appended = kernels.append_with_radii(
+            &stream, k, v, k_pages, v_pages, &slots, &centres, &mut radii,
         );
         appended.map_err(error)
     }

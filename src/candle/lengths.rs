@@ -32,12 +32,20 @@ pub struct Lengths<'a> {
     block_table: Option<&'a Tensor>,
     seqused_k: Option<&'a Tensor>,
     leftpad_k: Option<&'a Tensor>,
+    radii: Option<PageRadii<'a>>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Packed<'a> {
     seqlens: &'a Tensor,
     max_seqlen: usize,
+}
+
+/// How far the keys of a paged cache are from a centre.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PageRadii<'a> {
+    pub(super) centres: &'a Tensor,
+    pub(super) radii: &'a Tensor,
 }
 
 impl<'a> Lengths<'a> {
@@ -104,6 +112,17 @@ impl<'a> Lengths<'a> {
         self
     }
 
+    /// How far the keys of a paged cache are from a centre, as [`append_with_radii`](super::append_with_radii) keeps it: by it,
+    /// pages that the [`Horizon`](crate::Horizon) leaves out are not even read. On a CUDA device, calls that run the kernels
+    /// for decoding do so.
+    ///
+    /// `centres` is f32 `[heads_k, head_dim]`, `radii` f32 `[pages, heads_k]`: at least the distance of each key of a page
+    /// from the head's centre. Radii of pages that no query needs may be anything; those of NaN keep their pages.
+    pub fn radii(mut self, centres: &'a Tensor, radii: &'a Tensor) -> Self {
+        self.radii = Some(PageRadii { centres, radii });
+        self
+    }
+
     /// Where the rows of q begin, if it is packed.
     pub(super) fn seqlens_q(&self) -> Option<&'a Tensor> {
         self.packed_q.map(|packed| packed.seqlens)
@@ -113,6 +132,14 @@ impl<'a> Lengths<'a> {
     #[cfg(feature = "candle-cuda")]
     pub(super) fn max_seqlens(&self) -> [usize; 2] {
         [self.packed_q, self.packed_k].map(|packed| packed.map_or(0, |packed| packed.max_seqlen))
+    }
+
+    /// `centres` and `radii`.
+    pub(super) fn floats(&self) -> [(&'static str, Option<&'a Tensor>); 2] {
+        [
+            ("centres", self.radii.map(|radii| radii.centres)),
+            ("radii", self.radii.map(|radii| radii.radii)),
+        ]
     }
 
     pub(super) fn tensors(&self) -> [(&'static str, Option<&'a Tensor>); 5] {
@@ -126,7 +153,7 @@ impl<'a> Lengths<'a> {
     }
 
     /// Checks what can be checked without reading them.
-    pub(super) fn check(&self, q: &Tensor) -> std::result::Result<(), Error> {
+    pub(super) fn check(&self, q: &Tensor, k: &Tensor) -> std::result::Result<(), Error> {
         for (argument, tensor) in self.tensors() {
             let Some(tensor) = tensor else { continue };
             if tensor.dtype() != DType::U32 {
@@ -156,12 +183,15 @@ impl<'a> Lengths<'a> {
                 });
             }
         }
-        Ok(())
+        match (self.radii, self.block_table) {
+            (Some(radii), Some(_)) => radii.check(k),
+            _ => Ok(()),
+        }
     }
 
     /// Their values, read from the CPU.
-    pub(super) fn to_host(self, q: &Tensor) -> Result<HostLengths> {
-        self.check(q)?;
+    pub(super) fn to_host(self, q: &Tensor, k: &Tensor) -> Result<HostLengths> {
+        self.check(q, k)?;
         let mut values = [const { None }; 5];
         for (values, (argument, tensor)) in values.iter_mut().zip(self.tensors()) {
             *values = match (argument, tensor) {
@@ -180,7 +210,32 @@ impl<'a> Lengths<'a> {
             block_table,
             seqused_k,
             leftpad_k,
+            radii: match self.radii {
+                Some(radii) => Some([to_host(radii.centres)?, to_host(radii.radii)?]),
+                None => None,
+            },
         })
+    }
+}
+
+impl PageRadii<'_> {
+    /// Checks that they are those of pages `[pages, page_size, heads_k, head_dim]`.
+    pub(super) fn check(&self, pages: &Tensor) -> std::result::Result<(), Error> {
+        let [count, _, heads_k, head_dim] = *pages.dims() else {
+            return Ok(()); // Pages of another rank are refused.
+        };
+        for (argument, tensor, expected) in [
+            ("centres", self.centres, [heads_k, head_dim]),
+            ("radii", self.radii, [count, heads_k]),
+        ] {
+            if tensor.dtype() != DType::F32 {
+                return Err(bad_dtype(argument, tensor.dtype(), "dtype F32"));
+            }
+            if tensor.dims() != expected {
+                return Err(bad_shape(argument, tensor, format!("{expected:?}")));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -193,6 +248,7 @@ pub(super) struct HostLengths {
     block_table: Option<Vec<i32>>,
     seqused_k: Option<Vec<i32>>,
     leftpad_k: Option<Vec<i32>>,
+    radii: Option<[Vec<f32>; 2]>,
 }
 
 impl HostLengths {
@@ -208,6 +264,9 @@ impl HostLengths {
         lengths.block_table = self.block_table.as_deref();
         lengths.seqused_k = self.seqused_k.as_deref();
         lengths.leftpad_k = self.leftpad_k.as_deref();
+        if let Some([centres, radii]) = &self.radii {
+            inputs = inputs.radii(centres, radii);
+        }
         // Before the maxima: cumulative lengths that make no sense are the better thing to report.
         Problem::new(attention, &inputs, None).map_err(|error| rename(error, &NAMES))?;
         for (argument, max, name, seqlens) in [
