@@ -287,7 +287,9 @@ struct Prefill {
                 for (int n = 0; n < D / 8; ++n) {
                     const float *two = &out[m][n][2 * h];
                     zero = fmaf(two[0], 0, fmaf(two[1], 0, zero));
-                    st_shared(out_tile.at(r, n) + lane % 4 * 4, seen ? pack(two[0] * factor, two[1] * factor, T()) : 0);
+                    // 0 is +0, whether or not zeros of keys that weigh nothing were added to it.
+                    const float x = fmaf(two[0], factor, 0), y = fmaf(two[1], factor, 0);
+                    st_shared(out_tile.at(r, n) + lane % 4 * 4, seen ? pack(x, y, T()) : 0);
                 }
                 if (seen && zero != 0) not_finite |= 1u << r;
                 if (p.lse && lane % 4 == 0 && warp_row + r <= block.last_row) {

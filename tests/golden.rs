@@ -22,14 +22,18 @@ fn cases() -> Vec<Golden> {
         .collect()
 }
 
+fn on_cpu<T: Stored>(case: &Case<T>) -> Computed {
+    let result = cpu::attend(&case.attention, &case.inputs().unwrap()).unwrap();
+    Computed {
+        out: result.out.iter().map(|x| x.to_f32().into()).collect(),
+        lse: result.lse.iter().map(|&x| x.into()).collect(),
+    }
+}
+
 #[test]
 fn the_fast_path_keeps_the_contract() {
     fn check<T: Stored>(case: &Case<T>) {
-        let result = cpu::attend(&case.attention, &case.inputs().unwrap()).unwrap();
-        let accuracy = case.judge(&Computed {
-            out: result.out.iter().map(|x| x.to_f32().into()).collect(),
-            lse: result.lse.iter().map(|&x| x.into()).collect(),
-        });
+        let accuracy = case.judge(&on_cpu(case));
         assert!(
             accuracy.passes(),
             "{}: {accuracy:?}, limit {:e}",
@@ -76,6 +80,78 @@ fn the_decode_kernels_keep_the_contract_under_the_emulator() {
     kernels_keep_the_contract(&|attention, call, device| {
         Plan::decode_with_splits(attention, call, device, 3)
     });
+}
+
+/// All goldens, with more keys before theirs: what the horizon leaves out changes no more than it certifies.
+fn the_horizon_is_within_its_certificate(seqlen_k: usize, planner: Option<&emulator::Planner>) {
+    fn check<T: Stored>(
+        case: &Case<T>,
+        seqlen_k: usize,
+        planner: Option<&emulator::Planner>,
+    ) -> [usize; 2] {
+        let of = |horizon| {
+            let attention = case.attention.clone().with_horizon(horizon).unwrap();
+            let case = case.with_context(attention, seqlen_k);
+            let computed = match planner {
+                Some(planner) => case.launch(Runner::Emulator(planner)).unwrap(),
+                None => on_cpu(&case),
+            };
+            (computed, case.largest_value())
+        };
+        let ((whole, largest), (found, _)) = (of(Horizon::Off), of(Horizon::default()));
+        let tolerance = f64::from(Horizon::default().tolerance());
+        // Of the type, and of f32.
+        let ulp = match T::NAME {
+            "f16" => 0.5f64.powi(10),
+            _ => 0.5f64.powi(7),
+        };
+        let mut differ = 0;
+        for (whole, found) in whole.out.iter().zip(&found.out) {
+            differ += usize::from(whole != found);
+            let rounding = if whole == found {
+                0.0
+            } else {
+                ulp * whole.abs() + 2e-6
+            };
+            let difference = (whole - found).abs();
+            assert!(
+                difference <= 2.0 * tolerance * largest + rounding,
+                "{}: {found}, {whole}",
+                case.name
+            );
+        }
+        for (whole, found) in whole.lse.iter().zip(&found.lse) {
+            let rounding = 5e-7 * whole.abs().max(1.0);
+            let close = whole == found || (whole - found).abs() <= tolerance + rounding;
+            assert!(close, "{}: lse {found}, {whole}", case.name);
+        }
+        let (bitwise, _) = of(Horizon::Bitwise);
+        assert!(
+            bitwise.out == whole.out && bitwise.lse == whole.lse,
+            "{}",
+            case.name
+        );
+        println!("{}: {differ} of {}", case.name, whole.out.len());
+        [differ, whole.out.len()]
+    }
+    for golden in cases() {
+        let [differ, all] = match golden {
+            Golden::F16(case) => check(&case, seqlen_k, planner),
+            Golden::Bf16(case) => check(&case, seqlen_k, planner),
+            Golden::F32(case) => panic!("{} is f32", case.name),
+        };
+        assert!(differ <= all / 1000, "{differ} of {all}");
+    }
+}
+
+#[test]
+fn the_horizon_is_within_its_certificate_on_the_cpu() {
+    the_horizon_is_within_its_certificate(4099, None);
+}
+
+#[test]
+fn the_horizon_is_within_its_certificate_in_the_prefill_kernel() {
+    the_horizon_is_within_its_certificate(2309, Some(&Plan::prefill));
 }
 
 /// Of so few keys nothing is left out.

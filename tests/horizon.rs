@@ -292,12 +292,12 @@ fn norms_that_grow_with_the_distance(path: Path) {
 }
 
 /// Beside the last key, on the last row of which all others weigh nothing, far ones have scores of `score`, by their
-/// tile's place and its distance.
+/// tile's place and its distance, and how much farther they are.
 fn beside_one_key(
     path: Path,
     keys: usize,
     (tolerance, slope): (f32, f32),
-    score: impl Fn(usize, f32) -> f32,
+    score: impl Fn(usize, f32, f32) -> f32,
 ) -> Probe<f16> {
     const NOTHING: f32 = -60.0;
     let mut probe = Probe::along_an_axis(path, keys, slope, tolerance);
@@ -309,7 +309,7 @@ fn beside_one_key(
         let (t, last) = ((keys - 1 - j) / tile, j / tile * tile + tile - 1);
         let value = match sampled(keys, j) || t == 0 {
             true => NOTHING,
-            false => score(t, (keys - 1 - last) as f32),
+            false => score(t, (keys - 1 - last) as f32, (last - j) as f32),
         };
         probe.set_key(j, along(value));
     }
@@ -318,8 +318,12 @@ fn beside_one_key(
 
 fn the_budget_is_spent_and_no_more(path: Path) {
     let (tolerance, slope) = (1e-2, 0.5);
-    let score = whole_budget(tolerance, slope, path.tile(), 1.0, 8);
-    let compared = beside_one_key(path, 2048, (tolerance, slope), score).certified();
+    let budget = |tolerance| {
+        let budget = whole_budget(tolerance, slope, path.tile(), 1.0, 8);
+        move |t, distance, _| budget(t, distance)
+    };
+    let mut probe = beside_one_key(path, 2048, (tolerance, slope), budget(tolerance));
+    let compared = probe.certified();
     println!("{compared:?}");
     let least = match path {
         // Scores that have been computed do not say how many keys have them.
@@ -335,8 +339,7 @@ fn the_budget_is_spent_and_no_more(path: Path) {
         );
     }
     // Scores that may be left out with twice the tolerance.
-    let score = whole_budget(2.0 * tolerance, slope, path.tile(), 1.0, 8);
-    beside_one_key(path, 2048, (tolerance, slope), score).certified();
+    beside_one_key(path, 2048, (tolerance, slope), budget(2.0 * tolerance)).certified();
 }
 
 /// Norms that fall and then rise again, farther than what is decided at once: two tails, of half of the tolerance each,
@@ -348,7 +351,7 @@ fn norms_that_rise_again(path: Path) {
         let rise = rise / path.tile();
         let near = whole_budget(tolerance, slope, path.tile(), 1.0, 8);
         let far = whole_budget(tolerance, slope, path.tile(), 1.0, rise);
-        let score = |t, distance| match t < rise {
+        let score = |t, distance, _| match t < rise {
             true => near(t, distance),
             false => far(t, distance),
         };
@@ -588,6 +591,25 @@ fn bitwise_changes_no_bit(path: Path) {
     probe.certified();
     let out = probe.attend(Horizon::Off).out;
     assert!(out.iter().any(|&x| x != bf16::ZERO));
+
+    // All that is near underflows to -0, which a weight of 0 would make +0.
+    let case = Case {
+        slopes: SlopeKind::All(0.3),
+        horizon: Horizon::Bitwise,
+        ..Case::dense(1, tokens(path, 140), 2560, (path.group(), 1), 64)
+    };
+    let mut probe = Probe::<bf16>::new(path, case, 16);
+    let smallest = -f32::from_bits(1 << 16);
+    for j in 0..2560 {
+        probe.set_key(j, |_| 0.0);
+        let value = match 2559 - j {
+            0..128 => -0.0,
+            128..384 => smallest,
+            _ => 1.0,
+        };
+        probe.set_value(j, |_| value);
+    }
+    probe.certified();
 }
 
 /// Searches for scores of which more is left out than the tolerance allows: tiles as heavy as they may be, some heavier, in
@@ -612,7 +634,16 @@ fn no_search_exceeds_the_bound(path: Path) {
             })
             .collect();
         let budget = whole_budget(tolerance, slope, path.tile(), 1.0, tiles);
-        let score = |t: usize, distance| budget(t, distance) + margins[t];
+        // How much of the bias within a tile the scores make up for: nothing, in half of the rounds.
+        let rises: Vec<f32> = (0..tiles)
+            .map(|t| match round % 2 {
+                0 => 0.0,
+                _ => chance(round, 2000 + t).max(0.0),
+            })
+            .collect();
+        let score = |t: usize, distance, farther: f32| {
+            budget(t, distance) + margins[t] + rises[t] * slope * farther
+        };
         let compared = beside_one_key(path, KEYS, (tolerance, slope), score).certified();
         if compared.spent > best.0 {
             best = (compared.spent, margins, slope);

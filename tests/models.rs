@@ -411,6 +411,7 @@ fn what_the_horizon_example_measures_is_within_its_certificate() {
         };
         let (computed, all) = (sum("computed"), sum("all"));
         assert_eq!(found["computed"], computed);
+        assert_eq!(found["f16"]["differ_bitwise"], 0);
         assert_eq!(found["all"], all);
         // Each query and the 1 to 18 tiles that it sees.
         let heads = found["heads"].as_array().unwrap().len() as u64;

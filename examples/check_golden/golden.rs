@@ -54,7 +54,7 @@ pub struct Computed {
 }
 
 /// A tensor without gaps.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Tensor<T> {
     data: Vec<T>,
     shape: [usize; 4],
@@ -281,6 +281,45 @@ impl<T: Stored> Case<T> {
             out,
             lse,
         })
+    }
+
+    /// The same queries after so many keys: those of each sequence, and before them the same again and again. There are no
+    /// exact results of this: `out` and `lse` are zero.
+    #[allow(dead_code)] // Tests use it.
+    pub fn with_context(&self, attention: Attention, seqlen_k: usize) -> Self {
+        let [batch, _, heads, head_dim] = self.k.shape;
+        let repeated = |of: fn(Sequence<T>) -> Vec<T>| {
+            let mut data = Vec::new();
+            for b in 0..batch {
+                let rows = of(self.sequence(b));
+                let rows: Vec<&[T]> = rows.chunks(heads * head_dim).collect();
+                let skipped = rows.len() - seqlen_k % rows.len();
+                let repeated = rows.iter().cycle().skip(skipped).take(seqlen_k);
+                data.extend(repeated.copied().flatten());
+            }
+            Tensor {
+                data,
+                shape: [batch, seqlen_k, heads, head_dim],
+            }
+        };
+        Self {
+            name: self.name.clone(),
+            attention,
+            q: self.q.clone(),
+            k: repeated(|sequence| sequence.k),
+            v: repeated(|sequence| sequence.v),
+            seqused_k: None,
+            leftpad_k: None,
+            out: vec![0.0; self.out.len()],
+            lse: vec![0.0; self.lse.len()],
+        }
+    }
+
+    /// The largest finite value.
+    #[allow(dead_code)] // Tests use it.
+    pub fn largest_value(&self) -> f64 {
+        let values = self.v.data.iter().map(|x| f64::from(x.to_f32().abs()));
+        values.filter(|x| x.is_finite()).fold(0.0, f64::max)
     }
 
     /// The inputs as the crate takes them.

@@ -19,8 +19,9 @@ pub struct Measured {
     horizon: Duration,
     out: Error,
     lse: Error,
-    /// Outputs in f16 that differ, and all.
+    /// Outputs in f16 that differ, and all; and those that differ with a bitwise horizon, lse included.
     differ: (usize, usize),
+    differ_bitwise: usize,
 }
 
 /// A largest error, and what is certified: more can only be the rounding of f32.
@@ -43,8 +44,13 @@ pub fn measure(problem: &Problem, tolerance: f32) -> Result<Measured> {
     let [q, k, v] = [q, k, v].map(|x| x.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>());
     let in_f16 = |attention: &Attention| attend(problem, attention, [&q, &k, &v]);
     let (whole_f16, found_f16) = (in_f16(&dense)?, in_f16(&horizon)?);
-    let pairs = whole_f16.out.iter().zip(&found_f16.out);
-    let differ = pairs.filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+    let bitwise = in_f16(&attention(Horizon::Bitwise)?)?;
+    let differ = |found: &Output<f16>| {
+        let pairs = whole_f16.out.iter().zip(&found.out);
+        pairs.filter(|(a, b)| a.to_bits() != b.to_bits()).count()
+    };
+    let pairs = whole_f16.lse.iter().zip(&bitwise.lse);
+    let differ_lse = pairs.filter(|(a, b)| a.to_bits() != b.to_bits()).count();
 
     let largest = |x: &[f32]| x.iter().fold(0f32, |largest, x| largest.max(x.abs()));
     let difference = |a: &[f32], b: &[f32]| {
@@ -72,7 +78,8 @@ pub fn measure(problem: &Problem, tolerance: f32) -> Result<Measured> {
             found: difference(&whole.lse, &found.lse),
             certified: tolerance,
         },
-        differ: (differ, whole_f16.out.len()),
+        differ: (differ(&found_f16), whole_f16.out.len()),
+        differ_bitwise: differ(&bitwise) + differ_lse,
     })
 }
 
@@ -129,7 +136,7 @@ impl Measured {
             "seconds": {"dense": self.dense.as_secs_f64(), "horizon": self.horizon.as_secs_f64()},
             "out": {"error": self.out.found, "certified": self.out.certified},
             "lse": {"error": self.lse.found, "certified": self.lse.certified},
-            "f16": {"differ": self.differ.0, "all": self.differ.1},
+            "f16": {"differ": self.differ.0, "all": self.differ.1, "differ_bitwise": self.differ_bitwise},
         })
     }
 }
@@ -140,13 +147,14 @@ impl fmt::Display for Measured {
         let (dense, horizon) = (self.dense.as_secs_f64(), self.horizon.as_secs_f64());
         write!(
             f,
-            "{:7.1}%  {dense:8.3}  {horizon:10.3}  {:5.2}x  {:21}    {:21}    {} of {}",
+            "{:7.1}%  {dense:8.3}  {horizon:10.3}  {:5.2}x  {:21}    {:21}    {} of {}, bitwise {}",
             100.0 * computed as f64 / all as f64,
             dense / horizon,
             format!("{:.1e} ({:.1e})", self.out.found, self.out.certified),
             format!("{:.1e} ({:.1e})", self.lse.found, self.lse.certified),
             self.differ.0,
             self.differ.1,
+            self.differ_bitwise,
         )
     }
 }

@@ -103,7 +103,8 @@ impl State {
         }
         let factor = 1.0 / sum;
         for x in &mut *out {
-            *x *= factor;
+            // 0 is +0, whether or not zeros of keys that weigh nothing were added to it.
+            *x = *x * factor + 0.0;
         }
         (out, (self.max[r] + sum.log2()) * LN_2)
     }
