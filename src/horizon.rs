@@ -300,6 +300,38 @@ impl RowBound {
 mod tests {
     use super::*;
 
+    #[test]
+    fn tiles_at_the_thresholds_are_left_out_and_no_others() {
+        let (tolerance, slope) = (0.5f64.powi(24), 0.25f32);
+        let geometric = 1.0 / (1.0 - (-0.25f64).exp());
+        for sides in [1, 2] {
+            let budget = Budget::new(Horizon::default(), slope, sides, 128, 126.0).unwrap();
+            let of = |weights: f64| (2.0 * f64::from(sides) * weights / tolerance).log2();
+            let close = |a: f64, b: f64| (a - b).abs() < 1e-12;
+            assert!(close(budget.tail, of(geometric)) && close(budget.tile, of(geometric)));
+            assert!(close(budget.computed, of(128.0)));
+            let at = -budget.tail;
+            assert!(budget.stops(at, 0.0) && !budget.stops(at.next_up(), 0.0));
+            let at = -(budget.tile + share(3));
+            let skips = |above| budget.skips(above, 0.0, share(3));
+            assert!(skips(at) && !skips(at.next_up()));
+            let at = -(budget.computed + share(3)) as f32;
+            let skips = |top: f32| budget.skips_computed(top, 0.0, share(3));
+            assert!(skips(at.next_down()) && !skips(at.next_up()));
+            // Whatever is not a number keeps the tile.
+            for (above, max) in [(f64::NAN, 0.0), (-1e9, f32::NAN)] {
+                assert!(!budget.stops(above, max) && !budget.skips(above, max, 0.0));
+                assert!(!budget.skips_computed(above as f32, max, 0.0));
+            }
+        }
+        // Gentle slopes: a tile has no more than its keys.
+        let gentle = Budget::new(Horizon::default(), 1e-4, 1, 128, 126.0).unwrap();
+        assert_eq!(gentle.tile, gentle.computed);
+        assert!(gentle.tail > gentle.tile + 6.0);
+        let shares: f64 = (1..100_000).map(|t| (-share(t)).exp2()).sum();
+        assert!(shares <= 1.0 && shares > 0.9999);
+    }
+
     /// Of keys that are the centre, only the slack is above the scores: those that f32 makes, in any order.
     #[test]
     fn slack_covers_the_rounding_of_scores() {

@@ -254,7 +254,7 @@ fn a_far_key_of_great_norm(path: Path) {
 
 /// However long a key is, its score stays below the cap: it is left out when even that is little.
 fn softcaps_bound_scores(path: Path) {
-    for (cap, weighs) in [(60.0, true), (5.0, false)] {
+    for (cap, weighs) in [(45.0, true), (5.0, false)] {
         let mut probe = Probe::<f16>::along_an_axis(path, 4096, 0.05, 1e-3);
         probe.case.softcap = Some(cap);
         let far = 3395;
@@ -318,12 +318,12 @@ fn beside_one_key(
 
 fn the_budget_is_spent_and_no_more(path: Path) {
     let (tolerance, slope) = (1e-2, 0.5);
-    let budget = |tolerance| {
-        let budget = whole_budget(tolerance, slope, path.tile(), 1.0, 8);
-        move |t, distance, _| budget(t, distance)
+    let compare = |slope, times: f32| {
+        let budget = whole_budget(times * tolerance, slope, path.tile(), 1.0, 8);
+        let score = |t, distance, _| budget(t, distance);
+        beside_one_key(path, 2048, (tolerance, slope), score).certified()
     };
-    let mut probe = beside_one_key(path, 2048, (tolerance, slope), budget(tolerance));
-    let compared = probe.certified();
+    let compared = compare(slope, 1.0);
     println!("{compared:?}");
     let least = match path {
         // Scores that have been computed do not say how many keys have them.
@@ -338,8 +338,9 @@ fn the_budget_is_spent_and_no_more(path: Path) {
             "{compared:?}"
         );
     }
-    // Scores that may be left out with twice the tolerance.
-    beside_one_key(path, 2048, (tolerance, slope), budget(2.0 * tolerance)).certified();
+    // Scores that may be left out with twice the tolerance; with ten times, where a tail sums up to twenty of its first key.
+    compare(slope, 2.0);
+    compare(0.05, 10.0);
 }
 
 /// Norms that fall and then rise again, farther than what is decided at once: two tails, of half of the tolerance each,
@@ -591,6 +592,17 @@ fn bitwise_changes_no_bit(path: Path) {
     probe.certified();
     let out = probe.attend(Horizon::Off).out;
     assert!(out.iter().any(|&x| x != bf16::ZERO));
+
+    // Weights of 2^-126 to the nearest key, and not to those of their own part of the keys.
+    let mut probe = Probe::<bf16>::along_an_axis(path, 2560, 0.137, 1e-3);
+    probe.case.horizon = Horizon::Bitwise;
+    for j in 2560 - 640..2560 {
+        probe.set_value(j, |_| 0.0);
+    }
+    probe.certified();
+    let out = probe.attend(Horizon::Off).out;
+    let in_parts = matches!(path, Path::CpuFew | Path::Cpu | Path::CpuRadii);
+    assert!(!in_parts || out.iter().any(|&x| x != bf16::ZERO));
 
     // All that is near underflows to -0, which a weight of 0 would make +0.
     let case = Case {
