@@ -99,10 +99,11 @@ pub fn append_with_radii<T: Element>(
         radii[slot / pool.rows * heads_k..][..heads_k].fill(0.0);
     }
     for (token, slot) in slots() {
-        for (head, centre) in centres.chunks_exact(head_dim).enumerate() {
+        for head in 0..heads_k {
             let at = token * k.layout.row_stride + head * k.layout.head_stride;
+            let (key, centre) = (&k.data[at..], &centres[head * head_dim..]);
             let radius = &mut radii[slot / pool.rows * heads_k + head];
-            *radius = larger(*radius, distance(&k.data[at..][..head_dim], centre));
+            *radius = larger(*radius, distance(&key[..head_dim], &centre[..head_dim]));
         }
     }
     Ok(())

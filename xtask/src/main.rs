@@ -64,15 +64,20 @@ fn test() -> Result<(), String> {
     cargo(&["test", "--workspace"])?;
     if cfg!(target_os = "linux") {
         let tests = ["cuda", "cuda_calls", "cuda_decode"].map(|test| ["--test", test]);
-        on_emulated_device(&[&["test"], tests.concat().as_slice()].concat())?;
+        // Of the workspace, which has been built: of one package, much would be built again with other features.
+        on_emulated_device(&[&["test", "--workspace"], tests.concat().as_slice()].concat())?;
     }
     candle_cuda()?;
-    cargo(&[
-        "doc",
-        "--workspace",
-        "--no-deps",
-        "--features=flash-alibi/candle,flash-alibi/cuda",
-    ])
+    // As docs.rs makes it: without kernels.
+    cargo_with(
+        &[
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--features=flash-alibi/candle,flash-alibi/cuda",
+        ],
+        &[("DOCS_RS", "1".as_ref())],
+    )
 }
 
 /// Checks the types of the feature `candle-cuda`. candle's own kernels take nvcc many minutes and are not looked at.
@@ -102,7 +107,7 @@ fn candle_cuda() -> Result<(), String> {
 
 /// Runs cargo with the arguments where the emulator's CUDA driver is found before any other.
 fn on_emulated_device(arguments: &[&str]) -> Result<(), String> {
-    cargo(&["build", "--package", "ptx-emulator-driver"])?;
+    cargo(&["build", "--workspace"])?;
     let folder = toolkit::target().join("driver");
     let failed = |error| format!("{}: {error}", folder.display());
     fs::create_dir_all(&folder).map_err(failed)?;
