@@ -21,7 +21,8 @@ pub fn make() -> Result<(), String> {
         fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     }
     for (kind, arguments) in [("tests", &["--tests"][..]), ("benches", &["--benches"])] {
-        for (name, program) in build(&root, arguments)? {
+        let of_crate = ["--profile=bundle", "--package=flash-alibi"];
+        for (name, program) in programs(&[&of_crate, arguments].concat())? {
             // Those that use a device; the others need none.
             if name.starts_with("cuda") {
                 copy(Path::new(&program), &bundle.join(kind).join(name))?;
@@ -46,21 +47,18 @@ pub fn make() -> Result<(), String> {
     Ok(())
 }
 
-/// Builds programs of the crate without what only a debugger reads, and returns their names and files.
-fn build(root: &Path, kind: &[&str]) -> Result<Vec<(String, String)>, String> {
+/// The names and files of the programs that `cargo test` builds with these arguments.
+pub fn programs(arguments: &[&str]) -> Result<Vec<(String, String)>, String> {
     let toolkit = Toolkit::get()?;
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut child = Command::new(cargo)
         .args([
             "test",
-            "--profile=bundle",
             "--no-run",
             "--message-format=json-render-diagnostics",
-            "--package",
-            "flash-alibi",
         ])
-        .args(kind)
-        .current_dir(root)
+        .args(arguments)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .env("NVCC", env::var_os("NVCC").unwrap_or(toolkit.nvcc.into()))
         .env("LIBCLANG_PATH", &toolkit.libclang)
         .stdout(Stdio::piped())

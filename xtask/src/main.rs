@@ -4,7 +4,7 @@ mod bundle;
 mod toolkit;
 
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -63,9 +63,7 @@ fn test() -> Result<(), String> {
     ])?;
     cargo(&["test", "--workspace"])?;
     if cfg!(target_os = "linux") {
-        let tests = ["cuda", "cuda_calls", "cuda_decode"].map(|test| ["--test", test]);
-        // Of the workspace, which has been built: of one package, much would be built again with other features.
-        on_emulated_device(&[&["test", "--workspace"], tests.concat().as_slice()].concat())?;
+        on_emulated_device_too()?;
     }
     candle_cuda()?;
     // As docs.rs makes it: without kernels.
@@ -105,13 +103,31 @@ fn candle_cuda() -> Result<(), String> {
     )
 }
 
+/// The tests that use a device, once more with the emulator's: the programs as `cargo test --workspace` has built them, since
+/// cargo would build much anew for a part of the workspace.
+fn on_emulated_device_too() -> Result<(), String> {
+    let folders = emulated_driver("debug/deps/libptx_emulator_driver.so")?;
+    for (name, program) in bundle::programs(&["--workspace"])? {
+        if ["cuda", "cuda_calls", "cuda_decode"].contains(&name.as_str()) {
+            run(OsStr::new(&program), &[], &[("LD_LIBRARY_PATH", &folders)])?;
+        }
+    }
+    Ok(())
+}
+
 /// Runs cargo with the arguments where the emulator's CUDA driver is found before any other.
 fn on_emulated_device(arguments: &[&str]) -> Result<(), String> {
-    cargo(&["build", "--workspace"])?;
+    cargo(&["build", "--package", "ptx-emulator-driver"])?;
+    let folders = emulated_driver("debug/libptx_emulator_driver.so")?;
+    cargo_with(arguments, &[("LD_LIBRARY_PATH", &folders)])
+}
+
+/// Where programs look for libraries so that they find this one, in the target directory, as the CUDA driver.
+fn emulated_driver(library: &str) -> Result<OsString, String> {
     let folder = toolkit::target().join("driver");
     let failed = |error| format!("{}: {error}", folder.display());
     fs::create_dir_all(&folder).map_err(failed)?;
-    let library = folder.join("../debug/libptx_emulator_driver.so");
+    let library = toolkit::target().join(library);
     for name in ["libcuda.so", "libcuda.so.1"] {
         // A program may be using the one that is there: it keeps it.
         let _ = fs::remove_file(folder.join(name));
@@ -119,8 +135,7 @@ fn on_emulated_device(arguments: &[&str]) -> Result<(), String> {
     }
     let found = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
     let folders = [folder].into_iter().chain(env::split_paths(&found));
-    let folders = env::join_paths(folders).map_err(|error| error.to_string())?;
-    cargo_with(arguments, &[("LD_LIBRARY_PATH", &folders)])
+    env::join_paths(folders).map_err(|error| error.to_string())
 }
 
 /// Runs cargo with the arguments, the toolkit and a fixed seed of random cases.
@@ -129,10 +144,16 @@ fn cargo(arguments: &[&str]) -> Result<(), String> {
 }
 
 fn cargo_with(arguments: &[&str], variables: &[(&str, &OsStr)]) -> Result<(), String> {
-    let toolkit = Toolkit::get()?;
-    println!("==> cargo {}", arguments.join(" "));
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    run(&cargo, arguments, variables)
+}
+
+fn run(program: &OsStr, arguments: &[&str], variables: &[(&str, &OsStr)]) -> Result<(), String> {
+    let toolkit = Toolkit::get()?;
+    let name = Path::new(program).file_name().unwrap_or(program);
+    let name = format!("{} {}", name.display(), arguments.join(" "));
+    println!("==> {name}");
+    let mut command = Command::new(program);
     command
         .args(arguments)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
@@ -150,9 +171,9 @@ fn cargo_with(arguments: &[&str], variables: &[(&str, &OsStr)]) -> Result<(), St
     command.envs(variables.iter().copied());
     let status = command
         .status()
-        .map_err(|error| format!("cargo: {error}"))?;
+        .map_err(|error| format!("{name}: {error}"))?;
     match status.success() {
         true => Ok(()),
-        false => Err(format!("cargo {}: {status}", arguments.join(" "))),
+        false => Err(format!("{name}: {status}")),
     }
 }
