@@ -254,7 +254,7 @@ fn a_far_key_of_great_norm(path: Path) {
 
 /// However long a key is, its score stays below the cap: it is left out when even that is little.
 fn softcaps_bound_scores(path: Path) {
-    for (cap, weighs) in [(45.0, true), (5.0, false)] {
+    for (cap, weighs) in [(42.0, true), (5.0, false)] {
         let mut probe = Probe::<f16>::along_an_axis(path, 4096, 0.05, 1e-3);
         probe.case.softcap = Some(cap);
         let far = 3395;
@@ -263,7 +263,7 @@ fn softcaps_bound_scores(path: Path) {
         let compared = probe.certified();
         let found = probe.attend(probe.case.horizon).lse[0];
         let score = cap - 0.05 * 700.0;
-        assert_eq!((found - score).abs() < 0.01, weighs, "{cap}: {found}");
+        assert_eq!((found - score).abs() < 0.05, weighs, "{cap}: {found}");
         // Of its tile a path that knows no scores keeps what the cap allows, and nothing else.
         let most = if weighs { 0.2 } else { 0.14 };
         assert!(compared.part < most, "{cap}: {compared:?}");
