@@ -107,10 +107,12 @@ fn candle_cuda() -> Result<(), String> {
 /// cargo would build much anew for a part of the workspace.
 fn on_emulated_device_too() -> Result<(), String> {
     let folders = emulated_driver("debug/deps/libptx_emulator_driver.so")?;
-    for (name, program) in bundle::programs(&["--workspace"])? {
-        if ["cuda", "cuda_calls", "cuda_decode"].contains(&name.as_str()) {
-            run(OsStr::new(&program), &[], &[("LD_LIBRARY_PATH", &folders)])?;
-        }
+    let programs = bundle::programs(&["--workspace"])?;
+    for test in ["cuda", "cuda_calls", "cuda_decode"] {
+        let (_, program) = (programs.iter())
+            .find(|(name, _)| name == test)
+            .ok_or_else(|| format!("no test is named {test}"))?;
+        run(OsStr::new(program), &[], &[("LD_LIBRARY_PATH", &folders)])?;
     }
     Ok(())
 }
