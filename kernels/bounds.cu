@@ -1,5 +1,5 @@
 // What the horizon of the prefill kernel needs to know of keys: a centre of each head, and how far from it the keys of each
-// tile are. K is read once.
+// tile are. K is read once; not at all where it lies in a cache that keeps radii.
 
 #include "horizon.cuh"
 #include "row.cuh"
@@ -128,6 +128,25 @@ __device__ float running_max(float x, float *of_warp) {
 }
 
 }  // namespace
+
+// What `centres` and `radii` make, from what a cache keeps: a thread a tile.
+extern "C" __global__ void __launch_bounds__(THREADS) radii_of_pages(const __grid_constant__ AttentionParams p) {
+    const int heads_k = p.heads_q / p.group, blocks = (p.tiles + THREADS - 1) / THREADS;
+    const int index = blockIdx.x / blocks, batch = index / heads_k, head_k = index % heads_k;
+    const Sequence s = sequence(p, batch);
+    const Seen seen(p, s);
+    if (!seen.enough()) return;
+    const int tile = blockIdx.x % blocks * THREADS + threadIdx.x, width = prefill_keys(p.head_dim);
+    if (tile < p.tiles) {
+        const int first = max(tile * width, seen.begin), end = min((tile + 1) * width, seen.end);
+        ((float *)p.radii)[(int64_t)index * 3 * p.tiles + tile] = radius_of_pages(p, s, batch, head_k, first, end);
+    }
+    if (blockIdx.x % blocks != 0) return;
+    for (int column = threadIdx.x; column < p.head_dim; column += THREADS) {
+        const float centre = ((const float *)p.cache_centres)[(int64_t)head_k * p.head_dim + column];
+        ((float *)p.centres)[(int64_t)index * p.head_dim + column] = centre;
+    }
+}
 
 // The largest radii of a tile and all before it, and of a tile and all after it: a block a key head. The first of a sequence's
 // blocks also orders its heads: those that reach farthest first, since they take longest.

@@ -84,6 +84,18 @@ struct RowBound {
 // The larger of two that are not negative; NaN is the largest.
 __device__ inline float max_or_nan(float x, float y) { return __uint_as_float(max(__float_as_uint(x), __float_as_uint(y))); }
 
+// The largest radius of the pages of a cache that hold the keys from `first` up to `end`.
+__device__ inline float radius_of_pages(const AttentionParams &p, const Sequence &s, int batch, int head_k, int first, int end) {
+    float largest = 0;
+    for (int key = first; key < end;) {
+        const Place at = place(p, s, batch, key);
+        const int64_t page = at.entry;
+        largest = max_or_nan(largest, ((const float *)p.page_radii)[page * (p.heads_q / p.group) + head_k]);
+        key += p.page_size - at.row;
+    }
+    return largest;
+}
+
 // At least the norm whose square was summed up in f32.
 __device__ inline float norm_above(float sum_of_squares) {
     // The sign of a NaN does not matter, and squares below the smallest number count too.

@@ -64,15 +64,8 @@ struct Live {
 
     // The largest of the pages that hold keys of the tile.
     __device__ float radius(int tile) const {
-        const int end = min((tile + 1) * KEYS, span.end());
-        float largest = 0;
-        for (int key = max(tile * KEYS, span.begin()); key < end;) {
-            const Place at = place(p, s, batch, key);
-            const int64_t page = at.entry;
-            largest = max_or_nan(largest, ((const float *)p.radii)[page * (p.heads_q / p.group) + head_k]);
-            key += p.page_size - at.row;
-        }
-        return largest;
+        const int first = max(tile * KEYS, span.begin()), end = min((tile + 1) * KEYS, span.end());
+        return radius_of_pages(p, s, batch, head_k, first, end);
     }
 
     // Of all tiles.
@@ -95,7 +88,7 @@ struct Live {
         const int lane = threadIdx.x % WARP, i = r / p.group, head = head_k * p.group + r % p.group;
         float *q = q_of_warp[threadIdx.x / WARP];
         const T *q_row = row<const T>(p.q, p.q_strides, batch, s.first_q + i, head);
-        const float *centre = (const float *)p.centres + (int64_t)head_k * p.head_dim;
+        const float *centre = (const float *)p.cache_centres + (int64_t)head_k * p.head_dim;
         float dot = 0, q_squares = 0, centre_squares = 0;
         for (int c = lane; c < p.head_dim; c += WARP) {
             q[c] = widen(q_row[c]);

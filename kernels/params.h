@@ -33,11 +33,14 @@ typedef struct AttentionParams {
     /// f32 `[splits, batch, heads_k, seqlen_q * group, head_dim]` and without the last: where keys are split.
     uint64_t partial_out;
     uint64_t partial_lse;
-    /// f32 `[batch, heads_k, head_dim]`, of a cache `[heads_k, head_dim]`: a centre of the keys of each head. 0: no horizon.
+    /// f32 `[batch, heads_k, head_dim]`: a centre of the keys of each head. 0: no horizon.
     uint64_t centres;
-    /// f32, the largest distance of a key from the centre: `[batch, heads_k, 3, tiles]` of a tile, of a tile and all before
-    /// it, and of a tile and all after it; of a cache `[pages, heads_k]`.
+    /// f32 `[batch, heads_k, 3, tiles]`, the largest distance of a key from the centre: of a tile, of a tile and all before
+    /// it, and of a tile and all after it.
     uint64_t radii;
+    /// The same of a cache: f32 `[heads_k, head_dim]` and `[pages, heads_k]`. 0: it has none.
+    uint64_t cache_centres;
+    uint64_t page_radii;
     /// i32 `[batch, heads_q]`: the heads in the order in which they are computed.
     uint64_t order;
     /// u64 `[heads_q, 2]`: the tiles that were computed, and all, are added; 0: not wanted.
@@ -106,5 +109,5 @@ typedef struct AppendParams {
 } AppendParams;
 
 #ifdef __cplusplus
-static_assert(sizeof(AttentionParams) == 344 && sizeof(AppendParams) == 176, "the layouts that Rust has");
+static_assert(sizeof(AttentionParams) == 360 && sizeof(AppendParams) == 176, "the layouts that Rust has");
 #endif

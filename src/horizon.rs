@@ -76,9 +76,10 @@ use crate::error::{Result, value};
 /// causal prefill of 16384 tokens computes about a quarter, of 65536 a fifteenth. A bias of at most 16 over many heads
 /// (MPT-7B-StoryWriter) has slopes down to 2^-16, which see everything: a half is left at 65536.
 ///
-/// Prompts need nothing for it: their keys are read once before. For decoding that would be all there is to do: it needs a
-/// cache that keeps the radii of its pages ([`cpu::append_with_radii`](crate::cpu::append_with_radii),
-/// `cuda::Kernels::append_with_radii`). Without, a GPU leaves nothing out, and a CPU computes all scores, and leaves out values.
+/// Prompts need nothing for it: their keys are read once before, by each chunk where they come in chunks. For decoding that
+/// would be all there is to do: it needs a cache that keeps the radii of its pages
+/// ([`cpu::append_with_radii`](crate::cpu::append_with_radii), `cuda::Kernels::append_with_radii`), which spares chunks that
+/// reading too. Without, a GPU leaves nothing out when decoding, and a CPU computes all scores, and leaves out values.
 ///
 /// # Relatives
 /// Adaptive Computation Pruning for the Forgetting Transformer ([Lin et al., 2025]) leaves out what a bound proves to be small

@@ -16,7 +16,7 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use support::emulator::OnDevice;
 use support::strategy::{case, config, fail};
-use support::{Case, Lengths, expect, random};
+use support::{Case, Lengths, SlopeKind, expect, random};
 
 /// How much work one random case may be.
 const WORK: usize = 500_000;
@@ -340,6 +340,34 @@ impl Cache {
         kernels
             .append_with_radii(&self.stream, k, v, k_pages, v_pages, slots, centres, radii)
             .unwrap();
+    }
+}
+
+/// Prompts and tokens on a cache that keeps radii, longer than their horizon.
+#[test]
+fn a_cache_with_radii_follows_the_oracle() {
+    let Some(context) = context() else { return };
+    let stream = context.new_stream().unwrap();
+    let sequences = [(130, 2600), (3, 40), (70, 2100)].map(|(q, k)| Lengths {
+        q,
+        k,
+        ..Lengths::default()
+    });
+    let case = Case {
+        sequences: sequences.to_vec(),
+        packed: true,
+        slopes: SlopeKind::All(0.3),
+        ..Case::dense(0, 0, 0, (4, 2), 64)
+    };
+    let mut paged = case.lay_out_paged::<f16>(16);
+    paged.keep_radii(true);
+    for decode in [true, false] {
+        let rows = paged.attend_on_device(&stream, decode).unwrap();
+        let checked = paged.dense.check(&rows);
+        expect(
+            &case,
+            checked.map_err(|why| format!("decode {decode}: {why}")),
+        );
     }
 }
 

@@ -18,6 +18,7 @@ macro_rules! on_every_path {
         on_every_path!(@ cpu, Path::Cpu, $($test)*);
         on_every_path!(@ cpu_radii, Path::CpuRadii, $($test)*);
         on_every_path!(@ prefill, Path::Prefill, $($test)*);
+        on_every_path!(@ prefill_radii, Path::PrefillRadii, $($test)*);
         on_every_path!(@ decode, Path::Decode, $($test)*);
     };
     (@ $module:ident, $path:expr, $($test:ident)*) => {
@@ -72,7 +73,7 @@ fn certified(tolerance: f32) -> Horizon {
 fn tokens(path: Path, most: usize) -> usize {
     match path {
         Path::CpuFew | Path::Decode => 1,
-        Path::Cpu | Path::CpuRadii | Path::Prefill => most,
+        Path::Cpu | Path::CpuRadii | Path::Prefill | Path::PrefillRadii => most,
     }
 }
 
@@ -97,7 +98,7 @@ fn models_follow_the_oracle(path: Path) {
         ("4K, MQA 71, d64", case(4100, (71, 1), 64), 24),
     ];
     for (name, case, page_size) in &models {
-        if path == Path::Prefill && case.group == 71 {
+        if path.is_prefill() && case.group == 71 {
             continue; // There, each head is computed for itself.
         }
         check::<f16>(path, name, case, *page_size);
@@ -197,7 +198,7 @@ fn masks_lengths_and_tokens(path: Path) {
         },
     ];
     for (turn, case) in cases.into_iter().enumerate() {
-        if path == Path::Prefill && case.group == 71 {
+        if path.is_prefill() && case.group == 71 {
             continue; // There, each head is computed for itself.
         }
         let page_size = [8, 16, 24, 64, 256][turn % 5];
@@ -288,6 +289,11 @@ fn norms_that_grow_with_the_distance(path: Path) {
             let compared = probe.certified();
             println!("{tolerance:e}, {slope}, {margin}: {compared:?}");
         }
+        // All as heavy as the nearest may be, beside one key, so that their weight shows.
+        let budget = whole_budget(tolerance, slope, path.tile(), 1.0, 8);
+        let score = |_, distance, _| budget(1, distance);
+        let compared = beside_one_key(path, KEYS, (tolerance, slope), score).certified();
+        println!("{tolerance:e}, {slope}, shares of the nearest: {compared:?}");
     }
 }
 
@@ -329,7 +335,7 @@ fn the_budget_is_spent_and_no_more(path: Path) {
         // Scores that have been computed do not say how many keys have them.
         Path::CpuFew => None,
         // When the second tile is chosen, no score is known.
-        Path::Prefill => Some(0.4),
+        Path::Prefill | Path::PrefillRadii => Some(0.4),
         Path::Cpu | Path::CpuRadii | Path::Decode => Some(0.6),
     };
     if let Some(least) = least {
@@ -397,7 +403,7 @@ fn both_sides_share_the_budget(path: Path) {
         // A row sees no more keys after it than there are tokens.
         Path::CpuFew => return,
         Path::Cpu | Path::CpuRadii => (8, 128, 128 - 24),
-        Path::Prefill => (1, 128, 0),
+        Path::Prefill | Path::PrefillRadii => (1, 128, 0),
         // As many heads as a block has rows.
         Path::Decode => (128, 32, 31),
     };
@@ -628,7 +634,7 @@ fn bitwise_changes_no_bit(path: Path) {
 /// every order; what spends most is varied further.
 fn no_search_exceeds_the_bound(path: Path) {
     const KEYS: usize = 2176;
-    let rounds = if path == Path::Prefill { 25 } else { 60 };
+    let rounds = if path.is_prefill() { 25 } else { 60 };
     let tiles = KEYS / path.tile();
     let chance = |round: usize, i: usize| random(11, 5, [round, i, path.tile(), 0]);
     let mut best = (0.0, vec![0.0; tiles], 0.0f32);

@@ -306,23 +306,50 @@ fn a_decode_plan_depends_on_the_bounds_alone() {
     assert_eq!(pages(8192, 2048), pages(128, 100_000));
 }
 
+/// Of three sequences: 4 query heads, 2 key heads and pages of 16 keys.
+fn in_pages(seqlen_q: usize, columns: usize, radii: bool) -> Call {
+    let pool = Layout::contiguous("k", &[1000, 16, 2, 64]).unwrap();
+    Call {
+        k: pool,
+        v: pool,
+        paged: Some(Paged {
+            columns,
+            stride: columns,
+            max_seqlen_k: usize::MAX,
+            radii,
+        }),
+        ..dense(3, seqlen_q, 0, (4, 2), 64)
+    }
+}
+
+/// What prefill knows of the keys of 3 sequences and 2 heads: from the keys themselves, or from the radii of their pages.
+#[test]
+fn prefill_takes_radii_from_a_cache_that_has_them() {
+    let launches = |horizon, columns, radii| -> Vec<(&str, u32)> {
+        let attention = Attention::new(4, 2, 64).horizon(horizon).build().unwrap();
+        let plan = Plan::prefill(&attention, &in_pages(128, columns, radii), &DEVICE).unwrap();
+        let launches = plan.launches().iter();
+        launches
+            .map(|launch| (launch.kernel, launch.grid))
+            .collect()
+    };
+    let (farther, prefill) = (("farther_radii", 6), ("prefill_f16_d64", 12));
+    for horizon in [Horizon::default(), Horizon::Bitwise] {
+        // Of 257 tiles: a block each, or a thread.
+        let keys = [("centres_f16", 6), ("radii_f16", 6 * 257), farther, prefill];
+        assert_eq!(launches(horizon, 257 * 8, false), keys);
+        let pages = [("radii_of_pages", 12), farther, prefill];
+        assert_eq!(launches(horizon, 257 * 8, true), pages);
+    }
+    // Too few keys, and no horizon.
+    assert_eq!(launches(Horizon::default(), 127, true), [prefill]);
+    assert_eq!(launches(Horizon::Off, 257 * 8, true), [prefill]);
+}
+
 /// A cache that has radii has a list of tiles for each block of rows, where a certified horizon has enough keys.
 #[test]
 fn lists_of_live_tiles() {
-    let call = |seqlen_q, columns, radii| {
-        let pool = Layout::contiguous("k", &[1000, 16, 2, 64]).unwrap();
-        Call {
-            k: pool,
-            v: pool,
-            paged: Some(Paged {
-                columns,
-                stride: columns,
-                max_seqlen_k: usize::MAX,
-                radii,
-            }),
-            ..dense(3, seqlen_q, 0, (4, 2), 64)
-        }
-    };
+    let call = in_pages;
     let attention = |horizon, window| {
         let builder = Attention::new(4, 2, 64).horizon(horizon);
         builder.window(window, Some(0)).build().unwrap()
@@ -338,13 +365,8 @@ fn lists_of_live_tiles() {
         let params = plan.params(&addresses);
         let first = plan.launches()[0];
         let live = first.file.name == "live";
-        assert_eq!(
-            (params.live > 0, params.centres, params.radii),
-            match live {
-                true => (true, 1, 2),
-                false => (false, 0, 0),
-            }
-        );
+        let of_cache = (params.cache_centres, params.page_radii);
+        assert_eq!((params.live > 0, of_cache), (live, (1, 2)));
         live.then(|| {
             (
                 first.kernel,

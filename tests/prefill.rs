@@ -338,6 +338,36 @@ fn the_horizon_reads_what_it_keeps() {
     assert_eq!(report.total().tensor_flops, flops);
 }
 
+/// Of a chunk of a prompt, on a cache whose pages have radii: what all kernels read follows the horizon, not the context.
+#[test]
+fn a_cache_with_radii_is_read_only_as_far_as_the_horizon() {
+    const PAGE_SIZE: usize = 16;
+    let (heads, chunk, head_dim) = (4, 128, 64);
+    let read = |keys| {
+        let case = Case {
+            slopes: SlopeKind::All(0.3),
+            ..Case::dense(1, chunk, keys, (heads, heads), head_dim)
+        };
+        let mut paged = case.lay_out_paged::<f16>(PAGE_SIZE);
+        paged.keep_radii(true);
+        let (rows, reports) = paged.attend_on_emulator(&Plan::prefill).unwrap();
+        expect(&case, paged.dense.check(&rows));
+        let kernels: Vec<_> = reports.iter().map(|report| &report.kernel[..]).collect();
+        assert_eq!(
+            kernels,
+            ["radii_of_pages", "farther_radii", "prefill_f16_d64"]
+        );
+        let bytes = reports.iter().map(|report| report.total().global_bytes);
+        bytes.sum::<u64>()
+    };
+    let (short, long) = (read(4096), read(8192));
+    println!("{short} and {long} bytes");
+    // Of each page a number in the table and a radius, for each head; of each tile a few more.
+    let pages = (4096 / PAGE_SIZE * heads * 8) as u64;
+    let tiles = (4096 / 128 * heads * 3 * 4 * 4) as u64;
+    assert!(long - short <= pages + tiles, "{short}, {long}");
+}
+
 #[test]
 fn no_head_dim_has_bank_conflicts() {
     for head_dim in (8..=256).step_by(8) {

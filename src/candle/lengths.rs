@@ -113,8 +113,7 @@ impl<'a> Lengths<'a> {
     }
 
     /// How far the keys of a paged cache are from a centre, as [`append_with_radii`](super::append_with_radii) keeps it: by it,
-    /// pages that the [`Horizon`](crate::Horizon) leaves out are not even read. On a CUDA device, calls that run the kernels
-    /// for decoding do so.
+    /// pages that the [`Horizon`](crate::Horizon) leaves out are not even read.
     ///
     /// `centres` is f32 `[heads_k, head_dim]`, `radii` f32 `[pages, heads_k]`: at least the distance of each key of a page
     /// from the head's centre. Radii of pages that no query needs may be anything; those of NaN keep their pages.

@@ -40,11 +40,11 @@ impl Layer {
         // All that calls may need, so that none of them loads anything: a stream that captures cannot.
         let device = kernels.device();
         for dtype in [Dtype::F16, Dtype::Bf16] {
-            let mut plans = vec![Plan::prefill(
-                &attention,
-                &small_call(&attention, dtype, 1, MIN_KEYS)?,
-                device,
-            )?];
+            let call = small_call(&attention, dtype, 1, MIN_KEYS)?;
+            let mut plans = vec![
+                Plan::prefill(&attention, &call, device)?,
+                Plan::prefill(&attention, &with_pages(call, MIN_KEYS)?, device)?,
+            ];
             for seqlen_q in [1, 32] {
                 let call = small_call(&attention, dtype, seqlen_q, 1)?;
                 let call = with_pages(call, MIN_KEYS)?;
@@ -98,7 +98,8 @@ impl Layer {
     /// `[heads_q, total_q]`) without gaps. Rows of packed tensors that belong to no sequence are left as they are.
     ///
     /// `workspace` holds what the [horizon](crate::Horizon) knows of the keys, of any content: at least
-    /// [`Layer::prefill_workspace`]. Calls that can run at the same time need one each.
+    /// [`Layer::prefill_workspace`]. Calls that can run at the same time need one each. A paged cache that has
+    /// [`Inputs::radii`] is read only as far as the keys may change the result; otherwise all keys are looked at first.
     ///
     /// The work is enqueued on `stream`; the call does not wait for it. It allocates nothing on the device.
     ///

@@ -235,8 +235,8 @@ impl<'a, T> Inputs<'a, T> {
     }
 
     /// How far the keys of a paged cache are from a centre, as
-    /// [`Kernels::append_with_radii`](super::Kernels::append_with_radii) keeps it: by it,
-    /// [`Layer::decode`](super::Layer::decode) leaves out the keys that [`crate::Horizon::Certified`] allows.
+    /// [`Kernels::append_with_radii`](super::Kernels::append_with_radii) keeps it: by it, pages that the
+    /// [`Horizon`](crate::Horizon) leaves out are not even read.
     ///
     /// `centres` is `[heads_k, head_dim]`, `radii` `[pages, heads_k]`: at least the distance of each key of a page from the
     /// head's centre. Radii of pages that no query needs may be anything; those of NaN keep their pages.

@@ -30,7 +30,7 @@ pub fn named(name: &str) -> Option<&'static Embedded> {
 }
 
 const _: () = assert!(
-    size_of::<AttentionParams>() == 18 * 8 + 4 * size_of::<TensorStrides>() + 4 * 8 + 18 * 4
+    size_of::<AttentionParams>() == 20 * 8 + 4 * size_of::<TensorStrides>() + 4 * 8 + 18 * 4
         && size_of::<AppendParams>() == 7 * 8 + 4 * size_of::<TensorStrides>() + 8 + 4 * 4,
     "no padding, so every byte is initialised"
 );

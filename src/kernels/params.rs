@@ -48,11 +48,14 @@ pub struct AttentionParams {
     /// f32 `[splits, batch, heads_k, seqlen_q * group, head_dim]` and without the last: where keys are split.
     pub partial_out: u64,
     pub partial_lse: u64,
-    /// f32 `[batch, heads_k, head_dim]`, of a cache `[heads_k, head_dim]`: a centre of the keys of each head. 0: no horizon.
+    /// f32 `[batch, heads_k, head_dim]`: a centre of the keys of each head. 0: no horizon.
     pub centres: u64,
-    /** f32, the largest distance of a key from the centre: `[batch, heads_k, 3, tiles]` of a tile, of a tile and all before
- it, and of a tile and all after it; of a cache `[pages, heads_k]`.*/
+    /** f32 `[batch, heads_k, 3, tiles]`, the largest distance of a key from the centre: of a tile, of a tile and all before
+ it, and of a tile and all after it.*/
     pub radii: u64,
+    /// The same of a cache: f32 `[heads_k, head_dim]` and `[pages, heads_k]`. 0: it has none.
+    pub cache_centres: u64,
+    pub page_radii: u64,
     /// i32 `[batch, heads_q]`: the heads in the order in which they are computed.
     pub order: u64,
     /// u64 `[heads_q, 2]`: the tiles that were computed, and all, are added; 0: not wanted.
@@ -96,7 +99,7 @@ pub struct AttentionParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 344usize];
+    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 360usize];
     ["Alignment of AttentionParams"][::std::mem::align_of::<AttentionParams>() - 8usize];
     [
         "Offset of field: AttentionParams::q",
@@ -144,92 +147,98 @@ const _: () = {
         "Offset of field: AttentionParams::radii",
     ][::std::mem::offset_of!(AttentionParams, radii) - 112usize];
     [
+        "Offset of field: AttentionParams::cache_centres",
+    ][::std::mem::offset_of!(AttentionParams, cache_centres) - 120usize];
+    [
+        "Offset of field: AttentionParams::page_radii",
+    ][::std::mem::offset_of!(AttentionParams, page_radii) - 128usize];
+    [
         "Offset of field: AttentionParams::order",
-    ][::std::mem::offset_of!(AttentionParams, order) - 120usize];
+    ][::std::mem::offset_of!(AttentionParams, order) - 136usize];
     [
         "Offset of field: AttentionParams::report",
-    ][::std::mem::offset_of!(AttentionParams, report) - 128usize];
+    ][::std::mem::offset_of!(AttentionParams, report) - 144usize];
     [
         "Offset of field: AttentionParams::live",
-    ][::std::mem::offset_of!(AttentionParams, live) - 136usize];
+    ][::std::mem::offset_of!(AttentionParams, live) - 152usize];
     [
         "Offset of field: AttentionParams::q_strides",
-    ][::std::mem::offset_of!(AttentionParams, q_strides) - 144usize];
+    ][::std::mem::offset_of!(AttentionParams, q_strides) - 160usize];
     [
         "Offset of field: AttentionParams::k_strides",
-    ][::std::mem::offset_of!(AttentionParams, k_strides) - 168usize];
+    ][::std::mem::offset_of!(AttentionParams, k_strides) - 184usize];
     [
         "Offset of field: AttentionParams::v_strides",
-    ][::std::mem::offset_of!(AttentionParams, v_strides) - 192usize];
+    ][::std::mem::offset_of!(AttentionParams, v_strides) - 208usize];
     [
         "Offset of field: AttentionParams::out_strides",
-    ][::std::mem::offset_of!(AttentionParams, out_strides) - 216usize];
+    ][::std::mem::offset_of!(AttentionParams, out_strides) - 232usize];
     [
         "Offset of field: AttentionParams::lse_batch_stride",
-    ][::std::mem::offset_of!(AttentionParams, lse_batch_stride) - 240usize];
+    ][::std::mem::offset_of!(AttentionParams, lse_batch_stride) - 256usize];
     [
         "Offset of field: AttentionParams::lse_head_stride",
-    ][::std::mem::offset_of!(AttentionParams, lse_head_stride) - 248usize];
+    ][::std::mem::offset_of!(AttentionParams, lse_head_stride) - 264usize];
     [
         "Offset of field: AttentionParams::slopes_batch_stride",
-    ][::std::mem::offset_of!(AttentionParams, slopes_batch_stride) - 256usize];
+    ][::std::mem::offset_of!(AttentionParams, slopes_batch_stride) - 272usize];
     [
         "Offset of field: AttentionParams::table_stride",
-    ][::std::mem::offset_of!(AttentionParams, table_stride) - 264usize];
+    ][::std::mem::offset_of!(AttentionParams, table_stride) - 280usize];
     [
         "Offset of field: AttentionParams::seqlen_q",
-    ][::std::mem::offset_of!(AttentionParams, seqlen_q) - 272usize];
+    ][::std::mem::offset_of!(AttentionParams, seqlen_q) - 288usize];
     [
         "Offset of field: AttentionParams::seqlen_k",
-    ][::std::mem::offset_of!(AttentionParams, seqlen_k) - 276usize];
+    ][::std::mem::offset_of!(AttentionParams, seqlen_k) - 292usize];
     [
         "Offset of field: AttentionParams::rows_q",
-    ][::std::mem::offset_of!(AttentionParams, rows_q) - 280usize];
+    ][::std::mem::offset_of!(AttentionParams, rows_q) - 296usize];
     [
         "Offset of field: AttentionParams::rows_k",
-    ][::std::mem::offset_of!(AttentionParams, rows_k) - 284usize];
+    ][::std::mem::offset_of!(AttentionParams, rows_k) - 300usize];
     [
         "Offset of field: AttentionParams::batch",
-    ][::std::mem::offset_of!(AttentionParams, batch) - 288usize];
+    ][::std::mem::offset_of!(AttentionParams, batch) - 304usize];
     [
         "Offset of field: AttentionParams::heads_q",
-    ][::std::mem::offset_of!(AttentionParams, heads_q) - 292usize];
+    ][::std::mem::offset_of!(AttentionParams, heads_q) - 308usize];
     [
         "Offset of field: AttentionParams::group",
-    ][::std::mem::offset_of!(AttentionParams, group) - 296usize];
+    ][::std::mem::offset_of!(AttentionParams, group) - 312usize];
     [
         "Offset of field: AttentionParams::head_dim",
-    ][::std::mem::offset_of!(AttentionParams, head_dim) - 300usize];
+    ][::std::mem::offset_of!(AttentionParams, head_dim) - 316usize];
     [
         "Offset of field: AttentionParams::window_left",
-    ][::std::mem::offset_of!(AttentionParams, window_left) - 304usize];
+    ][::std::mem::offset_of!(AttentionParams, window_left) - 320usize];
     [
         "Offset of field: AttentionParams::window_right",
-    ][::std::mem::offset_of!(AttentionParams, window_right) - 308usize];
+    ][::std::mem::offset_of!(AttentionParams, window_right) - 324usize];
     [
         "Offset of field: AttentionParams::page_size",
-    ][::std::mem::offset_of!(AttentionParams, page_size) - 312usize];
+    ][::std::mem::offset_of!(AttentionParams, page_size) - 328usize];
     [
         "Offset of field: AttentionParams::pages",
-    ][::std::mem::offset_of!(AttentionParams, pages) - 316usize];
+    ][::std::mem::offset_of!(AttentionParams, pages) - 332usize];
     [
         "Offset of field: AttentionParams::table_columns",
-    ][::std::mem::offset_of!(AttentionParams, table_columns) - 320usize];
+    ][::std::mem::offset_of!(AttentionParams, table_columns) - 336usize];
     [
         "Offset of field: AttentionParams::splits",
-    ][::std::mem::offset_of!(AttentionParams, splits) - 324usize];
+    ][::std::mem::offset_of!(AttentionParams, splits) - 340usize];
     [
         "Offset of field: AttentionParams::scale",
-    ][::std::mem::offset_of!(AttentionParams, scale) - 328usize];
+    ][::std::mem::offset_of!(AttentionParams, scale) - 344usize];
     [
         "Offset of field: AttentionParams::softcap",
-    ][::std::mem::offset_of!(AttentionParams, softcap) - 332usize];
+    ][::std::mem::offset_of!(AttentionParams, softcap) - 348usize];
     [
         "Offset of field: AttentionParams::tolerance",
-    ][::std::mem::offset_of!(AttentionParams, tolerance) - 336usize];
+    ][::std::mem::offset_of!(AttentionParams, tolerance) - 352usize];
     [
         "Offset of field: AttentionParams::tiles",
-    ][::std::mem::offset_of!(AttentionParams, tiles) - 340usize];
+    ][::std::mem::offset_of!(AttentionParams, tiles) - 356usize];
 };
 /// New keys and values for a paged cache.
 #[repr(C)]

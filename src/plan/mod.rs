@@ -85,8 +85,8 @@ pub struct Paged {
     pub stride: usize,
     /// At least the keys of the longest sequence.
     pub max_seqlen_k: usize,
-    /// Whether [`Addresses::radii`] says what each page holds, as appends keep it. Decoding leaves out keys by it, if the
-    /// layer has a certified horizon.
+    /// Whether [`Addresses::radii`] says what each page holds, as appends keep it. A horizon then needs no look at the keys
+    /// that it leaves out; decoding has none otherwise.
     pub radii: bool,
 }
 
@@ -422,18 +422,11 @@ impl Plan {
             partial_out: part(out),
             partial_lse: part(lse),
             live: part(live),
-            // Of a cache that has a list; of this very call; or of none.
-            centres: if live > 0 {
-                addresses.centres
-            } else {
-                part(centres)
-            },
-            radii: if live > 0 {
-                addresses.radii
-            } else {
-                part(radii)
-            },
+            centres: part(centres),
+            radii: part(radii),
             order: part(order),
+            cache_centres: addresses.centres,
+            page_radii: addresses.radii,
             ..self.params
         }
     }

@@ -1,4 +1,5 @@
 //! The kernels of `kernels/prefill.cu`: a block has some rows of one head. With a horizon, those of `kernels/bounds.cu` first.
+//! These read all keys, unless the pages of a cache have radii.
 
 use super::{Call, Device, Dtype, Launch, Sizes, Workspace, grid, rows_of_all};
 use crate::attention::Attention;
@@ -84,19 +85,23 @@ pub(super) fn launches(
     let mut launches = Vec::new();
     if let Some(tiles) = tiles(attention, sizes) {
         let file = kernels::named("bounds").expect("the build has all kernels");
-        let heads = Some(sizes.batch * attention.heads_k());
-        let of_tiles = heads.and_then(|heads| heads.checked_mul(tiles));
-        let heads = grid("k", &call.k, "one head", heads)?;
-        let of_tiles = grid("k", &call.k, "one tile of a head", of_tiles)?;
-        for (names, grid) in [
-            (["centres_f16", "centres_bf16"], heads),
-            (["radii_f16", "radii_bf16"], of_tiles),
-            (["farther_radii"; 2], heads),
-        ] {
+        let of_tiles = match call.paged.is_some_and(|paged| paged.radii) {
+            true => &[(
+                ["radii_of_pages"; 2],
+                tiles.div_ceil(BOUNDS_THREADS as usize),
+            )][..],
+            false => &[
+                (["centres_f16", "centres_bf16"], 1),
+                (["radii_f16", "radii_bf16"], tiles),
+            ],
+        };
+        for (names, blocks) in of_tiles.iter().chain(&[(["farther_radii"; 2], 1)]) {
+            let all = (sizes.batch.checked_mul(attention.heads_k()))
+                .and_then(|heads| heads.checked_mul(*blocks));
             launches.push(Launch {
                 file,
                 kernel: names[dtype],
-                grid,
+                grid: grid("k", &call.k, "tiles of one head", all)?,
                 block: BOUNDS_THREADS,
                 shared_bytes: 0,
             });

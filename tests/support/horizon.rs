@@ -23,6 +23,8 @@ pub enum Path {
     CpuRadii,
     /// The prefill kernels under the emulator.
     Prefill,
+    /// Likewise, with radii that the cache keeps.
+    PrefillRadii,
     /// The kernels for decoding, likewise, with radii that the cache keeps.
     Decode,
 }
@@ -65,7 +67,7 @@ impl Path {
     /// Of keys, in a call with a head dimension of 64 at most, and no more than 64 rows.
     pub fn tile(self) -> usize {
         match self {
-            Self::CpuFew | Self::Cpu | Self::CpuRadii | Self::Prefill => 128,
+            Self::CpuFew | Self::Cpu | Self::CpuRadii | Self::Prefill | Self::PrefillRadii => 128,
             Self::Decode => 64,
         }
     }
@@ -76,6 +78,11 @@ impl Path {
             Self::Cpu => 8,
             _ => 1,
         }
+    }
+
+    /// Whether the prefill kernels compute it.
+    pub fn is_prefill(self) -> bool {
+        matches!(self, Self::Prefill | Self::PrefillRadii)
     }
 }
 
@@ -177,20 +184,16 @@ impl<T: OnDevice> Probe<T> {
                 self.keep_radii();
                 on_cpu(&attention, &self.paged.inputs())
             }
-            Path::Prefill => {
-                let found = |paged| {
-                    let attended = self.on_emulator(&attention, paged, &Plan::prefill);
-                    Found {
-                        computed: attended.tiles.chunks(2).map(|tiles| tiles[0]).sum(),
-                        kernels: kernels(&attended.reports),
-                        out: attended.out,
-                        lse: attended.lse,
-                    }
-                };
-                match horizon {
-                    Horizon::Off => found(false),
-                    _ => same_bits(found(false), found(true)),
-                }
+            Path::Prefill => match horizon {
+                Horizon::Off => self.prefill(&attention, false),
+                _ => same_bits(
+                    self.prefill(&attention, false),
+                    self.prefill(&attention, true),
+                ),
+            },
+            Path::PrefillRadii => {
+                self.keep_radii();
+                self.prefill(&attention, true)
             }
             Path::Decode => {
                 self.keep_radii();
@@ -209,6 +212,16 @@ impl<T: OnDevice> Probe<T> {
                     lse: attended.lse,
                 }
             }
+        }
+    }
+
+    fn prefill(&self, attention: &Attention, paged: bool) -> Found<T> {
+        let attended = self.on_emulator(attention, paged, &Plan::prefill);
+        Found {
+            computed: attended.tiles.chunks(2).map(|tiles| tiles[0]).sum(),
+            kernels: kernels(&attended.reports),
+            out: attended.out,
+            lse: attended.lse,
         }
     }
 
