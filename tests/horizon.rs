@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 use flash_alibi::{Horizon, Mask};
 use half::{bf16, f16};
 use support::emulator::OnDevice;
-use support::horizon::{Path, Probe, along, sampled, whole_budget};
+use support::horizon::{Path, Probe, along, same_bits, sampled, whole_budget};
 use support::{Case, Lengths, SlopeKind, expect, random};
 
 /// Runs tests on every path.
@@ -18,7 +18,6 @@ macro_rules! on_every_path {
         on_every_path!(@ cpu, Path::Cpu, $($test)*);
         on_every_path!(@ cpu_radii, Path::CpuRadii, $($test)*);
         on_every_path!(@ prefill, Path::Prefill, $($test)*);
-        on_every_path!(@ prefill_radii, Path::PrefillRadii, $($test)*);
         on_every_path!(@ decode, Path::Decode, $($test)*);
     };
     (@ $module:ident, $path:expr, $($test:ident)*) => {
@@ -73,7 +72,7 @@ fn certified(tolerance: f32) -> Horizon {
 fn tokens(path: Path, most: usize) -> usize {
     match path {
         Path::CpuFew | Path::Decode => 1,
-        Path::Cpu | Path::CpuRadii | Path::Prefill | Path::PrefillRadii => most,
+        Path::Cpu | Path::CpuRadii | Path::Prefill => most,
     }
 }
 
@@ -98,7 +97,7 @@ fn models_follow_the_oracle(path: Path) {
         ("4K, MQA 71, d64", case(4100, (71, 1), 64), 24),
     ];
     for (name, case, page_size) in &models {
-        if path.is_prefill() && case.group == 71 {
+        if path == Path::Prefill && case.group == 71 {
             continue; // There, each head is computed for itself.
         }
         check::<f16>(path, name, case, *page_size);
@@ -198,7 +197,7 @@ fn masks_lengths_and_tokens(path: Path) {
         },
     ];
     for (turn, case) in cases.into_iter().enumerate() {
-        if path.is_prefill() && case.group == 71 {
+        if path == Path::Prefill && case.group == 71 {
             continue; // There, each head is computed for itself.
         }
         let page_size = [8, 16, 24, 64, 256][turn % 5];
@@ -217,6 +216,24 @@ fn masks_lengths_and_tokens(path: Path) {
             if tolerance < 1e-6 {
                 expect(&probe.case, probe.follow_the_oracle());
             }
+        }
+    }
+}
+
+/// The prefill kernels find keys in pages as they do in one piece, for their bounds too.
+#[test]
+fn pages_change_no_bit_of_a_prefill() {
+    for page_size in [16, 24] {
+        let case = Case {
+            slopes: SlopeKind::All(0.05),
+            sequences: vec![lengths(30, 2600, 7), lengths(3, 2300, 100)],
+            ..Case::dense(0, 0, 0, (2, 1), 64)
+        };
+        let probe = Probe::<f16>::new(Path::Prefill, case, page_size);
+        for horizon in [certified(1e-3), Horizon::Bitwise] {
+            let [dense, paged] = [false, true].map(|paged| probe.prefill(horizon, paged));
+            assert!(paged.kernels.iter().any(|kernel| kernel == "radii_f16"));
+            same_bits(dense, paged);
         }
     }
 }
@@ -335,7 +352,7 @@ fn the_budget_is_spent_and_no_more(path: Path) {
         // Scores that have been computed do not say how many keys have them.
         Path::CpuFew => None,
         // When the second tile is chosen, no score is known.
-        Path::Prefill | Path::PrefillRadii => Some(0.4),
+        Path::Prefill => Some(0.4),
         Path::Cpu | Path::CpuRadii | Path::Decode => Some(0.6),
     };
     if let Some(least) = least {
@@ -403,7 +420,7 @@ fn both_sides_share_the_budget(path: Path) {
         // A row sees no more keys after it than there are tokens.
         Path::CpuFew => return,
         Path::Cpu | Path::CpuRadii => (8, 128, 128 - 24),
-        Path::Prefill | Path::PrefillRadii => (1, 128, 0),
+        Path::Prefill => (1, 128, 0),
         // As many heads as a block has rows.
         Path::Decode => (128, 32, 31),
     };
@@ -634,7 +651,7 @@ fn bitwise_changes_no_bit(path: Path) {
 /// every order; what spends most is varied further.
 fn no_search_exceeds_the_bound(path: Path) {
     const KEYS: usize = 2176;
-    let rounds = if path.is_prefill() { 25 } else { 60 };
+    let rounds = if path == Path::Prefill { 25 } else { 60 };
     let tiles = KEYS / path.tile();
     let chance = |round: usize, i: usize| random(11, 5, [round, i, path.tile(), 0]);
     let mut best = (0.0, vec![0.0; tiles], 0.0f32);

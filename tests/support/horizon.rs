@@ -21,11 +21,9 @@ pub enum Path {
     Cpu,
     /// The CPU with radii that the cache keeps; both of the above.
     CpuRadii,
-    /// The prefill kernels under the emulator.
+    /// The prefill kernels under the emulator; from a cache with radii too, wherever results are compared.
     Prefill,
-    /// Likewise, with radii that the cache keeps.
-    PrefillRadii,
-    /// The kernels for decoding, likewise, with radii that the cache keeps.
+    /// The kernels for decoding under the emulator, with radii that the cache keeps.
     Decode,
 }
 
@@ -63,11 +61,20 @@ pub struct Compared {
     pub differ: usize,
 }
 
+impl Compared {
+    /// The worse of two, in each respect.
+    fn join(&mut self, other: Self) {
+        self.part = self.part.max(other.part);
+        self.spent = self.spent.max(other.spent);
+        self.differ += other.differ;
+    }
+}
+
 impl Path {
     /// Of keys, in a call with a head dimension of 64 at most, and no more than 64 rows.
     pub fn tile(self) -> usize {
         match self {
-            Self::CpuFew | Self::Cpu | Self::CpuRadii | Self::Prefill | Self::PrefillRadii => 128,
+            Self::CpuFew | Self::Cpu | Self::CpuRadii | Self::Prefill => 128,
             Self::Decode => 64,
         }
     }
@@ -78,11 +85,6 @@ impl Path {
             Self::Cpu => 8,
             _ => 1,
         }
-    }
-
-    /// Whether the prefill kernels compute it.
-    pub fn is_prefill(self) -> bool {
-        matches!(self, Self::Prefill | Self::PrefillRadii)
     }
 }
 
@@ -184,17 +186,7 @@ impl<T: OnDevice> Probe<T> {
                 self.keep_radii();
                 on_cpu(&attention, &self.paged.inputs())
             }
-            Path::Prefill => match horizon {
-                Horizon::Off => self.prefill(&attention, false),
-                _ => same_bits(
-                    self.prefill(&attention, false),
-                    self.prefill(&attention, true),
-                ),
-            },
-            Path::PrefillRadii => {
-                self.keep_radii();
-                self.prefill(&attention, true)
-            }
+            Path::Prefill => self.prefill(horizon, false),
             Path::Decode => {
                 self.keep_radii();
                 let splits = self.splits;
@@ -215,8 +207,10 @@ impl<T: OnDevice> Probe<T> {
         }
     }
 
-    fn prefill(&self, attention: &Attention, paged: bool) -> Found<T> {
-        let attended = self.on_emulator(attention, paged, &Plan::prefill);
+    /// By the prefill kernels.
+    pub fn prefill(&self, horizon: Horizon, paged: bool) -> Found<T> {
+        let attention = self.case.attention().with_horizon(horizon).unwrap();
+        let attended = self.on_emulator(&attention, paged, &Plan::prefill);
         Found {
             computed: attended.tiles.chunks(2).map(|tiles| tiles[0]).sum(),
             kernels: kernels(&attended.reports),
@@ -271,7 +265,13 @@ impl<T: OnDevice> Probe<T> {
             None => self.attend(Horizon::Off),
         };
         let found = self.attend(self.case.horizon);
-        let compared = self.compare(&whole, &found);
+        let mut compared = self.compare(&whole, &found);
+        if let (Path::Prefill, Ok(compared)) = (self.path, &mut compared) {
+            self.keep_radii();
+            let found = self.prefill(self.case.horizon, true);
+            let with_radii = self.compare(&whole, &found);
+            compared.join(with_radii.map_err(|why| format!("with radii: {why}"))?);
+        }
         (self.whole, self.found) = (Some(whole), Some(found));
         compared
     }
@@ -369,8 +369,9 @@ fn on_cpu<T: Element>(attention: &Attention, inputs: &Inputs<'_, T>) -> Found<T>
     }
 }
 
+/// What is found without pages, if it is what is found with them.
 #[track_caller]
-fn same_bits<T: Element + Debug>(dense: Found<T>, paged: Found<T>) -> Found<T> {
+pub fn same_bits<T: Element + Debug>(dense: Found<T>, paged: Found<T>) -> Found<T> {
     let bits = |found: &Found<T>| -> Vec<u32> {
         let out = found.out.iter().map(|x| x.to_f32());
         out.chain(found.lse.iter().copied())

@@ -81,8 +81,6 @@ fn test() -> Result<(), String> {
 /// Checks the types of the feature `candle-cuda`. candle's own kernels take nvcc many minutes and are not looked at.
 fn candle_cuda() -> Result<(), String> {
     let stand_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("nvcc-stand-in.sh");
-    // In a target directory of its own, so that it does not undo the other builds.
-    let folder = toolkit::target().join("candle-cuda");
     cargo_with(
         &[
             "clippy",
@@ -98,7 +96,6 @@ fn candle_cuda() -> Result<(), String> {
         &[
             ("NVCC", stand_in.as_os_str()),
             ("CUDA_COMPUTE_CAP", "80".as_ref()),
-            ("CARGO_TARGET_DIR", folder.as_os_str()),
         ],
     )
 }
