@@ -151,7 +151,19 @@ impl<T: OnDevice> Probe<T> {
         }
     }
 
-    /// Value `j`, likewise.
+    /// All keys of the first sequence in one head, by their places.
+    pub fn set_keys_of(&mut self, head: usize, value: impl Fn(usize, usize) -> f32) {
+        self.whole = None;
+        for j in 0..self.case.sequences[0].k {
+            let [dense, paged] = self.places(j)[head];
+            for c in 0..self.case.head_dim {
+                self.paged.dense.k.data[dense + c] = T::from_f32(value(j, c));
+                self.paged.k.data[paged + c] = T::from_f32(value(j, c));
+            }
+        }
+    }
+
+    /// Value `j`, in all heads.
     pub fn set_value(&mut self, j: usize, value: impl Fn(usize) -> f32) {
         self.whole = None;
         for [dense, paged] in self.places(j) {
