@@ -495,7 +495,7 @@ fn an_offset_of_every_channel(path: Path) {
 /// With the centre of another head scores would seem small, and with its radii a far key.
 fn a_centre_and_radii_for_each_head(path: Path) {
     let case = Case {
-        slopes: SlopeKind::All(0.05),
+        slopes: SlopeKind::All(0.01),
         scale: Some(1.0),
         horizon: certified(1e-3),
         ..Case::dense(1, 1, 4096, (2 * path.group(), 2), 64)
@@ -512,7 +512,7 @@ fn a_centre_and_radii_for_each_head(path: Path) {
             });
         }
         let compared = probe.certified();
-        assert!(compared.part < 0.2, "{compared:?}");
+        assert!(compared.part < 0.5, "{compared:?}");
     }
 }
 
