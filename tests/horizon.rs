@@ -45,7 +45,7 @@ on_every_path!(
     norms_that_rise_as_the_bias_falls,
     both_sides_share_the_budget,
     an_offset_of_every_channel,
-    a_centre_and_radii_for_each_head,
+    centres_and_radii_of_their_own,
     a_self_score_far_below_all_others,
     the_nearest_keys_of_each_row,
     what_is_not_finite,
@@ -492,20 +492,21 @@ fn an_offset_of_every_channel(path: Path) {
     assert!(parts[0] < 0.3 && parts.iter().all(|part| part - parts[0] < 0.05));
 }
 
-/// With the centre of another head scores would seem small, and with its radii a far key.
-fn a_centre_and_radii_for_each_head(path: Path) {
+/// With the centre of another head scores would seem small, and with its radii, or another sequence's, a far key.
+fn centres_and_radii_of_their_own(path: Path) {
     let case = Case {
         slopes: SlopeKind::All(0.01),
         scale: Some(1.0),
         horizon: certified(1e-3),
-        ..Case::dense(1, 1, 4096, (2 * path.group(), 2), 64)
+        ..Case::dense(2, 1, 4096, (2 * path.group(), 2), 64)
     };
-    for (far, of_far_key) in [(0, 10.0), (1, 10.0), (0, 300.0), (1, 300.0)] {
-        let mut probe = Probe::<f16>::new(path, case.clone(), 16);
-        probe.set_queries(0, along(1.0));
-        for head in [0, 1] {
-            probe.set_keys_of(head, |j, c| match (c, head == far, j) {
-                (0, true, 701) => of_far_key,
+    let mut probe = Probe::<f16>::new(path, case, 16);
+    probe.set_queries(0, along(1.0));
+    // The head of large scores, and the sequence that has a far key of still more there, if any.
+    for (large, far) in [(0, None), (1, None), (0, Some(0)), (1, Some(1))] {
+        for (sequence, head) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            probe.set_keys_of(sequence, head, |j, c| match (c, head == large, j) {
+                (0, true, 701) if far == Some(sequence) => 300.0,
                 (0, true, _) => 10.0,
                 (0, false, _) => -10.0,
                 _ => 0.0,

@@ -128,13 +128,13 @@ impl<T: OnDevice> Probe<T> {
         probe
     }
 
-    /// Where the heads of key `j` begin, without pages and in them.
-    fn places(&self, j: usize) -> Vec<[usize; 2]> {
-        let [b, row] = self.paged.dense.row_k(0, j);
+    /// Where the heads of key `j` of a sequence begin, without pages and in them.
+    fn places(&self, sequence: usize, j: usize) -> Vec<[usize; 2]> {
+        let [b, row] = self.paged.dense.row_k(sequence, j);
         let place = |head| {
             [
                 self.paged.dense.k.at([b, row, head]),
-                self.paged.at(0, j, head),
+                self.paged.at(sequence, j, head),
             ]
         };
         (0..self.case.heads_k).map(place).collect()
@@ -143,7 +143,7 @@ impl<T: OnDevice> Probe<T> {
     /// Key `j` of the first sequence, in all heads.
     pub fn set_key(&mut self, j: usize, value: impl Fn(usize) -> f32) {
         self.whole = None;
-        for [dense, paged] in self.places(j) {
+        for [dense, paged] in self.places(0, j) {
             for c in 0..self.case.head_dim {
                 self.paged.dense.k.data[dense + c] = T::from_f32(value(c));
                 self.paged.k.data[paged + c] = T::from_f32(value(c));
@@ -151,11 +151,16 @@ impl<T: OnDevice> Probe<T> {
         }
     }
 
-    /// All keys of the first sequence in one head, by their places.
-    pub fn set_keys_of(&mut self, head: usize, value: impl Fn(usize, usize) -> f32) {
+    /// All keys of a sequence in one head, by their places.
+    pub fn set_keys_of(
+        &mut self,
+        sequence: usize,
+        head: usize,
+        value: impl Fn(usize, usize) -> f32,
+    ) {
         self.whole = None;
-        for j in 0..self.case.sequences[0].k {
-            let [dense, paged] = self.places(j)[head];
+        for j in 0..self.case.sequences[sequence].k {
+            let [dense, paged] = self.places(sequence, j)[head];
             for c in 0..self.case.head_dim {
                 self.paged.dense.k.data[dense + c] = T::from_f32(value(j, c));
                 self.paged.k.data[paged + c] = T::from_f32(value(j, c));
@@ -166,7 +171,7 @@ impl<T: OnDevice> Probe<T> {
     /// Value `j`, in all heads.
     pub fn set_value(&mut self, j: usize, value: impl Fn(usize) -> f32) {
         self.whole = None;
-        for [dense, paged] in self.places(j) {
+        for [dense, paged] in self.places(0, j) {
             for c in 0..self.case.head_dim {
                 self.paged.dense.v.data[dense + c] = T::from_f32(value(c));
                 self.paged.v.data[paged + c] = T::from_f32(value(c));
@@ -174,14 +179,16 @@ impl<T: OnDevice> Probe<T> {
         }
     }
 
-    /// Token `i` of the first sequence, in all heads.
+    /// Token `i` of every sequence, in all heads.
     pub fn set_queries(&mut self, i: usize, value: impl Fn(usize) -> f32) {
         self.whole = None;
-        let [b, row] = self.paged.dense.row_q(0, i);
-        for head in 0..self.case.heads_q() {
-            let at = self.paged.dense.q.at([b, row, head]);
-            for c in 0..self.case.head_dim {
-                self.paged.dense.q.data[at + c] = T::from_f32(value(c));
+        for sequence in 0..self.case.sequences.len() {
+            let [b, row] = self.paged.dense.row_q(sequence, i);
+            for head in 0..self.case.heads_q() {
+                let at = self.paged.dense.q.at([b, row, head]);
+                for c in 0..self.case.head_dim {
+                    self.paged.dense.q.data[at + c] = T::from_f32(value(c));
+                }
             }
         }
     }
