@@ -128,6 +128,55 @@ fn last_block_pattern_is_no_race() {
     }
 }
 
+/// What an atomic publishes and takes over is one step with its value, whatever blocks of other host
+/// threads do in between.
+#[test]
+fn blocks_that_meet_at_an_atomic_are_no_race() {
+    const BLOCKS: u32 = 8;
+    const ROUNDS: usize = 400;
+    let m = module("basic");
+    for seed in 0..20 {
+        let memory = Memory::new();
+        let partial = memory.alloc(4 * u64::from(BLOCKS) * ROUNDS as u64).unwrap();
+        let counted = memory.upload(&[0u32; ROUNDS]).unwrap();
+        let out = memory.alloc(4 * ROUNDS as u64).unwrap();
+        let p = Params::new()
+            .arg(partial)
+            .arg(counted)
+            .arg(out)
+            .arg(ROUNDS as i32);
+        let config = LaunchConfig::new(BLOCKS, 1).seed(seed);
+        m.launch(&memory, "last_of_rounds", &config, p.as_bytes())
+            .unwrap_or_else(|f| panic!("{f}"));
+        let sums = memory.download::<f32>(out, ROUNDS).unwrap();
+        assert!(sums.iter().all(|&s| s == BLOCKS as f32));
+    }
+}
+
+/// As above, of a store and the loads that see it.
+#[test]
+fn values_announced_by_a_flag_are_no_race() {
+    const N: usize = 1000;
+    let m = module("basic");
+    for seed in 0..20 {
+        let memory = Memory::new();
+        let data = memory.alloc(4 * (N as u64 + 1)).unwrap();
+        let (flag, wrong) = (
+            memory.upload(&[0i32]).unwrap(),
+            memory.upload(&[0i32]).unwrap(),
+        );
+        let p = Params::new().arg(data).arg(flag).arg(wrong).arg(N as i32);
+        m.launch(
+            &memory,
+            "announced",
+            &LaunchConfig::new(4, 1).seed(seed),
+            p.as_bytes(),
+        )
+        .unwrap_or_else(|f| panic!("{f}"));
+        assert_eq!(memory.download::<i32>(wrong, 1).unwrap(), [0]);
+    }
+}
+
 #[test]
 fn calls_switches_and_constants() {
     let m = module("basic");

@@ -146,8 +146,9 @@ impl Block<'_> {
                 Some(who.lane),
             );
         }
-        if let Some(races) = &launch.races {
-            races.synchronise(&mut self.party, address, release);
+        let races = launch.races.as_ref();
+        let _one_step = races.map(|r| r.synchronise(&mut self.party, address, release));
+        if let Some(races) = races {
             let thread = (who.warp * 32 + who.lane) as u32;
             if let Err(o) = races.write(&self.party, index, offset, width, thread, who.pc, true) {
                 return self.global_race(address, Access::Atomic, o, who.lane);

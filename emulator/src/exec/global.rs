@@ -6,8 +6,8 @@
 //! count as one party, so ordering inside the block is left to the shared-memory rules.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::error::Access;
 use crate::memory::{PAGE, Snapshot, Sparse};
@@ -39,9 +39,15 @@ struct Page {
 pub(crate) struct GlobalRaces {
     allocations: Vec<Sparse<Page>>,
     grain_shift: u32,
-    /// Epochs published per address of an atomic: block to epoch.
-    published: Mutex<HashMap<u64, HashMap<u32, u32>>>,
+    published: Mutex<Published>,
 }
+
+/// Epochs published per address of an atomic: block to epoch.
+pub(crate) type Published = HashMap<u64, HashMap<u32, u32>>;
+
+/// While it lives no other block synchronises: what an access publishes and takes over is one step
+/// with the value that it reads or writes.
+pub(crate) type OneStep<'a> = MutexGuard<'a, Published>;
 
 /// The other side of a race.
 #[derive(Debug, Clone, Copy)]
@@ -234,18 +240,18 @@ impl GlobalRaces {
         Ok(())
     }
 
-    /// An atomic at `address`: publishes what this block's last fence covered (all, for `.release`)
-    /// and takes over what others published.
-    pub fn synchronise(&self, p: &mut Party, address: u64, release: bool) {
+    /// An atomic or a store at `address`: publishes what this block's last fence covered (all, for
+    /// `.release`) and takes over what others published.
+    pub fn synchronise(&self, p: &mut Party, address: u64, release: bool) -> OneStep<'_> {
         if release {
             p.fence();
         }
-        let mut published = self.published.lock().unwrap_or_else(|e| e.into_inner());
+        let mut published = self.published();
         let Some(epoch) = p.fenced else {
             if let Some(there) = published.get(&address) {
                 take(p, there);
             }
-            return;
+            return published;
         };
         let there = published.entry(address).or_default();
         take(p, there);
@@ -255,14 +261,20 @@ impl GlobalRaces {
             *slot = (*slot).max(e);
         }
         there.insert(p.id, epoch);
+        published
     }
 
     /// A volatile, relaxed or acquiring load.
-    pub fn observe(&self, p: &mut Party, address: u64) {
-        let published = self.published.lock().unwrap_or_else(|e| e.into_inner());
+    pub fn observe(&self, p: &mut Party, address: u64) -> OneStep<'_> {
+        let published = self.published();
         if let Some(there) = published.get(&address) {
             take(p, there);
         }
+        published
+    }
+
+    fn published(&self) -> OneStep<'_> {
+        self.published.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 

@@ -158,10 +158,9 @@ impl Warp {
                     global_mask |= 1 << lane;
                     if relaxed {
                         b.shared.observe(a, self.id);
-                        if let Some(races) = &b.launch.races {
-                            races.observe(&mut b.party, a);
-                        }
                     }
+                    let races = b.launch.races.as_ref().filter(|_| relaxed);
+                    let _one_step = races.map(|r| r.observe(&mut b.party, a));
                     b.read_global(a, bytes, total, who, relaxed, l.space == MemSpace::Const)?;
                 }
                 Target::Local(a) => {
@@ -260,10 +259,9 @@ impl Warp {
                     global_mask |= 1 << lane;
                     if relaxed {
                         b.shared.synchronise(a, self.id, release);
-                        if let Some(races) = &b.launch.races {
-                            races.synchronise(&mut b.party, a, release);
-                        }
                     }
+                    let races = b.launch.races.as_ref().filter(|_| relaxed);
+                    let _one_step = races.map(|r| r.synchronise(&mut b.party, a, release));
                     b.write_global(a, bytes, who, relaxed)?;
                 }
                 Target::Local(a) => {
