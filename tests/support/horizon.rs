@@ -142,12 +142,17 @@ impl<T: OnDevice> Probe<T> {
 
     /// Key `j` of the first sequence, in all heads.
     pub fn set_key(&mut self, j: usize, value: impl Fn(usize) -> f32) {
+        for head in 0..self.case.heads_k {
+            self.set_key_of(0, head, j, &value);
+        }
+    }
+
+    fn set_key_of(&mut self, sequence: usize, head: usize, j: usize, value: impl Fn(usize) -> f32) {
         self.whole = None;
-        for [dense, paged] in self.places(0, j) {
-            for c in 0..self.case.head_dim {
-                self.paged.dense.k.data[dense + c] = T::from_f32(value(c));
-                self.paged.k.data[paged + c] = T::from_f32(value(c));
-            }
+        let [dense, paged] = self.places(sequence, j)[head];
+        for c in 0..self.case.head_dim {
+            self.paged.dense.k.data[dense + c] = T::from_f32(value(c));
+            self.paged.k.data[paged + c] = T::from_f32(value(c));
         }
     }
 
@@ -158,13 +163,8 @@ impl<T: OnDevice> Probe<T> {
         head: usize,
         value: impl Fn(usize, usize) -> f32,
     ) {
-        self.whole = None;
         for j in 0..self.case.sequences[sequence].k {
-            let [dense, paged] = self.places(sequence, j)[head];
-            for c in 0..self.case.head_dim {
-                self.paged.dense.k.data[dense + c] = T::from_f32(value(j, c));
-                self.paged.k.data[paged + c] = T::from_f32(value(j, c));
-            }
+            self.set_key_of(sequence, head, j, |c| value(j, c));
         }
     }
 
