@@ -37,13 +37,14 @@ def make_inputs(shape: Shape, device: str, seed: int = 0) -> Inputs:
     return Inputs(shape, q, k, v)
 
 
-def alibi_slopes(heads: int) -> list[float]:
-    """`2^(-8k/n)` for `k = 1..=n`; where n is no power of two, those of the power below, and the odd ones of that above."""
+def alibi_slopes(heads: int, bias_max: float = 8.0) -> list[float]:
+    """`2^(-bias_max k/n)` for `k = 1..=n`; where n is no power of two, those of the power below, and the odd ones of that
+    above."""
     if heads < 1:
         raise ValueError(f"heads is {heads}, expected at least 1")
     power = 1 << (heads.bit_length() - 1)
-    slopes = [2.0 ** (-8 * k / power) for k in range(1, power + 1)]
-    return slopes + [2.0 ** (-4 * k / power) for k in range(1, 2 * (heads - power), 2)]
+    slopes = [2.0 ** (-bias_max * k / power) for k in range(1, power + 1)]
+    return slopes + [2.0 ** (-bias_max * k / (2 * power)) for k in range(1, 2 * (heads - power), 2)]
 
 
 def distances(shape: Shape, device: torch.device) -> torch.Tensor:

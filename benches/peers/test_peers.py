@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import cpu
 import peers
+import tiles
 from backends import (
     BACKENDS,
     Backend,
@@ -151,6 +152,7 @@ class ReferenceTest(unittest.TestCase):
         self.assertAlmostEqual(alibi_slopes(32)[0], 2**-0.25)
         self.assertEqual(alibi_slopes(6), [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8, 2.0**-1, 2.0**-3])
         self.assertEqual(len(alibi_slopes(71)), 71)
+        self.assertEqual(alibi_slopes(6, 16.0), [slope**2 for slope in alibi_slopes(6)])
         with self.assertRaises(ValueError):
             alibi_slopes(0)
 
@@ -265,6 +267,35 @@ class CpuTest(unittest.TestCase):
 
     def test_sdpa_takes_some_time(self) -> None:
         self.assertGreater(cpu.sdpa_seconds(16, 2), 0.0)
+
+
+class TilesTest(unittest.TestCase):
+    def weight_left_out(self, q: torch.Tensor, k: torch.Tensor, slope: float) -> tuple[float, int]:
+        """The largest of a row, and the tiles kept."""
+        last = len(k) // tiles.TILE - 1
+        kept = tiles.kept_tiles(q, tiles.Keys(k), last, slope)
+        distance = last * tiles.TILE + torch.arange(tiles.TILE)[:, None] - torch.arange(len(k))[None, :]
+        scores = q.shape[1] ** -0.5 * (q.double() @ k.double().T) - slope * distance
+        weights = scores.masked_fill(distance < 0, -math.inf).softmax(1)
+        for tile in kept:
+            weights[:, tile * tiles.TILE : (tile + 1) * tiles.TILE] = 0
+        return weights.sum(1).max().item(), len(kept)
+
+    def test_what_is_left_out_weighs_less_than_the_tolerance(self) -> None:
+        torch.manual_seed(1)
+        q, k = torch.randn(tiles.TILE, 8), torch.randn(4096, 8)
+        weight, kept = self.weight_left_out(q, k, 1 / 16)
+        self.assertLess(weight, tiles.TOLERANCE)
+        self.assertIn(kept, range(2, 7))
+        # A far key that weighs much is kept, and what lies between is not.
+        q[:, 0], k[:, 0] = 1.0, 0.0
+        k[300] = torch.tensor([800.0] + [0.0] * 7)
+        weight, kept_with_it = self.weight_left_out(q, k, 1 / 16)
+        self.assertLess(weight, tiles.TOLERANCE)
+        self.assertIn(kept_with_it, range(kept, kept + 2))
+
+    def test_all_is_kept_where_keys_are_few_for_the_slope(self) -> None:
+        self.assertEqual(tiles.saved(heads=1, bias_max=16.0, head_dim=8, sd=1.0, tokens=1024, samples=2), 1.0)
 
 
 class AttemptTest(unittest.TestCase):

@@ -6,10 +6,10 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::Element;
-use super::few::FEW;
 use super::gemm::STRIP;
 use super::softmax::Row;
 use super::tile::{KEYS, Pages, Rows};
+use super::work::FEW;
 use crate::Attention;
 use crate::attention::Mask;
 use crate::horizon::{Budget, MIN_KEYS, Radii, RowBound, Verdict};

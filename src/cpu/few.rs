@@ -6,16 +6,14 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::Element;
-use super::block::{Block, State};
 use super::bounds::{FarTile, KeyBounds, Side, budget};
 use super::report::Counts;
 use super::softmax::{Row, softmax_row};
+use super::state::State;
 use super::tile::{KEYS, Offsets, Rows, TileRows, padded};
+use super::work::{Block, FEW};
 use crate::Attention;
 use crate::horizon::{Budget, MIN_KEYS, Verdict, share};
-
-/// Blocks of at most so many rows come here.
-pub(super) const FEW: usize = 4;
 
 /// Registers of output columns that are summed at once.
 const COLUMNS: usize = 4;

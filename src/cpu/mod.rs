@@ -10,8 +10,10 @@ mod pools;
 mod report;
 mod schedule;
 mod softmax;
+mod state;
 mod tile;
 mod vector;
+mod work;
 
 pub use element::Element;
 pub use pools::{Pools, append, append_with_radii, copy_pages};

@@ -2,9 +2,9 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
-use super::block::Block;
 use super::softmax::Row;
 use super::tile::KEYS;
+use super::work::Block;
 use crate::problem::Problem;
 
 /// What the [horizon](crate::Horizon) left out, counted in pairs of a query and a tile of 128 keys of which it sees some.

@@ -7,9 +7,11 @@ use rayon::prelude::*;
 use super::Element;
 #[cfg(target_arch = "x86_64")]
 use super::block::UseBf16;
-use super::block::{Block, ForSimd, Run, Scratch, State, Tensors, UseF32};
+use super::block::{ForSimd, Run, Scratch, Tensors, UseF32};
 use super::bounds::key_bounds;
+use super::state::State;
 use super::tile::KEYS;
+use super::work::Block;
 use crate::problem::Problem;
 use crate::{Attention, Horizon};
 

@@ -86,6 +86,19 @@ impl Party {
                 .is_some_and(|&k| k >= e.epoch() || u64::from(e.epoch()) == MAX_EPOCH)
     }
 
+    /// Whether an access now, atomic or not, is ordered after the write `w`, if there was one; two atomics need no order.
+    #[inline]
+    fn after_write(&self, w: Entry, atomic: bool) -> Result<(), Other> {
+        let access = match w.0 & ATOMIC {
+            0 => Access::Write,
+            _ => Access::Atomic,
+        };
+        if w.0 == 0 || self.ordered(w) || (atomic && access == Access::Atomic) {
+            return Ok(());
+        }
+        Err(other(w, access))
+    }
+
     pub fn fence(&mut self) {
         self.fenced = Some(self.epoch);
         self.epoch = (self.epoch + 1).min(MAX_EPOCH as u32);
@@ -175,17 +188,7 @@ impl GlobalRaces {
                     slot.fetch_or(MANY, SeqCst);
                 }
             }
-            let w = Entry(page.writes[g].load(SeqCst));
-            if w.0 != 0 && !p.ordered(w) && !(atomic && w.0 & ATOMIC != 0) {
-                return Err(other(
-                    w,
-                    if w.0 & ATOMIC != 0 {
-                        Access::Atomic
-                    } else {
-                        Access::Write
-                    },
-                ));
-            }
+            p.after_write(Entry(page.writes[g].load(SeqCst)), atomic)?;
         }
         Ok(())
     }
@@ -213,17 +216,7 @@ impl GlobalRaces {
             let slot = &page.writes[g];
             let seen = Entry(slot.load(SeqCst));
             if seen.block() != p.id || seen.epoch() != p.epoch || (seen.0 ^ entry) & ATOMIC != 0 {
-                let w = Entry(slot.swap(entry, SeqCst));
-                if w.0 != 0 && !p.ordered(w) && !(atomic && w.0 & ATOMIC != 0) {
-                    return Err(other(
-                        w,
-                        if w.0 & ATOMIC != 0 {
-                            Access::Atomic
-                        } else {
-                            Access::Write
-                        },
-                    ));
-                }
+                p.after_write(Entry(slot.swap(entry, SeqCst)), atomic)?;
             }
             let r = Entry(page.reads[g].load(SeqCst));
             // Of many readers only one is remembered; a block that has acquired anything is given
