@@ -84,6 +84,7 @@ extern "C" __global__ void announced(int *data, volatile int *flag, int *wrong, 
             *flag = i;
         } else {
             int latest = *flag;
+            __threadfence();
             if (latest && data[latest] != latest) atomicAdd(wrong, 1);
         }
     }
