@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::error::{Error, Result, value};
-use crate::problem::check_page_size;
+use crate::sequences::check_page_size;
 
 /// The pages of a paged cache: which sequence has which, which are shared, which are free.
 ///
