@@ -1,15 +1,13 @@
 //! The paged cache against the plainest model of one: a list of tokens a sequence. Tokens are written to a pool wherever
 //! the cache says, and must be found there, whatever was forked, truncated, freed or refused in between.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use flash_alibi::cpu::{self, Pools};
 use flash_alibi::{Attention, Batch, Error, Inputs, PagedCache, SequenceId, View};
+use flash_alibi_testing::random;
+use flash_alibi_testing::strategy::config;
 use proptest::prelude::*;
-use support::random;
-use support::strategy::config;
 
 const PAGE: usize = 8;
 

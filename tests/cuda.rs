@@ -1,10 +1,5 @@
 //! Launches on a GPU, against the oracle. Where there is none, tests that need one say so and pass.
 
-#[path = "../examples/check_golden/golden.rs"]
-#[allow(dead_code)] // The example uses the rest.
-mod golden;
-mod support;
-
 use std::io::Write as _;
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
@@ -15,14 +10,13 @@ use flash_alibi::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamC
 use flash_alibi::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtrMut};
 use flash_alibi::cuda::{self, Error, Inputs, Kernels, Layer, View, ViewMut};
 use flash_alibi::{Attention, Slopes};
-use golden::{Golden, Runner, Stored};
+use flash_alibi_testing::device::OnGpu;
+use flash_alibi_testing::golden::{self, Golden, Launch, Runner};
+use flash_alibi_testing::problem::OnDevice;
+use flash_alibi_testing::strategy::{case, config, fail};
+use flash_alibi_testing::{Case, LaidOut, Lengths, SlopeKind, UNTOUCHED, expect, matrix};
 use half::{bf16, f16};
 use proptest::prelude::*;
-use support::device::OnGpu;
-use support::emulator::OnDevice;
-use support::strategy::{case, config, fail};
-use support::{Case, LaidOut, Lengths, SlopeKind, UNTOUCHED, expect, matrix};
-use support::{accuracy, emulator};
 
 /// How much work one random case may be.
 const WORK: usize = 1_000_000;
@@ -64,7 +58,7 @@ fn alone_on_gpu(test: impl FnOnce(Arc<CudaContext>)) {
     }
 }
 
-fn check<T: OnDevice + cuda::Element>(stream: &Arc<CudaStream>, case: &Case) -> Result<(), String> {
+fn check<T: OnDevice>(stream: &Arc<CudaStream>, case: &Case) -> Result<(), String> {
     let laid_out = case.lay_out::<T>();
     let rows = laid_out.attend_on_device(stream)?;
     laid_out.check(&rows)
@@ -173,7 +167,7 @@ fn a_device_that_is_not_there() {
 
 #[test]
 fn random_problems() {
-    fn of<T: OnDevice + cuda::Element>(stream: &Arc<CudaStream>) {
+    fn of<T: OnDevice>(stream: &Arc<CudaStream>) {
         let cases = config(60);
         proptest!(cases, |(case in case(WORK))| fail(check::<T>(stream, &case))?);
     }
@@ -253,7 +247,7 @@ fn calls_with_nothing_to_do() {
 
 #[test]
 fn golden_files() {
-    fn check<T: Stored>(stream: &Arc<CudaStream>, case: &golden::Case<T>) {
+    fn check<T: Launch>(stream: &Arc<CudaStream>, case: &golden::Case<T>) {
         let accuracy = case.judge(&case.launch(Runner::Gpu(stream)).unwrap());
         let (name, limit) = (&case.name, accuracy.out_limit());
         assert!(accuracy.passes(), "{name}: {accuracy:?}, limit {limit:e}");

@@ -1,8 +1,6 @@
 //! Decoding on a GPU: the kernels against the oracle, and steps of a paged cache in a graph. Where there is no GPU, tests say
 //! so and pass.
 
-mod support;
-
 use std::io::Write as _;
 use std::sync::Arc;
 
@@ -12,11 +10,11 @@ use flash_alibi::cuda::cudarc::driver::{
 };
 use flash_alibi::cuda::{self, Error, Inputs, Layer, View, ViewMut};
 use flash_alibi::{Attention, Slopes, cpu};
+use flash_alibi_testing::problem::OnDevice;
+use flash_alibi_testing::strategy::{case, config, fail};
+use flash_alibi_testing::{Case, Lengths, SlopeKind, expect, random};
 use half::{bf16, f16};
 use proptest::prelude::*;
-use support::emulator::OnDevice;
-use support::strategy::{case, config, fail};
-use support::{Case, Lengths, SlopeKind, expect, random};
 
 /// How much work one random case may be.
 const WORK: usize = 500_000;
@@ -34,7 +32,7 @@ fn context() -> Option<Arc<CudaContext>> {
     }
 }
 
-fn check<T: OnDevice + cuda::Element>(
+fn check<T: OnDevice>(
     stream: &Arc<CudaStream>,
     case: &Case,
     page_size: usize,

@@ -1,16 +1,11 @@
 //! All golden files through the fast path and the oracle.
 
-#[path = "../examples/check_golden/golden.rs"]
-#[allow(dead_code)] // The example uses the rest.
-mod golden;
-mod support;
-
 use std::path::PathBuf;
 
 use flash_alibi::plan::Plan;
 use flash_alibi::{Horizon, cpu};
-use golden::{Case, Computed, Golden, Runner, Stored};
-use support::{accuracy, emulator};
+use flash_alibi_testing::emulator;
+use flash_alibi_testing::golden::{self, Case, Computed, Golden, Launch, Runner, Stored};
 
 fn cases() -> Vec<Golden> {
     // Tests run in the package's folder, wherever it is.
@@ -51,7 +46,7 @@ fn the_fast_path_keeps_the_contract() {
 }
 
 fn kernels_keep_the_contract(planner: &emulator::Planner) {
-    fn check<T: Stored>(case: &Case<T>, planner: &emulator::Planner) {
+    fn check<T: Launch>(case: &Case<T>, planner: &emulator::Planner) {
         let accuracy = case.judge(&case.launch(Runner::Emulator(planner)).unwrap());
         assert!(
             accuracy.passes(),
@@ -84,7 +79,7 @@ fn the_decode_kernels_keep_the_contract_under_the_emulator() {
 
 /// All goldens, with more keys before theirs: what the horizon leaves out changes no more than it certifies.
 fn the_horizon_is_within_its_certificate(seqlen_k: usize, planner: Option<&emulator::Planner>) {
-    fn check<T: Stored>(
+    fn check<T: Launch>(
         case: &Case<T>,
         seqlen_k: usize,
         planner: Option<&emulator::Planner>,

@@ -1,12 +1,5 @@
 //! Real checkpoints through this crate's attention, against what Hugging Face's transformers computes for them in f32.
 
-#[path = "../examples/horizon/input.rs"]
-mod input;
-#[path = "../examples/horizon/measure.rs"]
-mod measure;
-#[path = "../examples/model/mod.rs"]
-mod model;
-
 use std::collections::HashMap;
 use std::env;
 use std::fs;
@@ -16,9 +9,9 @@ use std::process::Command;
 
 use candle_core::{D, Device, IndexOp, Tensor};
 use flash_alibi::{Horizon, cuda};
-use input::Problem;
-use measure::measure;
-use model::{Backend, Model, Tokenizer};
+use flash_alibi_models::Problem;
+use flash_alibi_models::measure;
+use flash_alibi_models::{Backend, Model, Tokenizer};
 
 fn folder(name: &str) -> PathBuf {
     // Tests run in the package's folder, wherever it is.

@@ -1,17 +1,15 @@
 //! Attention over a paged cache: the same bits as without pages, over random problems and the shapes of serving; and
 //! writing to the cache.
 
-mod support;
-
 use flash_alibi::cpu::{self, Pools, oracle};
 use flash_alibi::{
     Attention, Error, Horizon, Inputs, Mask, PagedCache, SequenceId, Slopes, View, ViewMut,
 };
+use flash_alibi_testing::strategy::{case, config, fail};
+use flash_alibi_testing::{Case, Lengths, Memory, SlopeKind, expect, random};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::sample::select;
-use support::strategy::{case, config, fail};
-use support::{Case, Lengths, Memory, SlopeKind, expect, random};
 
 const PAGE_SIZES: [usize; 7] = [8, 16, 24, 32, 64, 128, 256];
 

@@ -3,8 +3,8 @@
 use flash_alibi::Mask;
 use half::bf16;
 
-use super::strategy::pick;
-use super::{Case, LaidOut, Lengths, Memory, Rows, SlopeKind};
+use crate::strategy::pick;
+use crate::{Case, LaidOut, Lengths, Memory, Rows, SlopeKind};
 
 pub fn head_dims() -> Vec<Case> {
     let of = |head_dim| Case::dense(1, 67, 131, (2, 1), head_dim);

@@ -1,27 +1,20 @@
 //! Runs plans on an emulator: the PTX that the build made, instruction by instruction on the CPU, with all of its checks on.
 
 use std::collections::HashMap;
-use std::fmt::{self, Debug};
+use std::fmt::Debug;
 use std::sync::{Arc, LazyLock, Mutex};
 
-use flash_alibi::cpu::Element;
-use flash_alibi::plan::{Addresses, Call, Device, Dtype, Executor, Launch, Packed, Paged, Plan};
-use flash_alibi::{Attention, Layout};
-use half::{bf16, f16};
+use flash_alibi::Attention;
+use flash_alibi::plan::{Addresses, Call, Device, Executor, Launch, Packed, Paged, Plan};
 use ptx_emulator::{DevicePtr, Fault, LaunchConfig, Memory, Module, Report, Scalar};
 
-/// An element type that kernels take.
-pub trait OnDevice: Element + Scalar {
-    const DTYPE: Dtype;
-}
+use crate::problem::{Attended, Failure, OnDevice, Placed, Problem};
+use crate::{LaidOut, Rows};
 
-impl OnDevice for f16 {
-    const DTYPE: Dtype = Dtype::F16;
-}
+/// An element type that kernels take and the emulator's memory holds.
+pub trait OnEmulator: OnDevice + Scalar {}
 
-impl OnDevice for bf16 {
-    const DTYPE: Dtype = Dtype::Bf16;
-}
+impl<T: OnDevice + Scalar> OnEmulator for T {}
 
 /// As small as devices are that run the kernels: compute capability 8.6.
 pub const SMALLEST: Device = Device {
@@ -30,62 +23,24 @@ pub const SMALLEST: Device = Device {
     multiprocessors: 2,
 };
 
-/// A tensor in a buffer: its first element is `data[offset]`.
-#[derive(Clone, Copy)]
-pub struct Placed<'a, T> {
-    pub data: &'a [T],
-    pub offset: usize,
-    pub layout: Layout,
-}
-
-/// A call, with all that it reads and with what its outputs hold before.
-#[derive(Clone, Copy)]
-pub struct Problem<'a, T> {
-    pub attention: &'a Attention,
-    pub q: Placed<'a, T>,
-    pub k: Placed<'a, T>,
-    pub v: Placed<'a, T>,
-    pub out: Placed<'a, T>,
-    pub lse: Option<&'a [f32]>,
-    pub cu_seqlens_q: Option<&'a [i32]>,
-    pub cu_seqlens_k: Option<&'a [i32]>,
-    pub seqused_k: Option<&'a [i32]>,
-    pub leftpad_k: Option<&'a [i32]>,
-    pub block_table: Option<(&'a [i32], Paged)>,
-    /// Centres, and the radii of pages.
-    pub radii: Option<(&'a [f32], &'a [f32])>,
-}
-
 /// [`Plan::prefill`], or another of its kind.
 pub type Planner = dyn Fn(&Attention, &Call, &Device) -> flash_alibi::Result<Plan>;
 
 /// What outputs hold afterwards, and what was executed.
 #[derive(Debug)]
-pub struct Attended<T> {
-    pub out: Vec<T>,
-    pub lse: Vec<f32>,
+pub struct Emulated<T> {
+    pub attended: Attended<T>,
     /// Of each launch.
-    #[allow(dead_code)] // Tests look at it.
     pub reports: Vec<Report>,
     /// `[heads_q, 2]`: the tiles of keys that prefill computed for each head, and all.
-    #[allow(dead_code)] // Tests look at it.
     pub tiles: Vec<u64>,
 }
 
-/// What went wrong, in words.
-#[derive(Debug)]
-pub struct Failure(pub String);
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+impl<T> Emulated<T> {
+    /// The outputs, and the reports of the launches.
+    pub(crate) fn split(self) -> (Attended<T>, Vec<Report>) {
+        (self.attended, self.reports)
     }
-}
-
-impl std::error::Error for Failure {}
-
-fn failure(error: impl fmt::Display) -> Failure {
-    Failure(error.to_string())
 }
 
 /// Carries out launches in its memory.
@@ -131,9 +86,9 @@ impl Executor for Emulator {
     }
 }
 
-impl<T: OnDevice> Problem<'_, T> {
-    /// Plans and runs it.
-    pub fn attend(&self, planner: &Planner, seed: u64) -> Result<Attended<T>, Failure> {
+impl<T: OnEmulator> Problem<'_, T> {
+    /// Plans it and runs the plan, in an order of warps and blocks that the seed chooses.
+    pub fn emulate(&self, planner: &Planner, seed: u64) -> Result<Emulated<T>, Failure> {
         let call = Call {
             dtype: T::DTYPE,
             q: self.q.layout,
@@ -153,11 +108,11 @@ impl<T: OnDevice> Problem<'_, T> {
                 ..paged
             }),
         };
-        let plan = planner(self.attention, &call, &SMALLEST).map_err(failure)?;
+        let plan = planner(self.attention, &call, &SMALLEST).map_err(Failure::new)?;
 
         let emulator = Emulator::new(seed);
         fn put<P: Scalar>(memory: &Memory, data: &[P]) -> Result<DevicePtr, Failure> {
-            memory.upload(data).map_err(failure)
+            memory.upload(data).map_err(Failure::new)
         }
         let memory = &emulator.memory;
         let buffer = |placed: &Placed<T>| put(memory, placed.data);
@@ -187,25 +142,43 @@ impl<T: OnDevice> Problem<'_, T> {
             report: tiles.0,
             centres: floats(self.radii.map(|(centres, _)| centres))?,
             radii: floats(self.radii.map(|(_, radii)| radii))?,
-            workspace: memory.alloc(plan.workspace_bytes()).map_err(failure)?.0,
+            workspace: memory
+                .alloc(plan.workspace_bytes())
+                .map_err(Failure::new)?
+                .0,
         };
         // SAFETY: an emulator checks every access itself.
-        unsafe { plan.run(&emulator, &addresses) }.map_err(failure)?;
-        Ok(Attended {
-            out: memory.download(out, self.out.data.len()).map_err(failure)?,
+        unsafe { plan.run(&emulator, &addresses) }.map_err(Failure::new)?;
+        let attended = Attended {
+            out: memory
+                .download(out, self.out.data.len())
+                .map_err(Failure::new)?,
             lse: match lse {
                 Some(at) => memory
                     .download(at, self.lse.map_or(0, <[f32]>::len))
-                    .map_err(failure)?,
+                    .map_err(Failure::new)?,
                 None => Vec::new(),
             },
+        };
+        Ok(Emulated {
+            attended,
             tiles: memory
                 .download(tiles, 2 * self.attention.heads_q())
-                .map_err(failure)?,
+                .map_err(Failure::new)?,
             reports: emulator
                 .reports
                 .into_inner()
                 .expect("nothing panics with it"),
         })
+    }
+}
+
+impl<T: OnEmulator> LaidOut<T> {
+    /// Runs a planner's kernels under the emulator, twice in different orders.
+    pub fn attend_on_emulator(
+        &self,
+        planner: &Planner,
+    ) -> Result<(Vec<Rows>, Vec<Report>), String> {
+        self.attend_twice(|problem, turn| problem.emulate(planner, turn).map(Emulated::split))
     }
 }

@@ -1,15 +1,13 @@
 //! Cases in a paged cache.
 
-use std::sync::Arc;
+#[cfg(feature = "cuda")]
+mod on_device;
 
 use flash_alibi::Inputs;
 use flash_alibi::cpu::{Element, oracle};
-use flash_alibi::cuda::{self, cudarc::driver::CudaStream};
-use flash_alibi::plan;
-use ptx_emulator::Report;
 
-use super::emulator::{OnDevice, Planner, Problem};
-use super::{Case, LaidOut, Memory, Rows, Tensor, random, sees};
+use crate::accuracy::sees;
+use crate::{Case, LaidOut, Memory, Rows, Tensor, random};
 
 /// What table entries hold that no query needs.
 const GARBAGE: [i32; 4] = [-1, i32::MAX, i32::MIN, 1 << 20];
@@ -176,54 +174,5 @@ impl<T: Element> Paged<T> {
             }
         }
         self.radii = Some((centres, radii));
-    }
-}
-
-impl<T: OnDevice> Paged<T> {
-    /// As [`LaidOut::attend_on_emulator`], from pages.
-    pub fn attend_on_emulator(
-        &self,
-        planner: &Planner,
-    ) -> Result<(Vec<Rows>, Vec<Report>), String> {
-        self.dense
-            .attend_twice(|problem, turn| self.of_pages(problem).attend(planner, turn))
-    }
-
-    /// Runs the kernels for decoding on a GPU, or those for prefill.
-    pub fn attend_on_device(
-        &self,
-        stream: &Arc<CudaStream>,
-        decode: bool,
-    ) -> Result<Vec<Rows>, String>
-    where
-        T: cuda::Element,
-    {
-        let attend = |problem: &Problem<'_, T>, _| match decode {
-            true => self.of_pages(problem).decode_on(stream),
-            false => self.of_pages(problem).attend_on(stream),
-        };
-        Ok(self.dense.attend_twice(attend)?.0)
-    }
-
-    /// The same problem, with keys and values in the pages.
-    pub fn of_pages<'a>(&'a self, problem: &Problem<'a, T>) -> Problem<'a, T> {
-        let paged = plan::Paged {
-            columns: self.max_pages,
-            stride: self.max_pages,
-            max_seqlen_k: usize::MAX,
-            radii: false,
-        };
-        Problem {
-            k: self.k.placed(),
-            v: self.v.placed(),
-            cu_seqlens_k: None,
-            seqused_k: Some(&self.seqused_k),
-            block_table: Some((&self.block_table, paged)),
-            radii: self
-                .radii
-                .as_ref()
-                .map(|(centres, radii)| (&centres[..], &radii[..])),
-            ..*problem
-        }
     }
 }

@@ -1,8 +1,6 @@
 //! A decoder of the BLOOM or MPT family, from a Hugging Face checkpoint folder, in f32 (on a GPU with attention in f16):
 //! candle's tensors, this crate's attention and paged cache.
 
-#![allow(dead_code)] // Each example uses its part.
-
 mod backend;
 mod bloom;
 mod checkpoint;
@@ -18,7 +16,6 @@ use candle_nn::{Embedding, LayerNorm, Linear, Module};
 use flash_alibi::candle::{self, Lengths};
 use flash_alibi::{Attention, Horizon, PagedCache, SequenceId};
 
-#[allow(unused_imports)] // Tests choose devices themselves.
 pub use backend::{Backend, HorizonArgument};
 pub use tokenizer::Tokenizer;
 

@@ -6,22 +6,25 @@
 //! (default true), `window` (`[left, right]`; a negative number leaves that side open), `softcap`, `scale` (default
 //! `1/sqrt(head_dim)`), and the sizes, which must agree with the tensors.
 
+mod file;
+#[cfg(feature = "cuda")]
+mod run;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use flash_alibi::cpu::Element;
-use flash_alibi::cuda;
-use flash_alibi::cuda::cudarc::driver::CudaStream;
-use flash_alibi::{Attention, Inputs, Layout, Mask, Slopes, View};
+use flash_alibi::{Attention, Inputs, Mask, Slopes, View};
 use half::{bf16, f16};
-use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use crate::accuracy::{Accuracy, Sequence, low_precision};
-use crate::emulator::{Attended, OnDevice, Placed, Planner, Problem};
+use file::{floats, integers, tensor};
+
+pub use file::Stored;
+#[cfg(feature = "cuda")]
+pub use run::{Launch, Runner};
 
 /// One golden file.
 #[derive(Debug)]
@@ -145,57 +148,6 @@ impl Golden {
     }
 }
 
-/// An element type as golden files hold it.
-pub trait Stored: Element {
-    const DTYPE: Dtype;
-    const NAME: &'static str;
-    fn from_le_bytes(bytes: &[u8]) -> Self;
-    /// Runs a problem's kernels.
-    fn launch(problem: &Problem<Self>, runner: Runner) -> Result<Attended<Self>>;
-}
-
-macro_rules! stored {
-    ($type:ty, $dtype:ident, $name:literal, $launch:expr) => {
-        impl Stored for $type {
-            const DTYPE: Dtype = Dtype::$dtype;
-            const NAME: &'static str = $name;
-            fn from_le_bytes(bytes: &[u8]) -> Self {
-                Self::from_le_bytes(bytes.try_into().expect("chunks of the type's size"))
-            }
-            fn launch(problem: &Problem<Self>, runner: Runner) -> Result<Attended<Self>> {
-                $launch(problem, runner)
-            }
-        }
-    };
-}
-stored!(f16, F16, "f16", launch);
-stored!(bf16, BF16, "bf16", launch);
-stored!(f32, F32, "f32", |_, _| bail!(
-    "the kernels take f16 and bf16"
-));
-
-/// What runs the CUDA kernels.
-#[derive(Clone, Copy)]
-pub enum Runner<'a> {
-    /// The emulator runs the PTX of those that a planner chooses.
-    Emulator(&'a Planner),
-    /// A stream's GPU runs those for prefill.
-    Gpu(&'a Arc<CudaStream>),
-    /// Likewise those for decoding.
-    GpuDecode(&'a Arc<CudaStream>),
-}
-
-fn launch<T: OnDevice + cuda::Element>(
-    problem: &Problem<T>,
-    runner: Runner,
-) -> Result<Attended<T>> {
-    Ok(match runner {
-        Runner::Emulator(planner) => problem.attend(planner, 1)?,
-        Runner::Gpu(stream) => problem.attend_on(stream)?,
-        Runner::GpuDecode(stream) => problem.decode_on(stream)?,
-    })
-}
-
 impl<T: Stored> Case<T> {
     fn new(name: String, description: &Description, tensors: &SafeTensors) -> Result<Self> {
         let four = |name| -> Result<Tensor<T>> {
@@ -285,7 +237,6 @@ impl<T: Stored> Case<T> {
 
     /// The same queries after so many keys: those of each sequence, and before them the same again and again. There are no
     /// exact results of this: `out` and `lse` are zero.
-    #[allow(dead_code)] // Tests use it.
     pub fn with_context(&self, attention: Attention, seqlen_k: usize) -> Self {
         let [batch, _, heads, head_dim] = self.k.shape;
         let repeated = |of: fn(Sequence<T>) -> Vec<T>| {
@@ -316,7 +267,6 @@ impl<T: Stored> Case<T> {
     }
 
     /// The largest finite value.
-    #[allow(dead_code)] // Tests use it.
     pub fn largest_value(&self) -> f64 {
         let values = self.v.data.iter().map(|x| f64::from(x.to_f32().abs()));
         values.filter(|x| x.is_finite()).fold(0.0, f64::max)
@@ -332,40 +282,6 @@ impl<T: Stored> Case<T> {
             inputs = inputs.leftpad_k(lengths);
         }
         Ok(inputs)
-    }
-
-    /// Runs the CUDA kernels.
-    pub fn launch(&self, runner: Runner) -> Result<Computed> {
-        let (out, lse) = (
-            vec![T::from_f32(0.0); self.out.len()],
-            vec![0.0; self.lse.len()],
-        );
-        fn placed<'a, T>(data: &'a [T], shape: &[usize]) -> Result<Placed<'a, T>> {
-            Ok(Placed {
-                data,
-                offset: 0,
-                layout: Layout::contiguous("tensor", shape)?,
-            })
-        }
-        let problem = Problem {
-            attention: &self.attention,
-            q: placed(&self.q.data, &self.q.shape)?,
-            k: placed(&self.k.data, &self.k.shape)?,
-            v: placed(&self.v.data, &self.v.shape)?,
-            out: placed(&out, &self.q.shape)?,
-            lse: Some(&lse),
-            cu_seqlens_q: None,
-            cu_seqlens_k: None,
-            seqused_k: self.seqused_k.as_deref(),
-            leftpad_k: self.leftpad_k.as_deref(),
-            block_table: None,
-            radii: None,
-        };
-        let attended = T::launch(&problem, runner)?;
-        Ok(Computed {
-            out: attended.out.iter().map(|x| x.to_f32().into()).collect(),
-            lse: attended.lse.iter().map(|&x| x.into()).collect(),
-        })
     }
 
     /// Measures a result. The inputs must be ones that the crate accepts: this relies on their shapes and lengths.
@@ -409,37 +325,4 @@ impl<T: Stored> Case<T> {
                 .collect(),
         }
     }
-}
-
-fn tensor<'a>(tensors: &SafeTensors<'a>, name: &str) -> Result<TensorView<'a>> {
-    tensors
-        .tensor(name)
-        .map_err(|_| anyhow!("no tensor `{name}`"))
-}
-
-fn floats<T: Stored>(tensors: &SafeTensors, name: &str) -> Result<(Vec<T>, Vec<usize>)> {
-    let tensor = tensor(tensors, name)?;
-    ensure!(
-        tensor.dtype() == T::DTYPE,
-        "{name}: found type {:?}, expected {:?}",
-        tensor.dtype(),
-        T::DTYPE
-    );
-    let elements = tensor.data().chunks_exact(size_of::<T>());
-    Ok((
-        elements.map(T::from_le_bytes).collect(),
-        tensor.shape().to_vec(),
-    ))
-}
-
-fn integers(tensor: &TensorView, name: &str) -> Result<Vec<i32>> {
-    ensure!(
-        tensor.dtype() == Dtype::I32,
-        "{name}: found type {:?}, expected I32",
-        tensor.dtype()
-    );
-    let elements = tensor.data().chunks_exact(4);
-    Ok(elements
-        .map(|x| i32::from_le_bytes(x.try_into().expect("chunks of 4")))
-        .collect())
 }

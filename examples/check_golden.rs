@@ -5,24 +5,19 @@
 //! ```
 //!
 //! Without paths it checks the files that come with the crate, `tests/golden`. The exit status is 0 when all cases pass,
-//! 1 otherwise. See `golden.rs` for the format of the files.
-
-mod accuracy;
-mod device;
-mod emulator;
-mod golden;
+//! 1 otherwise. The format of the files is described in `flash_alibi_testing::golden`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use accuracy::LSE_LIMIT;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use flash_alibi::cuda::cudarc::driver::CudaStream;
 use flash_alibi::plan::Plan;
 use flash_alibi::{cpu, cuda};
-use golden::{Case, Computed, Golden, Runner, Stored};
+use flash_alibi_testing::accuracy::LSE_LIMIT;
+use flash_alibi_testing::golden::{Case, Computed, Golden, Launch, Runner};
 
 /// Checks a backend against golden files.
 #[derive(Parser)]
@@ -53,7 +48,7 @@ enum Backend {
 
 impl Backend {
     /// The one place that knows how each backend is called. `stream` is one of the GPU's, for the backend that needs it.
-    fn attend<T: Stored>(
+    fn attend<T: Launch>(
         self,
         case: &Case<T>,
         stream: Option<&Arc<CudaStream>>,
@@ -98,7 +93,7 @@ fn main() -> ExitCode {
 
 /// Prints a line a case, and returns how many are bad.
 fn check_files(backend: Backend, paths: &[PathBuf]) -> Result<usize> {
-    let files = golden::find(paths)?;
+    let files = flash_alibi_testing::golden::find(paths)?;
     let stream = match backend {
         Backend::Cuda | Backend::CudaDecode => Some(cuda::context(0)?.new_stream()?),
         _ => None,
@@ -136,7 +131,7 @@ fn check_files(backend: Backend, paths: &[PathBuf]) -> Result<usize> {
 }
 
 /// Computes one case and prints its line.
-fn check<T: Stored>(
+fn check<T: Launch>(
     backend: Backend,
     case: &Case<T>,
     stream: Option<&Arc<CudaStream>>,

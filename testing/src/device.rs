@@ -8,11 +8,8 @@ use flash_alibi::cuda::cudarc::driver::{
 use flash_alibi::cuda::{self, Inputs, Layer, View, ViewMut};
 use flash_alibi::plan::Plan;
 
-use super::emulator::{Attended, Failure, OnDevice, Placed, Problem};
-
-fn failure(error: impl std::fmt::Display) -> Failure {
-    Failure(error.to_string())
-}
+use crate::problem::{Attended, Failure, OnDevice, Placed, Problem};
+use crate::{LaidOut, Rows};
 
 /// A tensor of a call in device memory.
 pub struct Uploaded<T> {
@@ -62,20 +59,20 @@ pub struct OnGpu<T> {
     radii: Option<[CudaSlice<f32>; 2]>,
 }
 
-impl<T: OnDevice + cuda::Element> OnGpu<T> {
+impl<T: OnDevice> OnGpu<T> {
     pub fn new(stream: &Arc<CudaStream>, problem: &Problem<'_, T>) -> Result<Self, Failure> {
         let longest = |cu: &[i32]| cu.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0) as usize;
         let integers = |data: Option<&[i32]>| {
             data.map(|data| stream.clone_htod(data))
                 .transpose()
-                .map_err(failure)
+                .map_err(Failure::new)
         };
-        let tensor = |placed| Uploaded::new(stream, placed).map_err(failure);
+        let tensor = |placed| Uploaded::new(stream, placed).map_err(Failure::new);
         let lse = match problem.lse {
             Some(lse) => Some(
                 stream
                     .clone_htod(&[lse, &[0.0]].concat())
-                    .map_err(failure)?,
+                    .map_err(Failure::new)?,
             ),
             None => None,
         };
@@ -94,7 +91,7 @@ impl<T: OnDevice + cuda::Element> OnGpu<T> {
         let bytes = Plan::prefill_workspace_bytes(problem.attention, batch, seqlen_k);
         let len = (bytes as usize / size_of::<f32>()).max(1);
         Ok(Self {
-            workspace: stream.alloc_zeros(len).map_err(failure)?,
+            workspace: stream.alloc_zeros(len).map_err(Failure::new)?,
             q: tensor(&problem.q)?,
             k: tensor(&problem.k)?,
             v: tensor(&problem.v)?,
@@ -111,8 +108,8 @@ impl<T: OnDevice + cuda::Element> OnGpu<T> {
             block_table: integers(problem.block_table.map(|(table, _)| table))?,
             radii: match problem.radii {
                 Some((centres, radii)) => Some([
-                    stream.clone_htod(centres).map_err(failure)?,
-                    stream.clone_htod(radii).map_err(failure)?,
+                    stream.clone_htod(centres).map_err(Failure::new)?,
+                    stream.clone_htod(radii).map_err(Failure::new)?,
                 ]),
                 None => None,
             },
@@ -163,35 +160,30 @@ impl<T: OnDevice + cuda::Element> OnGpu<T> {
 
     /// What the outputs hold, once the stream has come so far.
     pub fn outputs(&self, stream: &Arc<CudaStream>) -> Result<Attended<T>, Failure> {
-        let out = stream.clone_dtoh(&self.out.buffer).map_err(failure)?;
+        let out = stream.clone_dtoh(&self.out.buffer).map_err(Failure::new)?;
         let mut lse = match &self.lse {
-            Some(lse) => stream.clone_dtoh(lse).map_err(failure)?,
+            Some(lse) => stream.clone_dtoh(lse).map_err(Failure::new)?,
             None => vec![0.0],
         };
-        stream.synchronize().map_err(failure)?;
+        stream.synchronize().map_err(Failure::new)?;
         lse.pop();
-        Ok(Attended {
-            out,
-            lse,
-            reports: Vec::new(),
-            tiles: Vec::new(),
-        })
+        Ok(Attended { out, lse })
     }
 }
 
-impl<T: OnDevice + cuda::Element> Problem<'_, T> {
+impl<T: OnDevice> Problem<'_, T> {
     /// Runs it on the stream's device.
     pub fn attend_on(&self, stream: &Arc<CudaStream>) -> Result<Attended<T>, Failure> {
         let mut call = OnGpu::new(stream, self)?;
-        let layer = Layer::new(stream, self.attention.clone()).map_err(failure)?;
-        call.attend(&layer, stream, None).map_err(failure)?;
+        let layer = Layer::new(stream, self.attention.clone()).map_err(Failure::new)?;
+        call.attend(&layer, stream, None).map_err(Failure::new)?;
         call.outputs(stream)
     }
 
     /// Likewise with the kernels for decoding.
     pub fn decode_on(&self, stream: &Arc<CudaStream>) -> Result<Attended<T>, Failure> {
         let mut call = OnGpu::new(stream, self)?;
-        let layer = Layer::new(stream, self.attention.clone()).map_err(failure)?;
+        let layer = Layer::new(stream, self.attention.clone()).map_err(Failure::new)?;
         let batch = match self.cu_seqlens_q {
             Some(cu) => cu.len() - 1,
             None => self.q.layout.shape()[0],
@@ -206,9 +198,23 @@ impl<T: OnDevice + cuda::Element> Problem<'_, T> {
             .block_table
             .map_or(rows_k, |(_, paged)| paged.columns * rows_k);
         let len = layer.decode_workspace(batch, rows_q, keys);
-        let mut workspace = stream.alloc_zeros(len).map_err(failure)?;
+        let mut workspace = stream.alloc_zeros(len).map_err(Failure::new)?;
         call.attend(&layer, stream, Some(&mut workspace))
-            .map_err(failure)?;
+            .map_err(Failure::new)?;
         call.outputs(stream)
+    }
+}
+
+impl<T: OnDevice> LaidOut<T> {
+    /// Runs the prefill kernel on a GPU, twice.
+    pub fn attend_on_device(&self, stream: &Arc<CudaStream>) -> Result<Vec<Rows>, String> {
+        let (rows, _) = self.attend_twice(|problem, _| Ok((problem.attend_on(stream)?, ())))?;
+        Ok(rows)
+    }
+
+    /// Runs the kernels for decoding on a GPU, twice.
+    pub fn decode_on_device(&self, stream: &Arc<CudaStream>) -> Result<Vec<Rows>, String> {
+        let (rows, _) = self.attend_twice(|problem, _| Ok((problem.decode_on(stream)?, ())))?;
+        Ok(rows)
     }
 }

@@ -4,7 +4,7 @@ use flash_alibi::{Horizon, Mask};
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::{Case, Lengths, Memory, SlopeKind};
+use crate::{Case, Lengths, Memory, SlopeKind};
 
 /// As many cases as `PROPTEST_CASES` says, or else `cases`. Nothing is kept of a failure but the message, which holds the
 /// whole case; make it a test below.

@@ -9,7 +9,7 @@ use flash_alibi::{Attention, Horizon, Inputs, View};
 use half::f16;
 use serde_json::json;
 
-use crate::input::Problem;
+use crate::layer::Problem;
 
 pub struct Measured {
     pub slopes: Vec<f32>,
