@@ -75,7 +75,14 @@ impl Layout {
 
     /// The layout of a view without gaps: errors name the arguments of a view's constructor.
     pub(crate) fn of_shape(shape: &[usize]) -> Result<Self> {
-        Self::contiguous("shape", shape)
+        Self::contiguous("shape", shape).map_err(|error| match error {
+            Error::Strides { expected, .. } => Error::Shape {
+                argument: "shape",
+                found: shape.to_vec(),
+                expected,
+            },
+            other => other,
+        })
     }
 
     /// Likewise of a view with strides.

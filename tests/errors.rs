@@ -129,10 +129,7 @@ fn of_views() {
     let strided = |shape: &[usize], strides: &[usize]| View::strided(&data, shape, strides);
     let rank = "expected [batch, seqlen, heads, head_dim] or [total, heads, head_dim]";
     says(view(&[]), &format!("shape: found shape [], {rank}"));
-    says(
-        view(&[2, 8]),
-        &format!("shape: found shape [2, 8], {rank}"),
-    );
+    says(view(&[2, 8]), &format!("shape: found shape [2, 8], {rank}"));
     says(
         view(&[1, 1, 1, 1, 8]),
         &format!("shape: found shape [1, 1, 1, 1, 8], {rank}"),
@@ -174,7 +171,7 @@ fn of_views() {
     );
     says(
         view(&[most, 2, 8]),
-        "strides: found strides [16, 8, 1], expected offsets below 2^63",
+        &format!("shape: found shape [{most}, 2, 8], expected offsets below 2^63"),
     );
 
     says(

@@ -200,7 +200,8 @@ impl<'a> Lengths<'a> {
             };
         }
         let [seqlens_q, seqlens_k, block_table, seqused_k, leftpad_k] = values;
-        let max = |packed: Option<Packed<'_>>| packed.map_or(usize::MAX, |packed| packed.max_seqlen);
+        let max =
+            |packed: Option<Packed<'_>>| packed.map_or(usize::MAX, |packed| packed.max_seqlen);
         Ok(HostLengths {
             seqlens_q,
             seqlens_k,
