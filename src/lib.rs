@@ -13,6 +13,7 @@ mod horizon;
 mod inputs;
 #[cfg(feature = "cuda")]
 pub mod kernels;
+mod limits;
 mod merge;
 #[cfg(feature = "cuda")]
 pub mod plan;

@@ -136,7 +136,13 @@ impl Layer {
 
     /// The elements of a workspace for [`Layer::prefill`] with batches and keys a sequence up to these.
     pub fn prefill_workspace(&self, max_batch: usize, max_seqlen_k: usize) -> usize {
-        let bytes = Plan::prefill_workspace_bytes(&self.attention, max_batch, max_seqlen_k);
+        let bytes = Plan::workspace_bytes_up_to(
+            &self.attention,
+            self.kernels.device(),
+            max_batch,
+            max_seqlen_k,
+            max_seqlen_k,
+        );
         // No buffer is empty.
         (bytes as usize / size_of::<f32>()).max(1)
     }
@@ -200,7 +206,7 @@ impl Layer {
         max_seqlen_q: usize,
         max_seqlen_k: usize,
     ) -> usize {
-        let bytes = Plan::decode_workspace_bytes(
+        let bytes = Plan::workspace_bytes_up_to(
             &self.attention,
             self.kernels.device(),
             max_batch,
@@ -304,6 +310,7 @@ pub(crate) unsafe fn attend<T: Element>(
     let (cu_seqlens_k, _cu_k) = read(sequences.cu_seqlens_k, stream);
     let (seqused_k, _seqused_k) = read(sequences.seqused_k, stream);
     let (leftpad_k, _leftpad_k) = read(sequences.leftpad_k, stream);
+    let (offset, _offset) = read(sequences.offset, stream);
     let (block_table, _block_table) = read(sequences.block_table, stream);
     let (centres, _centres) = read(sequences.radii.map(|radii| radii.centres), stream);
     let (radii, _radii) = read(sequences.radii.map(|radii| radii.radii), stream);
@@ -322,6 +329,7 @@ pub(crate) unsafe fn attend<T: Element>(
         cu_seqlens_k,
         seqused_k,
         leftpad_k,
+        offset,
         block_table,
         centres,
         radii,
