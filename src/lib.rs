@@ -11,11 +11,14 @@ pub mod cuda;
 mod error;
 mod horizon;
 mod inputs;
+// Internals, for the emulator, tests and examples of this workspace: no part of the interface, and free to change.
 #[cfg(feature = "cuda")]
+#[doc(hidden)]
 pub mod kernels;
 mod limits;
 mod merge;
 #[cfg(feature = "cuda")]
+#[doc(hidden)]
 pub mod plan;
 mod problem;
 mod sequences;
