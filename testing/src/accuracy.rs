@@ -29,10 +29,15 @@ pub fn out_ratio_limit<T: Element>() -> f64 {
 /// One sequence alone: no padding, no gaps. Tensors are `[seqlen, heads, head_dim]`.
 #[derive(Debug, Clone)]
 pub struct Sequence<T> {
+    /// Query rows.
     pub seqlen_q: usize,
+    /// Key rows.
     pub seqlen_k: usize,
+    /// `[seqlen_q, heads_q, head_dim]`.
     pub q: Vec<T>,
+    /// `[seqlen_k, heads_k, head_dim]`.
     pub k: Vec<T>,
+    /// As `k`.
     pub v: Vec<T>,
     /// One slope per query head.
     pub slopes: Vec<f32>,
@@ -110,7 +115,9 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 /// The largest errors of a result, gathered element by element, and what the contract says of them.
 #[derive(Debug, Clone, Copy)]
 pub struct Accuracy {
+    /// The largest error of out.
     pub out_error: f64,
+    /// The largest error of lse.
     pub lse_error: f64,
     low_error: f64,
     max_reference: f64,
@@ -118,6 +125,7 @@ pub struct Accuracy {
 }
 
 impl Accuracy {
+    /// Of a result in `T`, of which nothing is known yet.
     pub fn new<T: Element>() -> Self {
         Self {
             out_error: 0.0,
@@ -128,6 +136,7 @@ impl Accuracy {
         }
     }
 
+    /// An element of out, as it was found, in low precision, and exact.
     pub fn add_out(&mut self, out: f64, low: f64, reference: f64) {
         self.out_error = self.out_error.max(error(out, reference));
         let low_error = error(low, reference);
@@ -140,6 +149,7 @@ impl Accuracy {
         }
     }
 
+    /// An element of lse, as it was found, and exact.
     pub fn add_lse(&mut self, lse: f64, reference: f64) {
         self.lse_error = self.lse_error.max(error(lse, reference));
     }
@@ -153,6 +163,7 @@ impl Accuracy {
         ratio_limit.min(2.0 * self.low_error + 1e-5)
     }
 
+    /// Whether the contract is kept.
     pub fn passes(&self) -> bool {
         self.out_error <= self.out_limit() && self.lse_error <= LSE_LIMIT
     }

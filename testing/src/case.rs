@@ -11,6 +11,7 @@ use crate::tensor::Tensor;
 /// One sequence of a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Lengths {
+    /// Query rows.
     pub q: usize,
     /// Key rows in use, those of the left padding included.
     pub k: usize,
@@ -23,7 +24,9 @@ pub struct Lengths {
 /// How slopes are chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum SlopeKind {
+    /// Those of the ALiBi paper.
     Geometric,
+    /// No bias.
     Zero,
     /// The same for all heads.
     All(f32),
@@ -46,25 +49,36 @@ pub struct Memory {
     pub broadcast: [bool; 3],
 }
 
+/// An attention problem: a layer, sequences, and how they lie in memory. Values are random.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Case {
+    /// Key heads.
     pub heads_k: usize,
     /// Query heads per key head.
     pub group: usize,
+    /// Elements of a head.
     pub head_dim: usize,
+    /// None for the default.
     pub scale: Option<f32>,
+    /// None for no cap.
     pub softcap: Option<f32>,
+    /// How strongly heads are biased.
     pub slopes: SlopeKind,
+    /// Causal or not.
     pub mask: Mask,
+    /// How far a row sees to the left and to the right.
     pub window: (Option<usize>, Option<usize>),
+    /// Which keys may be left out.
     pub horizon: Horizon,
     /// Dense cases have the same `q` in all.
     pub sequences: Vec<Lengths>,
+    /// Whether sequences lie one after the other, with cumulative lengths.
     pub packed: bool,
     /// Of q, k, v and out.
     pub memory: [Memory; 4],
     /// What q is multiplied by.
     pub amplitude: f32,
+    /// Of the random values.
     pub seed: u64,
 }
 
@@ -94,6 +108,7 @@ impl Case {
         }
     }
 
+    /// Query heads.
     pub fn heads_q(&self) -> usize {
         self.heads_k * self.group
     }

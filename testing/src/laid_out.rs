@@ -9,9 +9,13 @@ use crate::tensor::{Tensor, bits};
 
 /// A case in memory.
 pub struct LaidOut<T> {
+    /// The layer.
     pub attention: Attention,
+    /// Queries.
     pub q: Tensor<T>,
+    /// Keys.
     pub k: Tensor<T>,
+    /// Values.
     pub v: Tensor<T>,
     /// The layout of the output; its buffer is not used.
     pub out: Tensor<T>,
@@ -35,6 +39,7 @@ pub struct Rows {
 pub const UNTOUCHED: f32 = -123.0;
 
 impl<T: Element> LaidOut<T> {
+    /// The call as the CPU path takes it.
     pub fn inputs(&self) -> Inputs<'_, T> {
         let mut inputs = Inputs::new(self.q.view(), self.k.view(), self.v.view());
         if let Some((q, k)) = &self.cu {
@@ -98,6 +103,7 @@ impl<T: Element> LaidOut<T> {
         self.gather(&out, &output.lse, 0.0)
     }
 
+    /// The elements of lse.
     pub fn lse_len(&self) -> usize {
         self.out.shape[..3].iter().product()
     }

@@ -7,8 +7,6 @@
 //!
 //! The kernels are run by [`emulator`], with the feature `emulator`, and on a GPU by [`device`], with the feature `cuda`.
 
-#![allow(missing_docs)]
-
 pub mod accuracy;
 mod case;
 #[cfg(feature = "cuda")]

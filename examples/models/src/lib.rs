@@ -2,8 +2,6 @@
 //! [`Model`], `serve_trace` [serves](serve()) many sequences at once, and `horizon` [measures](measure()) what the horizon leaves
 //! out of a [layer](Problem).
 
-#![allow(missing_docs)]
-
 mod layer;
 mod measure;
 mod model;

@@ -29,15 +29,20 @@ pub use run::{Launch, Runner};
 /// One golden file.
 #[derive(Debug)]
 pub enum Golden {
+    /// Of f16.
     F16(Case<f16>),
+    /// Of bf16.
     Bf16(Case<bf16>),
+    /// Of f32.
     F32(Case<f32>),
 }
 
 /// A problem and its exact result.
 #[derive(Debug)]
 pub struct Case<T> {
+    /// As the file says, or its own name.
     pub name: String,
+    /// The layer.
     pub attention: Attention,
     q: Tensor<T>,
     k: Tensor<T>,
@@ -52,7 +57,9 @@ pub struct Case<T> {
 
 /// What a backend made of a case; laid out as [`Case::out`] and [`Case::lse`].
 pub struct Computed {
+    /// As [`Case::out`].
     pub out: Vec<f64>,
+    /// As [`Case::lse`].
     pub lse: Vec<f64>,
 }
 

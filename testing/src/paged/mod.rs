@@ -14,11 +14,17 @@ const GARBAGE: [i32; 4] = [-1, i32::MAX, i32::MIN, 1 << 20];
 
 /// A case whose keys and values lie in pages, beside the same without pages.
 pub struct Paged<T> {
+    /// The same without pages.
     pub dense: LaidOut<T>,
+    /// `[pages, page_size, heads_k, head_dim]`.
     pub k: Tensor<T>,
+    /// As `k`.
     pub v: Tensor<T>,
+    /// `[batch, max_pages]`.
     pub block_table: Vec<i32>,
+    /// The columns of the block table.
     pub max_pages: usize,
+    /// `[batch]`.
     pub seqused_k: Vec<i32>,
     /// Which rows of the pools hold keys.
     pub written: Vec<bool>,
@@ -106,6 +112,7 @@ impl Case {
 }
 
 impl<T: Element> Paged<T> {
+    /// The call as the CPU path takes it.
     pub fn inputs(&self) -> Inputs<'_, T> {
         let (q, k, v) = (self.dense.q.view(), self.k.view(), self.v.view());
         let mut inputs = Inputs::paged(q, k, v, &self.block_table, &self.seqused_k);
@@ -121,6 +128,7 @@ impl<T: Element> Paged<T> {
         inputs
     }
 
+    /// As [`LaidOut::attend_into`].
     pub fn attend(&self) -> Result<Vec<Rows>, String> {
         self.dense.attend_inputs(&self.inputs())
     }

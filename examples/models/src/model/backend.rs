@@ -5,6 +5,7 @@ use candle_core::{DType, Device};
 use clap::ValueEnum;
 use flash_alibi::{Horizon, cuda};
 
+/// `--device`.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Backend {
     /// This machine's processor.
@@ -14,6 +15,7 @@ pub enum Backend {
 }
 
 impl Backend {
+    /// The device, or why there is none.
     pub fn device(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),

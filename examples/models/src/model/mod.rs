@@ -29,6 +29,7 @@ pub struct Model {
     head: Projection,
     /// What every block computes.
     attention: Attention,
+    /// What ends a text, if the checkpoint says.
     pub eos_token: Option<u32>,
 }
 
