@@ -6,6 +6,7 @@ use crate::slopes::Slopes;
 
 /// Which keys a query may see, before windows and padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Mask {
     /// Keys up to the query's own position: decoders.
     Causal,

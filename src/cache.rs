@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::error::{Error, Result, value};
-use crate::problem::check_page_size;
+use crate::sequences::check_page_size;
 
 /// The pages of a paged cache: which sequence has which, which are shared, which are free.
 ///
@@ -51,6 +51,7 @@ struct Sequence {
 
 /// Where new tokens go; see [`PagedCache::append`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 #[must_use = "pages must be copied and tokens written where this says"]
 pub struct Appended {
     /// The slot of each new token, `page * page_size + row`.
@@ -61,13 +62,29 @@ pub struct Appended {
 
 /// The sequences of a call, as [`Inputs::paged`](crate::Inputs::paged) takes them; see [`PagedCache::batch`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Batch {
     /// `[batch, max_pages_per_sequence]`; rows of sequences with fewer pages end with zeros.
     pub block_table: Vec<i32>,
-    /// The pages of the longest sequence.
+    /// The columns of the block table: the pages of the longest sequence, or as many as were asked for.
     pub max_pages_per_sequence: usize,
     /// The lengths, `[batch]`.
     pub seqused_k: Vec<i32>,
+}
+
+impl Batch {
+    fn new(sequences: &[&Sequence], columns: usize) -> Self {
+        let row = |s: &Sequence| {
+            let mut row = s.pages.clone();
+            row.resize(columns, 0);
+            row
+        };
+        Self {
+            block_table: sequences.iter().flat_map(|s| row(s)).collect(),
+            max_pages_per_sequence: columns,
+            seqused_k: sequences.iter().map(|s| s.len as i32).collect(),
+        }
+    }
 }
 
 impl PagedCache {
@@ -213,21 +230,24 @@ impl PagedCache {
     /// # Errors
     /// [`Error::Value`] for a sequence that this cache does not have.
     pub fn batch(&self, sequences: &[SequenceId]) -> Result<Batch> {
-        let sequences: Vec<&Sequence> = sequences
-            .iter()
-            .map(|&id| self.get(id))
-            .collect::<Result<_>>()?;
+        let sequences = self.all(sequences)?;
         let longest = sequences.iter().map(|s| s.pages.len()).max().unwrap_or(0);
-        let row = |s: &Sequence| {
-            let mut row = s.pages.clone();
-            row.resize(longest, 0);
-            row
-        };
-        Ok(Batch {
-            block_table: sequences.iter().flat_map(|s| row(s)).collect(),
-            max_pages_per_sequence: longest,
-            seqused_k: sequences.iter().map(|s| s.len as i32).collect(),
-        })
+        Ok(Batch::new(&sequences, longest))
+    }
+
+    /// As [`PagedCache::batch`], with a fixed number of columns: the block table of a step that was captured in a graph
+    /// keeps its shape while sequences grow.
+    ///
+    /// # Errors
+    /// As [`PagedCache::batch`], and [`Error::Value`] for fewer columns than the longest sequence has pages.
+    pub fn batch_with_columns(&self, sequences: &[SequenceId], columns: usize) -> Result<Batch> {
+        let sequences = self.all(sequences)?;
+        let longest = sequences.iter().map(|s| s.pages.len()).max().unwrap_or(0);
+        if longest > columns {
+            let expected = format!("at least {longest}, the pages of the longest sequence");
+            return Err(value("columns", columns, expected));
+        }
+        Ok(Batch::new(&sequences, columns))
     }
 
     /// The number of tokens of a page.
@@ -243,6 +263,10 @@ impl PagedCache {
     /// The number of pages that no sequence has.
     pub fn free_pages(&self) -> usize {
         self.free.len()
+    }
+
+    fn all(&self, sequences: &[SequenceId]) -> Result<Vec<&Sequence>> {
+        sequences.iter().map(|&id| self.get(id)).collect()
     }
 
     fn get(&self, sequence: SequenceId) -> Result<&Sequence> {

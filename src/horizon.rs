@@ -92,6 +92,7 @@ use crate::error::{Result, value};
 /// [Tang et al., 2024]: https://arxiv.org/abs/2406.10774
 /// [Yuan et al., 2025]: https://arxiv.org/abs/2512.12087
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub enum Horizon {
     /// Every key is computed.
     Off,

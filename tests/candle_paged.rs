@@ -379,7 +379,7 @@ fn errors_of_paged_calls() -> Result<()> {
             &flat,
             Lengths::dense().varlen_q(&seqlens, 5),
         ),
-        "seqlens_k: found none, expected as many as cu_seqlens_q",
+        "seqlens_k: found none, expected as many as seqlens_q",
     );
     Ok(())
 }

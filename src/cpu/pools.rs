@@ -4,7 +4,7 @@ use super::Element;
 use super::bounds::{distance, larger};
 use crate::Inputs;
 use crate::error::{Error, Result, value};
-use crate::problem::{check_page_size, check_radii};
+use crate::sequences::{check_page_size, check_radii};
 use crate::tensor::{Layout, View, ViewMut};
 
 /// Writes the keys and values of new tokens into the pools of a paged cache.

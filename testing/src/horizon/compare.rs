@@ -61,7 +61,7 @@ impl<T: OnEmulator> Probe<T> {
     fn compare(&self, whole: &Found<T>, found: &Found<T>) -> Result<Compared, String> {
         let tolerance = match self.case.horizon {
             Horizon::Certified { tolerance } => f64::from(tolerance),
-            Horizon::Off | Horizon::Bitwise => return self.compare_bits(whole, found),
+            _ => return self.compare_bits(whole, found),
         };
         let mut compared = Compared {
             part: found.computed as f64 / whole.computed as f64,
