@@ -69,6 +69,7 @@ pub struct OnGpu<T> {
 impl<T: OnDevice> OnGpu<T> {
     /// Enqueues the copies.
     pub fn new(stream: &Arc<CudaStream>, problem: &Problem<'_, T>) -> Result<Self, Failure> {
+        problem.without_offset()?;
         let longest = |cu: &[i32]| cu.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0) as usize;
         let integers = |data: Option<&[i32]>| {
             data.map(|data| stream.clone_htod(data))

@@ -112,6 +112,7 @@ impl<T: OnEmulator> Problem<'_, T> {
                 ..paged
             }),
         };
+        self.without_offset()?;
         let plan = planner(self.attention, &call, &SMALLEST).map_err(Failure::new)?;
 
         let emulator = Emulator::new(seed);

@@ -47,6 +47,8 @@ pub struct Problem<'a, T> {
     pub seqused_k: Option<&'a [i32]>,
     /// `[batch]`.
     pub leftpad_k: Option<&'a [i32]>,
+    /// `[batch]`: where the first query stands.
+    pub offset: Option<&'a [i32]>,
     /// The pages of each sequence, and the shape of that table.
     pub block_table: Option<(&'a [i32], Paged)>,
     /// Centres, and the radii of pages.
@@ -73,6 +75,18 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+impl<T> Problem<'_, T> {
+    /// Kernels know no offsets.
+    pub(crate) fn without_offset(&self) -> Result<(), Failure> {
+        match self.offset {
+            None => Ok(()),
+            Some(_) => Err(Failure(
+                "offset: found one, expected none: the kernels do not take it".into(),
+            )),
+        }
+    }
+}
 
 impl Failure {
     pub(crate) fn new(error: impl fmt::Display) -> Self {
@@ -112,6 +126,7 @@ impl<T: OnDevice> LaidOut<T> {
             cu_seqlens_k: self.cu.as_ref().map(|(_, k)| &k[..]),
             seqused_k: self.seqused_k.as_deref(),
             leftpad_k: self.leftpad_k.as_deref(),
+            offset: self.offset.as_deref(),
             block_table: None,
             radii: None,
         }

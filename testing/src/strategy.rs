@@ -141,6 +141,7 @@ pub fn case(work: usize) -> impl Strategy<Value = Case> {
             window,
             horizon: Horizon::default(),
             sequences,
+            offsets: None,
             packed,
             memory,
             amplitude,

@@ -9,5 +9,5 @@ mod serve;
 
 pub use layer::Problem;
 pub use measure::{Measured, measure};
-pub use model::{Backend, Cache, HorizonArgument, Model, Tokenizer, Watch};
+pub use model::{Backend, Cache, Model, Tokenizer, Watch};
 pub use serve::{Report, Request, serve};

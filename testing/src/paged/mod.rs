@@ -60,7 +60,7 @@ impl Case {
         let mut written = vec![false; pages * page_size];
         for (b, s) in self.sequences.iter().enumerate() {
             let owner = if shared { 0 } else { b };
-            let seen = |j: &usize| (0..s.q).any(|i| sees(&attention, s.q, s.k, i, *j));
+            let seen = |j: &usize| (0..s.q).any(|i| sees(&attention, self.offset(b), i, *j));
             let seen: Vec<usize> = (s.leftpad..s.k).filter(seen).collect();
             let mut row: Vec<i32> = (0..max_pages)
                 .map(|at| GARBAGE[(b + at) % GARBAGE.len()])
@@ -121,6 +121,9 @@ impl<T: Element> Paged<T> {
         }
         if let Some(leftpad) = &self.dense.leftpad_k {
             inputs = inputs.leftpad_k(leftpad);
+        }
+        if let Some(offset) = &self.dense.offset {
+            inputs = inputs.offset(offset);
         }
         if let Some((centres, radii)) = &self.radii {
             inputs = inputs.radii(centres, radii);
