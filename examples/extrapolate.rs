@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, IndexOp, Tensor};
 use clap::Parser;
-use flash_alibi_models::{Backend, HorizonArgument, Model, Tokenizer};
+use flash_alibi_models::{Backend, Model, Tokenizer};
+use flash_alibi_testing::HorizonArgument;
 use indicatif::{ProgressBar, ProgressStyle};
 use plotters::prelude::*;
 

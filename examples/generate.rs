@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use flash_alibi_models::{Backend, HorizonArgument, Model, Tokenizer};
+use flash_alibi_models::{Backend, Model, Tokenizer};
+use flash_alibi_testing::HorizonArgument;
 
 #[derive(Parser)]
 #[command(about = "Continues a prompt with an ALiBi model of the BLOOM or MPT family")]

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use flash_alibi_models::{Backend, HorizonArgument, Model, Tokenizer};
+use flash_alibi_models::{Backend, Model, Tokenizer};
 use flash_alibi_models::{Request, serve};
+use flash_alibi_testing::HorizonArgument;
 
 #[derive(Parser)]
 #[command(about = "Serves a trace of requests by continuous batching over a paged cache")]

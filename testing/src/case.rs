@@ -11,6 +11,7 @@ use crate::tensor::Tensor;
 /// One sequence of a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Lengths {
+    /// Query rows.
     pub q: usize,
     /// Key rows in use, those of the left padding included.
     pub k: usize,
@@ -23,7 +24,9 @@ pub struct Lengths {
 /// How slopes are chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum SlopeKind {
+    /// Those of the ALiBi paper.
     Geometric,
+    /// No bias.
     Zero,
     /// The same for all heads.
     All(f32),
@@ -46,25 +49,39 @@ pub struct Memory {
     pub broadcast: [bool; 3],
 }
 
+/// An attention problem: a layer, sequences, and how they lie in memory. Values are random.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Case {
+    /// Key heads.
     pub heads_k: usize,
     /// Query heads per key head.
     pub group: usize,
+    /// Elements of a head.
     pub head_dim: usize,
+    /// None for the default.
     pub scale: Option<f32>,
+    /// None for no cap.
     pub softcap: Option<f32>,
+    /// How strongly heads are biased.
     pub slopes: SlopeKind,
+    /// Causal or not.
     pub mask: Mask,
+    /// How far a row sees to the left and to the right.
     pub window: (Option<usize>, Option<usize>),
+    /// Which keys may be left out.
     pub horizon: Horizon,
     /// Dense cases have the same `q` in all.
     pub sequences: Vec<Lengths>,
+    /// Where the first query of each sequence stands among its key rows, those of the left padding included; none where the
+    /// last query stands at the last key.
+    pub offsets: Option<Vec<i32>>,
+    /// Whether sequences lie one after the other, with cumulative lengths.
     pub packed: bool,
     /// Of q, k, v and out.
     pub memory: [Memory; 4],
     /// What q is multiplied by.
     pub amplitude: f32,
+    /// Of the random values.
     pub seed: u64,
 }
 
@@ -87,6 +104,7 @@ impl Case {
             window: (None, None),
             horizon: Horizon::default(),
             sequences: vec![lengths; batch],
+            offsets: None,
             packed: false,
             memory: [Memory::default(); 4],
             amplitude: 1.0,
@@ -94,6 +112,7 @@ impl Case {
         }
     }
 
+    /// Query heads.
     pub fn heads_q(&self) -> usize {
         self.heads_k * self.group
     }
@@ -154,8 +173,17 @@ impl Case {
 
     /// Whether row `i` of sequence `b` sees key row `j` (counted with the left padding).
     pub fn sees(&self, b: usize, i: usize, j: usize) -> bool {
-        let Lengths { q, k, leftpad, .. } = self.sequences[b];
-        (leftpad..k).contains(&j) && sees(&self.attention(), q, k, i, j)
+        let Lengths { k, leftpad, .. } = self.sequences[b];
+        (leftpad..k).contains(&j) && sees(&self.attention(), self.offset(b), i, j)
+    }
+
+    /// Where the first query of sequence `b` stands among its key rows.
+    pub fn offset(&self, b: usize) -> i64 {
+        let Lengths { q, k, .. } = self.sequences[b];
+        match &self.offsets {
+            Some(offsets) => offsets[b].into(),
+            None => k as i64 - q as i64,
+        }
     }
 
     /// The buffers: poison everywhere but in the rows that belong to a sequence and are not padding. Query rows that see
@@ -215,13 +243,14 @@ impl Case {
             let mut sequence = Sequence {
                 seqlen_q: len_q,
                 seqlen_k: len_k - leftpad,
+                offset: self.offset(b) - leftpad as i64,
                 q: Vec::new(),
                 k: Vec::new(),
                 v: Vec::new(),
                 slopes: (0..self.heads_q()).map(|h| self.slope(b, h)).collect(),
             };
             for i in 0..len_q {
-                let sees_any = (leftpad..len_k).any(|j| sees(&attention, len_q, len_k, i, j));
+                let sees_any = (leftpad..len_k).any(|j| sees(&attention, self.offset(b), i, j));
                 for head in 0..self.heads_q() {
                     let (b, row) = at(&cu_q, i);
                     let values = q.values(self, 0, [b, row, head], self.amplitude);
@@ -260,6 +289,7 @@ impl Case {
                 .then(|| lengths(&|s| s.k)),
             leftpad_k: (self.sequences.iter().any(|s| s.leftpad > 0))
                 .then(|| lengths(&|s| s.leftpad)),
+            offset: self.offsets.clone(),
             lengths: self.sequences.clone(),
             alone,
         }

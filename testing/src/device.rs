@@ -13,6 +13,7 @@ use crate::{LaidOut, Rows};
 
 /// A tensor of a call in device memory.
 pub struct Uploaded<T> {
+    /// The whole buffer, what lies before the tensor included.
     pub buffer: CudaSlice<T>,
     offset: usize,
     shape: Vec<usize>,
@@ -20,6 +21,7 @@ pub struct Uploaded<T> {
 }
 
 impl<T: DeviceRepr + Clone> Uploaded<T> {
+    /// Enqueues the copy.
     pub fn new(stream: &Arc<CudaStream>, placed: &Placed<'_, T>) -> Result<Self, DriverError> {
         Ok(Self {
             buffer: stream.clone_htod(placed.data)?,
@@ -42,15 +44,20 @@ impl<T: DeviceRepr + Clone> Uploaded<T> {
 
 /// A call in device memory.
 pub struct OnGpu<T> {
+    /// Queries.
     pub q: Uploaded<T>,
+    /// Keys, or their pool.
     pub k: Uploaded<T>,
+    /// Values, or their pool.
     pub v: Uploaded<T>,
+    /// The output.
     pub out: Uploaded<T>,
     /// One element longer than it is, since there is no buffer of none.
     pub lse: Option<CudaSlice<f32>>,
     cu_seqlens_q: Option<CudaSlice<i32>>,
     cu_seqlens_k: Option<CudaSlice<i32>>,
     max_seqlens: (usize, usize),
+    /// `[batch]`.
     pub seqused_k: Option<CudaSlice<i32>>,
     leftpad_k: Option<CudaSlice<i32>>,
     block_table: Option<CudaSlice<i32>>,
@@ -60,7 +67,9 @@ pub struct OnGpu<T> {
 }
 
 impl<T: OnDevice> OnGpu<T> {
+    /// Enqueues the copies.
     pub fn new(stream: &Arc<CudaStream>, problem: &Problem<'_, T>) -> Result<Self, Failure> {
+        problem.without_offset()?;
         let longest = |cu: &[i32]| cu.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0) as usize;
         let integers = |data: Option<&[i32]>| {
             data.map(|data| stream.clone_htod(data))

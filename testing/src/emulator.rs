@@ -29,6 +29,7 @@ pub type Planner = dyn Fn(&Attention, &Call, &Device) -> flash_alibi::Result<Pla
 /// What outputs hold afterwards, and what was executed.
 #[derive(Debug)]
 pub struct Emulated<T> {
+    /// The outputs.
     pub attended: Attended<T>,
     /// Of each launch.
     pub reports: Vec<Report>,
@@ -45,13 +46,16 @@ impl<T> Emulated<T> {
 
 /// Carries out launches in its memory.
 pub struct Emulator {
+    /// What launches read and write.
     pub memory: Memory,
     /// Of the order of warps and blocks.
     pub seed: u64,
+    /// Of the launches so far.
     pub reports: Mutex<Vec<Report>>,
 }
 
 impl Emulator {
+    /// With empty memory.
     pub fn new(seed: u64) -> Self {
         Self {
             memory: Memory::new(),
@@ -108,6 +112,7 @@ impl<T: OnEmulator> Problem<'_, T> {
                 ..paged
             }),
         };
+        self.without_offset()?;
         let plan = planner(self.attention, &call, &SMALLEST).map_err(Failure::new)?;
 
         let emulator = Emulator::new(seed);

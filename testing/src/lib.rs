@@ -7,9 +7,8 @@
 //!
 //! The kernels are run by [`emulator`], with the feature `emulator`, and on a GPU by [`device`], with the feature `cuda`.
 
-#![allow(missing_docs)]
-
 pub mod accuracy;
+mod argument;
 mod case;
 #[cfg(feature = "cuda")]
 pub mod device;
@@ -27,6 +26,7 @@ mod random;
 pub mod strategy;
 mod tensor;
 
+pub use argument::HorizonArgument;
 pub use case::{Case, Lengths, Memory, SlopeKind, expect};
 pub use laid_out::{LaidOut, Rows, UNTOUCHED, reference};
 pub use random::random;

@@ -6,6 +6,7 @@ use half::bf16;
 use crate::strategy::pick;
 use crate::{Case, LaidOut, Lengths, Memory, Rows, SlopeKind};
 
+/// All head dimensions that there are kernels for.
 pub fn head_dims() -> Vec<Case> {
     let of = |head_dim| Case::dense(1, 67, 131, (2, 1), head_dim);
     (8..=256).step_by(8).map(of).collect()

@@ -16,24 +16,40 @@ impl<T: cpu::Element + cuda::Element> OnDevice for T {}
 /// A tensor in a buffer: its first element is `data[offset]`.
 #[derive(Clone, Copy)]
 pub struct Placed<'a, T> {
+    /// The whole buffer.
     pub data: &'a [T],
+    /// Elements before the first.
     pub offset: usize,
+    /// Shape and strides.
     pub layout: Layout,
 }
 
 /// A call, with all that it reads and with what its outputs hold before.
 #[derive(Clone, Copy)]
 pub struct Problem<'a, T> {
+    /// The layer.
     pub attention: &'a Attention,
+    /// Queries.
     pub q: Placed<'a, T>,
+    /// Keys, or their pool.
     pub k: Placed<'a, T>,
+    /// Values, or their pool.
     pub v: Placed<'a, T>,
+    /// What out holds before.
     pub out: Placed<'a, T>,
+    /// What lse holds before, if it is wanted.
     pub lse: Option<&'a [f32]>,
+    /// `[batch + 1]`, of packed queries.
     pub cu_seqlens_q: Option<&'a [i32]>,
+    /// `[batch + 1]`, of packed keys.
     pub cu_seqlens_k: Option<&'a [i32]>,
+    /// `[batch]`.
     pub seqused_k: Option<&'a [i32]>,
+    /// `[batch]`.
     pub leftpad_k: Option<&'a [i32]>,
+    /// `[batch]`: where the first query stands.
+    pub offset: Option<&'a [i32]>,
+    /// The pages of each sequence, and the shape of that table.
     pub block_table: Option<(&'a [i32], Paged)>,
     /// Centres, and the radii of pages.
     pub radii: Option<(&'a [f32], &'a [f32])>,
@@ -42,7 +58,9 @@ pub struct Problem<'a, T> {
 /// What outputs hold afterwards.
 #[derive(Debug)]
 pub struct Attended<T> {
+    /// The whole buffer.
     pub out: Vec<T>,
+    /// Empty where it was not wanted.
     pub lse: Vec<f32>,
 }
 
@@ -57,6 +75,18 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+impl<T> Problem<'_, T> {
+    /// Kernels know no offsets.
+    pub(crate) fn without_offset(&self) -> Result<(), Failure> {
+        match self.offset {
+            None => Ok(()),
+            Some(_) => Err(Failure(
+                "offset: found one, expected none: the kernels do not take it".into(),
+            )),
+        }
+    }
+}
 
 impl Failure {
     pub(crate) fn new(error: impl fmt::Display) -> Self {
@@ -96,6 +126,7 @@ impl<T: OnDevice> LaidOut<T> {
             cu_seqlens_k: self.cu.as_ref().map(|(_, k)| &k[..]),
             seqused_k: self.seqused_k.as_deref(),
             leftpad_k: self.leftpad_k.as_deref(),
+            offset: self.offset.as_deref(),
             block_table: None,
             radii: None,
         }

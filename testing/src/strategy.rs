@@ -29,6 +29,7 @@ pub fn length() -> impl Strategy<Value = usize> {
     ]
 }
 
+/// Those of models, or any multiple of 8 up to 256.
 pub fn head_dim() -> impl Strategy<Value = usize> {
     prop_oneof![
         2 => select(vec![64usize, 80, 96, 112, 128]),
@@ -45,6 +46,7 @@ pub fn heads() -> impl Strategy<Value = (usize, usize)> {
     ]
 }
 
+/// Of every kind.
 pub fn slopes() -> impl Strategy<Value = SlopeKind> {
     prop_oneof![
         3 => Just(SlopeKind::Geometric),
@@ -55,6 +57,7 @@ pub fn slopes() -> impl Strategy<Value = SlopeKind> {
     ]
 }
 
+/// How far a row sees to one side, if there is a limit.
 pub fn window() -> impl Strategy<Value = Option<usize>> {
     let reach = prop_oneof![
         select(vec![0usize, 1, 15, 16, 63, 64, 127, usize::MAX]),
@@ -63,6 +66,7 @@ pub fn window() -> impl Strategy<Value = Option<usize>> {
     proptest::option::weighted(0.4, reach)
 }
 
+/// In any order, with gaps, and a few with a stride of 0 if `broadcast`.
 pub fn memory(broadcast: bool) -> impl Strategy<Value = Memory> {
     let gap = || prop_oneof![3 => Just(0usize), 1 => 1usize..20];
     let zero = move || proptest::bool::weighted(if broadcast { 0.08 } else { 0.0 });
@@ -80,6 +84,7 @@ pub fn memory(broadcast: bool) -> impl Strategy<Value = Memory> {
         })
 }
 
+/// One to four, and whether they are packed.
 pub fn sequences() -> impl Strategy<Value = (Vec<Lengths>, bool)> {
     let zero_or = |most: usize| prop_oneof![3 => Just(0usize), 2 => 0..=most];
     let one =
@@ -136,6 +141,7 @@ pub fn case(work: usize) -> impl Strategy<Value = Case> {
             window,
             horizon: Horizon::default(),
             sequences,
+            offsets: None,
             packed,
             memory,
             amplitude,
@@ -145,10 +151,12 @@ pub fn case(work: usize) -> impl Strategy<Value = Case> {
     })
 }
 
+/// One of `of` things, by a number from 0 to 1.
 pub fn pick(fraction: f64, of: usize) -> usize {
     (fraction * of as f64) as usize
 }
 
+/// A failed check as a failed random case.
 pub fn fail(result: Result<(), String>) -> Result<(), TestCaseError> {
     result.map_err(TestCaseError::fail)
 }

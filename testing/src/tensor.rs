@@ -9,6 +9,7 @@ use crate::random;
 /// A tensor in a buffer of its own.
 #[derive(Debug, Clone)]
 pub struct Tensor<T> {
+    /// The whole buffer.
     pub data: Vec<T>,
     /// `[batch, rows, heads, head_dim]`; batch is 1 when packed.
     pub shape: [usize; 4],
@@ -48,6 +49,7 @@ impl<T: Element> Tensor<T> {
         }
     }
 
+    /// A tensor of the same layout whose buffer is full of `value`.
     pub fn like(&self, value: T) -> Self {
         Self {
             data: vec![value; self.data.len()],
@@ -93,11 +95,13 @@ impl<T: Element> Tensor<T> {
         (self.shape[skip..].to_vec(), strides[skip..].to_vec())
     }
 
+    /// The tensor as the crate reads it.
     pub fn view(&self) -> View<'_, T> {
         let (shape, strides) = self.shape_and_strides();
         View::strided(&self.data[self.offset..], &shape, &strides).expect("the buffer fits")
     }
 
+    /// The tensor as the crate writes it.
     pub fn view_mut(&mut self) -> ViewMut<'_, T> {
         let (shape, strides) = self.shape_and_strides();
         ViewMut::strided(&mut self.data[self.offset..], &shape, &strides).expect("the buffer fits")

@@ -11,11 +11,15 @@ use crate::model::{Model, Tokenizer};
 
 /// One sequence, causal: `[tokens, heads, head_dim]` each.
 pub struct Problem {
+    /// Query and key rows.
     pub tokens: usize,
     /// With the default horizon.
     pub attention: Attention,
+    /// Queries.
     pub q: Vec<f32>,
+    /// Keys.
     pub k: Vec<f32>,
+    /// Values.
     pub v: Vec<f32>,
 }
 

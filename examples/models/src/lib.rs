@@ -2,8 +2,6 @@
 //! [`Model`], `serve_trace` [serves](serve()) many sequences at once, and `horizon` [measures](measure()) what the horizon leaves
 //! out of a [layer](Problem).
 
-#![allow(missing_docs)]
-
 mod layer;
 mod measure;
 mod model;
@@ -11,5 +9,5 @@ mod serve;
 
 pub use layer::Problem;
 pub use measure::{Measured, measure};
-pub use model::{Backend, Cache, HorizonArgument, Model, Tokenizer, Watch};
+pub use model::{Backend, Cache, Model, Tokenizer, Watch};
 pub use serve::{Report, Request, serve};

@@ -11,7 +11,9 @@ use serde_json::json;
 
 use crate::layer::Problem;
 
+/// What a horizon leaves out of a layer, saves and changes.
 pub struct Measured {
+    /// Of each head.
     pub slopes: Vec<f32>,
     /// Of each head and distance, in tiles: the pairs of a query and a tile of keys that were computed, and all.
     pub pairs: Vec<Vec<(u64, u64)>>,
@@ -121,6 +123,7 @@ impl Measured {
         pairs.fold((0, 0), |sum, pair| (sum.0 + pair.0, sum.1 + pair.1))
     }
 
+    /// All of it.
     pub fn json(&self) -> serde_json::Value {
         let (computed, all) = self.total();
         let heads: Vec<_> = (self.pairs.iter().zip(&self.slopes))

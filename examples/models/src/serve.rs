@@ -15,6 +15,7 @@ use crate::model::{Model, Tokenizer};
 pub struct Request {
     /// The step before which it arrives. A step adds a token to every running sequence.
     pub arrival: usize,
+    /// What is continued.
     pub prompt: String,
     /// How many tokens to add at most.
     pub tokens: usize,
@@ -25,12 +26,17 @@ pub struct Request {
 pub struct Report {
     /// What was added to each prompt, in the order of the requests.
     pub texts: Vec<String>,
+    /// Calls of the model.
     pub steps: usize,
+    /// Tokens of all prompts.
     pub prompt_tokens: usize,
+    /// Tokens that were added.
     pub new_tokens: usize,
     /// The most sequences that ran together, and the most pages that they had.
     pub most_sequences: usize,
+    /// The most pages that were in use.
     pub most_pages: usize,
+    /// From the first step to the last.
     pub elapsed: Duration,
 }
 

@@ -1,14 +1,18 @@
 //! Golden files: inputs and exact results of one attention problem each, computed in f64 by an independent program.
 //!
 //! A golden file is a safetensors file with the tensors `q`, `k`, `v` (all f16, bf16 or f32; `[batch, seqlen, heads,
-//! head_dim]`), `slopes` (`[heads_q]` or `[batch, heads_q]`), `out`, `lse` (`[batch, heads_q, seqlen_q]`) and, for padded
-//! batches, `seqused_k` and `leftpad_k` (i32, `[batch]`). Its metadata entry `case` is a JSON object: `name`, `causal`
+//! head_dim]`), `slopes` (`[heads_q]` or `[batch, heads_q]`), `out`, `lse` (`[batch, heads_q, seqlen_q]`) and, where a batch has
+//! them, `seqused_k`, `leftpad_k` and `offset` (i32, `[batch]`). Its metadata entry `case` is a JSON object: `name`, `causal`
 //! (default true), `window` (`[left, right]`; a negative number leaves that side open), `softcap`, `scale` (default
-//! `1/sqrt(head_dim)`), and the sizes, which must agree with the tensors.
+//! `1/sqrt(head_dim)`), `bias` (`linear`), and the sizes, which must agree with the tensors. What else a file says may change
+//! what it means, and so is an error.
 
+mod check;
 mod file;
 #[cfg(feature = "cuda")]
 mod run;
+#[cfg(test)]
+mod tests;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,10 +22,12 @@ use flash_alibi::{Attention, Inputs, Mask, Slopes, View};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::accuracy::{Accuracy, Sequence, low_precision};
 use file::{floats, integers, tensor};
 
+pub use check::{Backend, Check};
 pub use file::Stored;
 #[cfg(feature = "cuda")]
 pub use run::{Launch, Runner};
@@ -29,21 +35,27 @@ pub use run::{Launch, Runner};
 /// One golden file.
 #[derive(Debug)]
 pub enum Golden {
+    /// Of f16.
     F16(Case<f16>),
+    /// Of bf16.
     Bf16(Case<bf16>),
+    /// Of f32.
     F32(Case<f32>),
 }
 
 /// A problem and its exact result.
 #[derive(Debug)]
 pub struct Case<T> {
+    /// As the file says, or its own name.
     pub name: String,
+    /// The layer.
     pub attention: Attention,
     q: Tensor<T>,
     k: Tensor<T>,
     v: Tensor<T>,
     seqused_k: Option<Vec<i32>>,
     leftpad_k: Option<Vec<i32>>,
+    offset: Option<Vec<i32>>,
     /// As q.
     pub out: Vec<f32>,
     /// `[batch, heads_q, seqlen_q]`.
@@ -52,7 +64,9 @@ pub struct Case<T> {
 
 /// What a backend made of a case; laid out as [`Case::out`] and [`Case::lse`].
 pub struct Computed {
+    /// As [`Case::out`].
     pub out: Vec<f64>,
+    /// As [`Case::lse`].
     pub lse: Vec<f64>,
 }
 
@@ -69,8 +83,22 @@ impl<T> Tensor<T> {
     }
 }
 
-/// The metadata entry `case`. Fields that only say how the inputs were made are ignored.
+/// The tensors that a file may have.
+const TENSORS: [&str; 9] = [
+    "q",
+    "k",
+    "v",
+    "slopes",
+    "out",
+    "lse",
+    "seqused_k",
+    "leftpad_k",
+    "offset",
+];
+
+/// The metadata entry `case`.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Description {
     name: Option<String>,
     causal: Option<bool>,
@@ -85,6 +113,24 @@ struct Description {
     head_dim: Option<usize>,
     seqused_k: Option<Vec<i32>>,
     leftpad_k: Option<Vec<i32>>,
+    offset: Option<Vec<i32>>,
+    bias: Option<String>,
+    dtype: Option<String>,
+    // These only say how the inputs were made.
+    #[serde(rename = "model")]
+    _model: Option<IgnoredAny>,
+    #[serde(rename = "seed")]
+    _seed: Option<IgnoredAny>,
+    #[serde(rename = "slopes")]
+    _slopes: Option<IgnoredAny>,
+    #[serde(rename = "bias_max")]
+    _bias_max: Option<IgnoredAny>,
+    #[serde(rename = "amp")]
+    _amp: Option<IgnoredAny>,
+    #[serde(rename = "far_needle")]
+    _far_needle: Option<IgnoredAny>,
+    #[serde(rename = "needle_gain")]
+    _needle_gain: Option<IgnoredAny>,
 }
 
 /// The golden files that `paths` name: files as they are, and all of a folder's `.safetensors`, by name.
@@ -117,34 +163,47 @@ pub fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
 impl Golden {
     /// Reads a file; errors name it.
     pub fn read(path: &Path) -> Result<Self> {
-        let read = || {
-            let bytes = fs::read(path)?;
-            let tensors = SafeTensors::deserialize(&bytes)
-                .map_err(|e| anyhow!("not a complete safetensors file: {e}"))?;
-            let (_, metadata) = SafeTensors::read_metadata(&bytes)?;
-            let description = metadata
-                .metadata()
-                .as_ref()
-                .and_then(|metadata| metadata.get("case"))
-                .context("no entry `case` in the metadata")?;
-            let description: Description =
-                serde_json::from_str(description).context("metadata entry `case`")?;
-            let name = match &description.name {
-                Some(name) => name.clone(),
-                None => path
-                    .file_stem()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned(),
-            };
-            Ok(match tensor(&tensors, "q")?.dtype() {
-                Dtype::F16 => Self::F16(Case::new(name, &description, &tensors)?),
-                Dtype::BF16 => Self::Bf16(Case::new(name, &description, &tensors)?),
-                Dtype::F32 => Self::F32(Case::new(name, &description, &tensors)?),
-                other => bail!("q: found type {other:?}, expected F16, BF16 or F32"),
-            })
+        let bytes = fs::read(path).with_context(|| path.display().to_string())?;
+        Self::parse(&bytes, path)
+            .with_context(|| format!("{}: malformed golden file", path.display()))
+    }
+
+    /// Reads the content of a file.
+    fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
+        let tensors = SafeTensors::deserialize(bytes)
+            .map_err(|e| anyhow!("not a complete safetensors file: {e}"))?;
+        let (_, metadata) = SafeTensors::read_metadata(bytes)?;
+        let description = metadata
+            .metadata()
+            .as_ref()
+            .and_then(|metadata| metadata.get("case"))
+            .context("no entry `case` in the metadata")?;
+        let description: Description =
+            serde_json::from_str(description).context("metadata entry `case`")?;
+        if let Some(unknown) = tensors
+            .names()
+            .into_iter()
+            .find(|name| !TENSORS.contains(name))
+        {
+            bail!(
+                "found a tensor `{unknown}`, expected only {}: not supported",
+                TENSORS.join(", ")
+            );
+        }
+        let name = match &description.name {
+            Some(name) => name.clone(),
+            None => path
+                .file_stem()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
         };
-        read().with_context(|| format!("{}: malformed golden file", path.display()))
+        Ok(match tensor(&tensors, "q")?.dtype() {
+            Dtype::F16 => Self::F16(Case::new(name, &description, &tensors)?),
+            Dtype::BF16 => Self::Bf16(Case::new(name, &description, &tensors)?),
+            Dtype::F32 => Self::F32(Case::new(name, &description, &tensors)?),
+            other => bail!("q: found type {other:?}, expected F16, BF16 or F32"),
+        })
     }
 }
 
@@ -174,6 +233,18 @@ impl<T: Stored> Case<T> {
                 "{what}: {found} in the tensors, {stated:?} in `case`"
             );
         }
+
+        let dtype = description.dtype.as_deref().unwrap_or(T::NAME);
+        ensure!(
+            dtype == T::NAME,
+            "dtype: {} in the tensors, {dtype} in `case`",
+            T::NAME
+        );
+        let bias = description.bias.as_deref().unwrap_or("linear");
+        ensure!(
+            bias == "linear",
+            "bias: found {bias}, expected linear: not supported"
+        );
 
         let (slopes, slopes_shape) = floats::<f32>(tensors, "slopes")?;
         let slopes = match slopes_shape[..] {
@@ -230,6 +301,7 @@ impl<T: Stored> Case<T> {
             v,
             seqused_k: lengths("seqused_k", &description.seqused_k)?,
             leftpad_k: lengths("leftpad_k", &description.leftpad_k)?,
+            offset: lengths("offset", &description.offset)?,
             out,
             lse,
         })
@@ -253,6 +325,12 @@ impl<T: Stored> Case<T> {
                 shape: [batch, seqlen_k, heads, head_dim],
             }
         };
+        // Offsets move with the keys.
+        let shifted = |b| {
+            let sequence = self.sequence(b);
+            let before = seqlen_k as i64 - sequence.seqlen_k as i64;
+            i32::try_from(sequence.offset + before).expect("the keys are few")
+        };
         Self {
             name: self.name.clone(),
             attention,
@@ -261,6 +339,10 @@ impl<T: Stored> Case<T> {
             v: repeated(|sequence| sequence.v),
             seqused_k: None,
             leftpad_k: None,
+            offset: self
+                .offset
+                .is_some()
+                .then(|| (0..batch).map(shifted).collect()),
             out: vec![0.0; self.out.len()],
             lse: vec![0.0; self.lse.len()],
         }
@@ -280,6 +362,9 @@ impl<T: Stored> Case<T> {
         }
         if let Some(lengths) = &self.leftpad_k {
             inputs = inputs.leftpad_k(lengths);
+        }
+        if let Some(offset) = &self.offset {
+            inputs = inputs.offset(offset);
         }
         Ok(inputs)
     }
@@ -314,9 +399,14 @@ impl<T: Stored> Case<T> {
         let end = length(&self.seqused_k).unwrap_or(self.k.shape[1]);
         let seqlen_q = self.q.shape[1];
         let heads_q = self.attention.heads_q();
+        let offset = match &self.offset {
+            Some(offset) => offset[b].into(),
+            None => end as i64 - seqlen_q as i64,
+        };
         Sequence {
             seqlen_q,
             seqlen_k: end - first,
+            offset: offset - first as i64,
             q: rows(&self.q, 0, seqlen_q),
             k: rows(&self.k, first, end),
             v: rows(&self.v, first, end),

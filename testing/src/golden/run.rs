@@ -78,6 +78,7 @@ impl<T: Launch> Case<T> {
             cu_seqlens_k: None,
             seqused_k: self.seqused_k.as_deref(),
             leftpad_k: self.leftpad_k.as_deref(),
+            offset: self.offset.as_deref(),
             block_table: None,
             radii: None,
         };

@@ -118,6 +118,7 @@ impl<T: OnEmulator> Probe<T> {
         }
     }
 
+    /// Panics where [`Self::certify`] finds something wrong.
     #[track_caller]
     pub fn certified(&mut self) -> Compared {
         self.certify()

@@ -34,11 +34,15 @@ pub enum Path {
 
 /// A call that a test may change.
 pub struct Probe<T> {
+    /// What computes the call.
     pub path: Path,
+    /// The call.
     pub case: Case,
+    /// Its tensors, without pages and in them.
     pub paged: Paged<T>,
     /// What the radii of a cache are relative to, in all channels of the first axis; or the mean of the keys.
     pub centre: Option<f32>,
+    /// Into how many parts decoding divides the keys.
     pub splits: usize,
     /// The result of the whole call, until something changes, and the last of the shortened one.
     whole: Option<Found<T>>,
@@ -47,7 +51,9 @@ pub struct Probe<T> {
 
 /// What came out.
 pub struct Found<T> {
+    /// As the case lays it out.
     pub out: Vec<T>,
+    /// As the case lays it out.
     pub lse: Vec<f32>,
     /// How much was computed, in units of the path.
     pub computed: u64,
@@ -84,6 +90,7 @@ pub fn sampled(keys: usize, j: usize) -> bool {
 }
 
 impl<T: OnEmulator> Probe<T> {
+    /// Of the case, in pages of this size.
     pub fn new(path: Path, case: Case, page_size: usize) -> Self {
         Self {
             path,

@@ -14,11 +14,17 @@ const GARBAGE: [i32; 4] = [-1, i32::MAX, i32::MIN, 1 << 20];
 
 /// A case whose keys and values lie in pages, beside the same without pages.
 pub struct Paged<T> {
+    /// The same without pages.
     pub dense: LaidOut<T>,
+    /// `[pages, page_size, heads_k, head_dim]`.
     pub k: Tensor<T>,
+    /// As `k`.
     pub v: Tensor<T>,
+    /// `[batch, max_pages]`.
     pub block_table: Vec<i32>,
+    /// The columns of the block table.
     pub max_pages: usize,
+    /// `[batch]`.
     pub seqused_k: Vec<i32>,
     /// Which rows of the pools hold keys.
     pub written: Vec<bool>,
@@ -54,7 +60,7 @@ impl Case {
         let mut written = vec![false; pages * page_size];
         for (b, s) in self.sequences.iter().enumerate() {
             let owner = if shared { 0 } else { b };
-            let seen = |j: &usize| (0..s.q).any(|i| sees(&attention, s.q, s.k, i, *j));
+            let seen = |j: &usize| (0..s.q).any(|i| sees(&attention, self.offset(b), i, *j));
             let seen: Vec<usize> = (s.leftpad..s.k).filter(seen).collect();
             let mut row: Vec<i32> = (0..max_pages)
                 .map(|at| GARBAGE[(b + at) % GARBAGE.len()])
@@ -106,6 +112,7 @@ impl Case {
 }
 
 impl<T: Element> Paged<T> {
+    /// The call as the CPU path takes it.
     pub fn inputs(&self) -> Inputs<'_, T> {
         let (q, k, v) = (self.dense.q.view(), self.k.view(), self.v.view());
         let mut inputs = Inputs::paged(q, k, v, &self.block_table, &self.seqused_k);
@@ -115,12 +122,16 @@ impl<T: Element> Paged<T> {
         if let Some(leftpad) = &self.dense.leftpad_k {
             inputs = inputs.leftpad_k(leftpad);
         }
+        if let Some(offset) = &self.dense.offset {
+            inputs = inputs.offset(offset);
+        }
         if let Some((centres, radii)) = &self.radii {
             inputs = inputs.radii(centres, radii);
         }
         inputs
     }
 
+    /// As [`LaidOut::attend_into`].
     pub fn attend(&self) -> Result<Vec<Rows>, String> {
         self.dense.attend_inputs(&self.inputs())
     }

@@ -1,10 +1,11 @@
-//! Where a model runs, and how far it looks.
+//! Where a model runs.
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
 use clap::ValueEnum;
-use flash_alibi::{Horizon, cuda};
+use flash_alibi::cuda;
 
+/// `--device`.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Backend {
     /// This machine's processor.
@@ -14,6 +15,7 @@ pub enum Backend {
 }
 
 impl Backend {
+    /// The device, or why there is none.
     pub fn device(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
@@ -35,26 +37,5 @@ pub fn attention_dtype(device: &Device) -> DType {
     match device {
         Device::Cuda(_) => DType::F16,
         _ => DType::F32,
-    }
-}
-
-/// `--horizon`.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum HorizonArgument {
-    /// Every key is computed.
-    Off,
-    /// Keys that weigh less than 2^-24 of a row together are left out.
-    Certified,
-    /// Keys whose weights underflow to 0 are left out.
-    Bitwise,
-}
-
-impl From<HorizonArgument> for Horizon {
-    fn from(argument: HorizonArgument) -> Self {
-        match argument {
-            HorizonArgument::Off => Self::Off,
-            HorizonArgument::Certified => Self::default(),
-            HorizonArgument::Bitwise => Self::Bitwise,
-        }
     }
 }

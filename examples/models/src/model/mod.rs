@@ -16,7 +16,7 @@ use candle_nn::{Embedding, LayerNorm, Linear, Module};
 use flash_alibi::candle::{self, Lengths};
 use flash_alibi::{Attention, Horizon, PagedCache, SequenceId};
 
-pub use backend::{Backend, HorizonArgument};
+pub use backend::Backend;
 pub use tokenizer::Tokenizer;
 
 /// A loaded model.
@@ -29,6 +29,7 @@ pub struct Model {
     head: Projection,
     /// What every block computes.
     attention: Attention,
+    /// What ends a text, if the checkpoint says.
     pub eos_token: Option<u32>,
 }
 

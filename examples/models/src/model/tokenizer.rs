@@ -4,8 +4,11 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow};
 
+/// What a model reads and writes, from text and to it.
 pub enum Tokenizer {
+    /// One token a byte.
     Bytes,
+    /// As `tokenizer.json` says.
     Vocabulary(Box<tokenizers::Tokenizer>),
 }
 
@@ -21,6 +24,7 @@ impl Tokenizer {
         Ok(Self::Vocabulary(Box::new(tokenizer)))
     }
 
+    /// The tokens of a text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match self {
             Self::Bytes => Ok(text.bytes().map(u32::from).collect()),
