@@ -5,7 +5,7 @@ use std::sync::Arc;
 use flash_alibi::cuda::cudarc::driver::{
     CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, DriverError,
 };
-use flash_alibi::cuda::{self, Inputs, Layer, View, ViewMut};
+use flash_alibi::cuda::{self, Inputs, Kernels, Layer, View, ViewMut};
 use flash_alibi::plan::Plan;
 
 use crate::problem::{Attended, Failure, OnDevice, Placed, Problem};
@@ -92,12 +92,16 @@ impl<T: OnDevice> OnGpu<T> {
             Some(cu_q) => cu_q.len() - 1,
             None => shape[0],
         };
-        let [.., rows_k, _, _] = problem.k.layout.shape()[..] else {
+        let (&[.., rows_q, _, _], &[.., rows_k, _, _]) =
+            (&shape[..], &problem.k.layout.shape()[..])
+        else {
             unreachable!("a tensor has at least 3 dimensions")
         };
         // Of packed tensors, of all sequences together.
         let seqlen_k = (problem.block_table).map_or(rows_k, |(_, paged)| paged.columns * rows_k);
-        let bytes = Plan::prefill_workspace_bytes(problem.attention, batch, seqlen_k);
+        let kernels = Kernels::of(stream.context()).map_err(Failure::new)?;
+        let (attention, device) = (problem.attention, kernels.device());
+        let bytes = Plan::workspace_bytes_up_to(attention, device, batch, rows_q, seqlen_k);
         let len = (bytes as usize / size_of::<f32>()).max(1);
         Ok(Self {
             workspace: stream.alloc_zeros(len).map_err(Failure::new)?,
