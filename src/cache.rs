@@ -8,7 +8,7 @@ use crate::sequences::check_page_size;
 /// The pages of a paged cache: which sequence has which, which are shared, which are free.
 ///
 /// It holds numbers only. The keys and values lie in pools `[pages, page_size, heads_k, head_dim]`, one pair a layer,
-/// wherever the engine keeps them ([`cpu::Pools`](crate::cpu::Pools) on the CPU); all layers share one `PagedCache`,
+/// wherever the engine keeps them ([`cpu::KvCache`](crate::cpu::KvCache) on the CPU); all layers share one `PagedCache`,
 /// since a token has the same slot in each. A step of an engine is then: [`append`](Self::append) for each sequence,
 /// the copies it asks for, [`cpu::append`](crate::cpu::append) of the new keys and values in each layer, and attention
 /// over [`Inputs::paged`](crate::Inputs::paged) with the table and lengths of [`batch`](Self::batch).

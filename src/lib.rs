@@ -11,10 +11,13 @@ pub mod cuda;
 mod error;
 mod horizon;
 mod inputs;
+// Internals, for the emulator, tests and examples of this workspace: no part of the interface, and free to change.
 #[cfg(feature = "cuda")]
+#[doc(hidden)]
 pub mod kernels;
 mod merge;
 #[cfg(feature = "cuda")]
+#[doc(hidden)]
 pub mod plan;
 mod problem;
 mod sequences;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use flash_alibi::cpu::{self, Pools};
+use flash_alibi::cpu::{self, KvCache};
 use flash_alibi::{Attention, Batch, Error, Inputs, PagedCache, SequenceId, View};
 use flash_alibi_testing::random;
 use flash_alibi_testing::strategy::config;
@@ -257,7 +257,7 @@ fn forks_attend_like_sequences_of_their_own() {
     };
     let attention = Attention::new(heads, heads, d).build().unwrap();
     let mut cache = PagedCache::new(pages, PAGE).unwrap();
-    let mut pools = Pools::<f32>::new(pages, PAGE, heads, d).unwrap();
+    let mut pools = KvCache::<f32>::new(pages, PAGE, heads, d).unwrap();
     let mut write = |cache: &mut PagedCache, id, tag, tokens| {
         let appended = cache.append(id, tokens).unwrap();
         pools.copy_pages(&appended.copies).unwrap();

@@ -5,8 +5,8 @@ mod bounds;
 mod element;
 mod few;
 mod gemm;
+mod kv_cache;
 pub mod oracle;
-mod pools;
 mod report;
 mod schedule;
 mod softmax;
@@ -16,7 +16,7 @@ mod vector;
 mod work;
 
 pub use element::{CacheElement, Element};
-pub use pools::{Pools, append, append_with_radii, copy_pages};
+pub use kv_cache::{KvCache, append, append_with_radii, copy_pages};
 pub use report::Report;
 
 use self::block::Tensors;

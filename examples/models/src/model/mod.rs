@@ -71,11 +71,11 @@ pub struct Cache {
     /// Who has which pages.
     pub pages: PagedCache,
     /// Of each block.
-    pools: Vec<Pools>,
+    pools: Vec<KvCache>,
 }
 
 /// The keys and values of a block, each `[pages, page_size, heads, head_dim]`, and how far its keys are from a centre.
-struct Pools {
+struct KvCache {
     k: Tensor,
     v: Tensor,
     /// `[heads, head_dim]`: the mean of the first keys that came.
@@ -121,8 +121,8 @@ impl Model {
         let (heads_k, head_dim) = (self.attention.heads_k(), self.attention.head_dim());
         let (device, dtype) = (self.device(), attention_dtype(self.device()));
         let pool = || Tensor::zeros((pages, page_size, heads_k, head_dim), dtype, device);
-        let pools = |_: &Block| -> Result<Pools> {
-            Ok(Pools {
+        let pools = |_: &Block| -> Result<KvCache> {
+            Ok(KvCache {
                 k: pool()?,
                 v: pool()?,
                 centres: None,
@@ -256,7 +256,7 @@ impl Block {
         &self,
         x: &Tensor,
         attention: &Attention,
-        pools: &mut Pools,
+        pools: &mut KvCache,
         step: &Step,
         watch: &mut Watch<'_>,
     ) -> Result<Tensor> {
@@ -282,7 +282,7 @@ impl Block {
         &self,
         x: &Tensor,
         attention: &Attention,
-        pools: &mut Pools,
+        pools: &mut KvCache,
         step: &Step,
         watch: &mut Watch<'_>,
     ) -> Result<Tensor> {

@@ -7,9 +7,9 @@ use crate::error::{Error, Result, value};
 use crate::sequences::{check_page_size, check_radii};
 use crate::tensor::{Layout, View, ViewMut};
 
-/// Writes the keys and values of new tokens into the pools of a paged cache.
+/// Writes the keys and values of new tokens into the pages of a KV cache.
 ///
-/// `k` and `v` are `[tokens, heads_k, head_dim]`, `k_pool` and `v_pool` `[pages, page_size, heads_k, head_dim]` with
+/// `k` and `v` are `[tokens, heads_k, head_dim]`, `k_pages` and `v_pages` `[pages, page_size, heads_k, head_dim]` with
 /// `page_size` a multiple of 8. Token `t` goes to row `slot_mapping[t] % page_size` of page
 /// `slot_mapping[t] / page_size`, and nowhere if `slot_mapping[t]` is negative: vLLM's convention for padding.
 ///
@@ -19,17 +19,17 @@ use crate::tensor::{Layout, View, ViewMut};
 pub fn append<T: Element>(
     k: View<'_, T>,
     v: View<'_, T>,
-    k_pool: ViewMut<'_, T>,
-    v_pool: ViewMut<'_, T>,
+    k_pages: ViewMut<'_, T>,
+    v_pages: ViewMut<'_, T>,
     slot_mapping: &[i64],
 ) -> Result<()> {
-    let pool = k_pool.layout;
-    let slots = check_pool("k_pool", pool)?;
-    if v_pool.layout.shape() != pool.shape() {
+    let pool = k_pages.layout;
+    let slots = check_pages("k_pages", pool)?;
+    if v_pages.layout.shape() != pool.shape() {
         return Err(Error::Shape {
-            argument: "v_pool",
-            found: v_pool.layout.shape(),
-            expected: format!("{:?}, as k_pool", pool.shape()),
+            argument: "v_pages",
+            found: v_pages.layout.shape(),
+            expected: format!("{:?}, as k_pages", pool.shape()),
         });
     }
     let (heads_k, head_dim) = (pool.heads, pool.head_dim);
@@ -50,7 +50,7 @@ pub fn append<T: Element>(
     }
     check_slots(slot_mapping, tokens, slots)?;
 
-    for (from, to) in [(k, k_pool), (v, v_pool)] {
+    for (from, to) in [(k, k_pages), (v, v_pages)] {
         for (token, &slot) in slot_mapping.iter().enumerate() {
             let Ok(slot) = usize::try_from(slot) else {
                 continue;
@@ -81,15 +81,15 @@ pub fn append<T: Element>(
 pub fn append_with_radii<T: Element>(
     k: View<'_, T>,
     v: View<'_, T>,
-    k_pool: ViewMut<'_, T>,
-    v_pool: ViewMut<'_, T>,
+    k_pages: ViewMut<'_, T>,
+    v_pages: ViewMut<'_, T>,
     slot_mapping: &[i64],
     centres: &[f32],
     radii: &mut [f32],
 ) -> Result<()> {
-    let pool = k_pool.layout;
+    let pool = k_pages.layout;
     check_radii(&pool, centres.len(), radii.len())?;
-    append(k, v, k_pool, v_pool, slot_mapping)?;
+    append(k, v, k_pages, v_pages, slot_mapping)?;
     let (heads_k, head_dim) = (pool.heads, pool.head_dim);
     let slots = || {
         let slots = slot_mapping.iter().enumerate();
@@ -116,7 +116,7 @@ pub fn append_with_radii<T: Element>(
 /// [`Error`] for a tensor that is no pool and for a page that it does not have; nothing is written then.
 pub fn copy_pages<T: Element>(pool: ViewMut<'_, T>, copies: &[(i32, i32)]) -> Result<()> {
     let ViewMut { data, layout } = pool;
-    check_pool("pool", layout)?;
+    check_pages("pool", layout)?;
     let pages = layout.batch.unwrap_or(0);
     for (at, &(from, to)) in copies.iter().enumerate() {
         for page in [from, to] {
@@ -140,7 +140,7 @@ pub fn copy_pages<T: Element>(pool: ViewMut<'_, T>, copies: &[(i32, i32)]) -> Re
 }
 
 /// Checks that a layout is a pool's, and returns how many slots it has.
-fn check_pool(argument: &'static str, pool: Layout) -> Result<usize> {
+fn check_pages(argument: &'static str, pool: Layout) -> Result<usize> {
     let Some(pages) = pool.batch else {
         return Err(Error::Shape {
             argument,
@@ -185,7 +185,7 @@ fn row_of(pool: &Layout, page: usize, row: usize, head: usize) -> usize {
 /// own, and how far the keys of each page are from a centre. [`PagedCache`](crate::PagedCache) says which page belongs to
 /// whom.
 #[derive(Debug, Clone)]
-pub struct Pools<T> {
+pub struct KvCache<T> {
     k: Vec<T>,
     v: Vec<T>,
     layout: Layout,
@@ -195,20 +195,20 @@ pub struct Pools<T> {
     radii: Vec<f32>,
 }
 
-impl<T: Element> Pools<T> {
-    /// Pools full of zeros.
+impl<T: Element> KvCache<T> {
+    /// A cache full of zeros.
     ///
     /// # Errors
     /// [`Error`] for a `page_size` that is no multiple of 8, and for sizes that no memory holds.
     pub fn new(pages: usize, page_size: usize, heads_k: usize, head_dim: usize) -> Result<Self> {
         let shape = [pages, page_size, heads_k, head_dim];
-        let layout = Layout::contiguous("pools", &shape)?;
-        check_pool("pools", layout)?;
+        let layout = Layout::contiguous("cache", &shape)?;
+        check_pages("cache", layout)?;
         fn filled<E: Clone>(shape: [usize; 4], len: usize, value: E) -> Result<Vec<E>> {
             let mut pool = Vec::new();
             let reserved = pool.try_reserve_exact(len);
             reserved.map_err(|_| Error::Shape {
-                argument: "pools",
+                argument: "cache",
                 found: shape.to_vec(),
                 expected: "a shape that fits in memory".into(),
             })?;
@@ -273,9 +273,9 @@ impl<T: Element> Pools<T> {
     /// As [`append`].
     pub fn append(&mut self, k: View<'_, T>, v: View<'_, T>, slot_mapping: &[i64]) -> Result<()> {
         let layout = self.layout;
-        let [k_pool, v_pool] = [&mut self.k, &mut self.v].map(|data| ViewMut { data, layout });
+        let [k_pages, v_pages] = [&mut self.k, &mut self.v].map(|data| ViewMut { data, layout });
         let (centres, radii) = (&self.centres, &mut self.radii);
-        append_with_radii(k, v, k_pool, v_pool, slot_mapping, centres, radii)
+        append_with_radii(k, v, k_pages, v_pages, slot_mapping, centres, radii)
     }
 
     /// Copies pages of both pools, as the function [`copy_pages`] does, and their radii.
