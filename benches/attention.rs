@@ -281,9 +281,9 @@ fn decode_horizon_rows(c: &mut Criterion) {
 }
 
 /// A full cache, and a query.
-fn cache(seqlen: usize, sd: f64) -> Result<(cpu::Pools<f32>, Vec<f32>)> {
+fn cache(seqlen: usize, sd: f64) -> Result<(cpu::KvCache<f32>, Vec<f32>)> {
     let [q, k, v] = scaled(HEADS, seqlen, sd)?;
-    let mut pools = cpu::Pools::new(seqlen / PAGE_SIZE, PAGE_SIZE, HEADS, 64).expect("valid");
+    let mut pools = cpu::KvCache::new(seqlen / PAGE_SIZE, PAGE_SIZE, HEADS, 64).expect("valid");
     let view = |data| View::new(data, &[seqlen, HEADS, 64]).expect("fits");
     let slots: Vec<i64> = (0..seqlen as i64).collect();
     pools.append(view(&k), view(&v), &slots).expect("fits");

@@ -2,16 +2,15 @@
 //!
 //! `cargo run --release --example extrapolate -- [--model DIR] [--device cpu|cuda] [--horizon off|certified|bitwise] [--text FILE] [--plot FILE] [--json]`
 
-mod model;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, IndexOp, Tensor};
 use clap::Parser;
+use flash_alibi_models::{Backend, Model, Tokenizer};
+use flash_alibi_testing::HorizonArgument;
 use indicatif::{ProgressBar, ProgressStyle};
-use model::{Backend, HorizonArgument, Model, Tokenizer};
 use plotters::prelude::*;
 
 #[derive(Parser)]

@@ -2,15 +2,14 @@
 //!
 //! `cargo run --release --example generate -- [--model DIR] [--device cpu|cuda] [--horizon off|certified|bitwise] [--prompt TEXT] [--tokens N] [--quiet]`
 
-mod model;
-
 use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use model::{Backend, HorizonArgument, Model, Tokenizer};
+use flash_alibi_models::{Backend, Model, Tokenizer};
+use flash_alibi_testing::HorizonArgument;
 
 #[derive(Parser)]
 #[command(about = "Continues a prompt with an ALiBi model of the BLOOM or MPT family")]

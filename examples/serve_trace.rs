@@ -2,16 +2,14 @@
 //!
 //! `cargo run --release --example serve_trace -- [--model DIR] [--device cpu|cuda] [--horizon off|certified|bitwise] [--trace FILE] [--pages N] [--page-size N] [--texts]`
 
-mod model;
-mod serve;
-
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use model::{Backend, HorizonArgument, Model, Tokenizer};
-use serve::{Request, serve};
+use flash_alibi_models::{Backend, Model, Tokenizer};
+use flash_alibi_models::{Request, serve};
+use flash_alibi_testing::HorizonArgument;
 
 #[derive(Parser)]
 #[command(about = "Serves a trace of requests by continuous batching over a paged cache")]

@@ -6,6 +6,7 @@ use crate::slopes::Slopes;
 
 /// Which keys a query may see, before windows and padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Mask {
     /// Keys up to the query's own position: decoders.
     Causal,
@@ -16,7 +17,8 @@ pub enum Mask {
 /// One attention layer: heads, scale, slopes, mask. Built once by [`Attention::new`] and [`AttentionBuilder::build`],
 /// used by every call.
 ///
-/// For query row `i` of sequence `b` and query head `h`, with `pos(i) = i + seqlen_k[b] - seqlen_q[b]`:
+/// For query row `i` of sequence `b` and query head `h`, with `pos(i) = i + seqlen_k[b] - seqlen_q[b]`, or `i + offset[b]`
+/// where a call gives an [`offset`](crate::Inputs::offset):
 ///
 /// ```text
 /// s(i,j)  = scale * dot(q[b,i,h], k[b,j,hk])          hk = h / (heads_q / heads_k)

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 
 use crate::error::{Error, Result, value};
-use crate::problem::check_page_size;
+use crate::sequences::check_page_size;
 
 /// The pages of a paged cache: which sequence has which, which are shared, which are free.
 ///
 /// It holds numbers only. The keys and values lie in pools `[pages, page_size, heads_k, head_dim]`, one pair a layer,
-/// wherever the engine keeps them ([`cpu::Pools`](crate::cpu::Pools) on the CPU); all layers share one `PagedCache`,
+/// wherever the engine keeps them ([`cpu::KvCache`](crate::cpu::KvCache) on the CPU); all layers share one `PagedCache`,
 /// since a token has the same slot in each. A step of an engine is then: [`append`](Self::append) for each sequence,
 /// the copies it asks for, [`cpu::append`](crate::cpu::append) of the new keys and values in each layer, and attention
 /// over [`Inputs::paged`](crate::Inputs::paged) with the table and lengths of [`batch`](Self::batch).
@@ -38,7 +38,7 @@ pub struct PagedCache {
     next: u64,
 }
 
-/// A sequence of a [`PagedCache`], which never gives the same one twice.
+/// Names a sequence of a [`PagedCache`], which gives no name twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(u64);
 
@@ -51,6 +51,7 @@ struct Sequence {
 
 /// Where new tokens go; see [`PagedCache::append`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 #[must_use = "pages must be copied and tokens written where this says"]
 pub struct Appended {
     /// The slot of each new token, `page * page_size + row`.
@@ -61,20 +62,37 @@ pub struct Appended {
 
 /// The sequences of a call, as [`Inputs::paged`](crate::Inputs::paged) takes them; see [`PagedCache::batch`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Batch {
     /// `[batch, max_pages_per_sequence]`; rows of sequences with fewer pages end with zeros.
     pub block_table: Vec<i32>,
-    /// The pages of the longest sequence.
+    /// The columns of the block table: the pages of the longest sequence, or as many as were asked for.
     pub max_pages_per_sequence: usize,
     /// The lengths, `[batch]`.
     pub seqused_k: Vec<i32>,
+}
+
+impl Batch {
+    fn new(sequences: &[&Sequence], columns: usize) -> Self {
+        let row = |s: &Sequence| {
+            let mut row = s.pages.clone();
+            row.resize(columns, 0);
+            row
+        };
+        Self {
+            block_table: sequences.iter().flat_map(|s| row(s)).collect(),
+            max_pages_per_sequence: columns,
+            seqused_k: sequences.iter().map(|s| s.len as i32).collect(),
+        }
+    }
 }
 
 impl PagedCache {
     /// A cache of `pages` free pages of `page_size` tokens.
     ///
     /// # Errors
-    /// [`Error::Value`] for a `page_size` that is not a positive multiple of 8, and for more pages than 32 bits number.
+    /// [`Error::Value`] for a `page_size` that is not a positive multiple of 8, for more than 2^31 - 1 pages, and for more than
+    /// 2^63 - 1 slots.
     pub fn new(pages: usize, page_size: usize) -> Result<Self> {
         check_page_size(page_size)?;
         let numbers = i32::try_from(pages).ok();
@@ -97,13 +115,13 @@ impl PagedCache {
         })
     }
 
-    /// A sequence without tokens. It takes no page yet.
+    /// Makes a sequence without tokens. It takes no page yet.
     pub fn create(&mut self) -> SequenceId {
         self.insert(Sequence::default())
     }
 
-    /// A sequence with the tokens of another, in the same pages. Those of either that are partly filled are copied when
-    /// it grows, so that neither sees the other's new tokens.
+    /// Makes a sequence with the tokens of another, in the same pages. When either of them grows and their last page is partly
+    /// filled, it gets a copy of that page, so that neither sees the other's new tokens.
     ///
     /// # Errors
     /// [`Error::Value`] for a sequence that this cache does not have.
@@ -118,8 +136,8 @@ impl PagedCache {
     /// Adds `tokens` tokens to a sequence, taking pages as needed, and says where their keys and values go.
     ///
     /// If the last page is partly filled and shared, the sequence gets a page of its own in its place, and
-    /// [`Appended::copies`] says to copy the one to the other first; with several appends in a step, all copies in the
-    /// order of the appends, then the new tokens.
+    /// [`Appended::copies`] asks for a copy of the one to the other. A step with several appends makes all copies first, in the
+    /// order of the appends, and then writes the new tokens.
     ///
     /// # Errors
     /// [`Error::CacheFull`] when it takes more pages than are free, [`Error::Value`] for a sequence that this cache does
@@ -213,21 +231,24 @@ impl PagedCache {
     /// # Errors
     /// [`Error::Value`] for a sequence that this cache does not have.
     pub fn batch(&self, sequences: &[SequenceId]) -> Result<Batch> {
-        let sequences: Vec<&Sequence> = sequences
-            .iter()
-            .map(|&id| self.get(id))
-            .collect::<Result<_>>()?;
+        let sequences = self.all(sequences)?;
         let longest = sequences.iter().map(|s| s.pages.len()).max().unwrap_or(0);
-        let row = |s: &Sequence| {
-            let mut row = s.pages.clone();
-            row.resize(longest, 0);
-            row
-        };
-        Ok(Batch {
-            block_table: sequences.iter().flat_map(|s| row(s)).collect(),
-            max_pages_per_sequence: longest,
-            seqused_k: sequences.iter().map(|s| s.len as i32).collect(),
-        })
+        Ok(Batch::new(&sequences, longest))
+    }
+
+    /// As [`PagedCache::batch`], with a fixed number of columns: the block table of a step that was captured in a graph
+    /// keeps its shape while sequences grow.
+    ///
+    /// # Errors
+    /// As [`PagedCache::batch`], and [`Error::Value`] for fewer columns than the longest sequence has pages.
+    pub fn batch_with_columns(&self, sequences: &[SequenceId], columns: usize) -> Result<Batch> {
+        let sequences = self.all(sequences)?;
+        let longest = sequences.iter().map(|s| s.pages.len()).max().unwrap_or(0);
+        if longest > columns {
+            let expected = format!("at least {longest}, the pages of the longest sequence");
+            return Err(value("columns", columns, expected));
+        }
+        Ok(Batch::new(&sequences, columns))
     }
 
     /// The number of tokens of a page.
@@ -243,6 +264,10 @@ impl PagedCache {
     /// The number of pages that no sequence has.
     pub fn free_pages(&self) -> usize {
         self.free.len()
+    }
+
+    fn all(&self, sequences: &[SequenceId]) -> Result<Vec<&Sequence>> {
+        sequences.iter().map(|&id| self.get(id)).collect()
     }
 
     fn get(&self, sequence: SequenceId) -> Result<&Sequence> {

@@ -596,15 +596,28 @@ fn bad_shape(argument: &'static str, found: &Tensor, expected: String) -> Error 
 /// What candle-flash-attn calls arguments of [`Inputs`].
 const NAMES: [(&str, &str); 2] = [("cu_seqlens_q", "seqlens_q"), ("cu_seqlens_k", "seqlens_k")];
 
-/// Calls an argument what the caller calls it.
+/// Calls an argument what the caller calls it, also where another argument's error speaks of it.
 fn rename(mut error: Error, names: &[(&str, &'static str)]) -> Error {
-    if let Error::Shape { argument, .. }
-    | Error::Strides { argument, .. }
-    | Error::Length { argument, .. }
-    | Error::Value { argument, .. } = &mut error
-        && let Some((_, name)) = names.iter().find(|(from, _)| from == argument)
-    {
+    let (argument, expected) = match &mut error {
+        Error::Shape {
+            argument, expected, ..
+        }
+        | Error::Strides {
+            argument, expected, ..
+        }
+        | Error::Length {
+            argument, expected, ..
+        }
+        | Error::Value {
+            argument, expected, ..
+        } => (argument, expected),
+        Error::CacheFull { .. } => return error,
+    };
+    if let Some((_, name)) = names.iter().find(|(from, _)| from == argument) {
         *argument = name;
+    }
+    for (from, name) in names.iter().filter(|(from, _)| from.starts_with("cu_")) {
+        *expected = expected.replace(from, name);
     }
     error
 }

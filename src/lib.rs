@@ -10,12 +10,17 @@ pub mod cpu;
 pub mod cuda;
 mod error;
 mod horizon;
+mod inputs;
+// Internals, for the emulator, tests and examples of this workspace: no part of the interface, and free to change.
 #[cfg(feature = "cuda")]
+#[doc(hidden)]
 pub mod kernels;
 mod merge;
 #[cfg(feature = "cuda")]
+#[doc(hidden)]
 pub mod plan;
 mod problem;
+mod sequences;
 mod slopes;
 mod tensor;
 
@@ -23,7 +28,7 @@ pub use attention::{Attention, AttentionBuilder, MAX_HEAD_DIM, Mask};
 pub use cache::{Appended, Batch, PagedCache, SequenceId};
 pub use error::{Error, Result};
 pub use horizon::Horizon;
+pub use inputs::Inputs;
 pub use merge::{merge_state, merge_states};
-pub use problem::Inputs;
 pub use slopes::Slopes;
 pub use tensor::{Layout, View, ViewMut};

@@ -4,117 +4,15 @@ use std::ops::Range;
 
 use crate::attention::Attention;
 use crate::error::{Error, Result, value};
-use crate::tensor::{Layout, View};
+use crate::inputs::Inputs;
+use crate::sequences::{Paged, Radii, check_lse, lse_len};
+use crate::tensor::Layout;
 
-/// The inputs of one call: tensors, and how sequences lie in them.
-///
-/// Dense ([`Inputs::new`]): q `[batch, seqlen_q, heads_q, head_dim]`, k and v `[batch, seqlen_k, heads_k, head_dim]`.
-/// Variable length ([`Inputs::varlen`]): q `[total_q, heads_q, head_dim]`, k and v `[total_k, heads_k, head_dim]`. From a
-/// paged cache ([`Inputs::paged`]): q of either form, k and v `[pages, page_size, heads_k, head_dim]`.
-#[derive(Debug, Clone, Copy)]
-pub struct Inputs<'a, T> {
-    pub(crate) q: View<'a, T>,
-    pub(crate) k: View<'a, T>,
-    pub(crate) v: View<'a, T>,
-    pub(crate) lengths: Lengths<'a>,
-    pub(crate) radii: Option<PageRadii<'a>>,
-}
-
-/// How far the keys of a paged cache are from a centre.
+/// The radii of the pages of a call.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PageRadii<'a> {
-    /// `[heads_k, head_dim]`.
-    centres: &'a [f32],
-    /// `[pages, heads_k]`.
-    radii: &'a [f32],
+    arrays: Radii<&'a [f32]>,
     heads_k: usize,
-}
-
-/// How sequences lie in the tensors of a call.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Lengths<'a> {
-    pub(crate) cu_seqlens_q: Option<&'a [i32]>,
-    pub(crate) cu_seqlens_k: Option<&'a [i32]>,
-    pub(crate) block_table: Option<&'a [i32]>,
-    pub(crate) seqused_k: Option<&'a [i32]>,
-    pub(crate) leftpad_k: Option<&'a [i32]>,
-}
-
-impl<'a, T> Inputs<'a, T> {
-    /// Dense inputs: every sequence has all rows of its tensors.
-    pub fn new(q: View<'a, T>, k: View<'a, T>, v: View<'a, T>) -> Self {
-        Self {
-            q,
-            k,
-            v,
-            lengths: Lengths::default(),
-            radii: None,
-        }
-    }
-
-    /// A paged cache: key `j` of sequence `b` is row `j % page_size` of page `block_table[b][j / page_size]` of the pools
-    /// `k` and `v`, both `[pages, page_size, heads_k, head_dim]`: the layout of vLLM and FlashAttention.
-    ///
-    /// `page_size` is a multiple of 8. `block_table` is `[batch, max_pages_per_sequence]`, without gaps; sequences may
-    /// share pages, and entries that no query needs may be anything. `seqused_k` is `[batch]`, the keys that each sequence
-    /// has, those of this call's tokens included (see [`cpu::append`](crate::cpu::append)); the last query stands at the
-    /// last of them, so a prompt may come in chunks. q is `[batch, seqlen_q, heads_q, head_dim]`, or packed by
-    /// [`Inputs::varlen_q`].
-    pub fn paged(
-        q: View<'a, T>,
-        k: View<'a, T>,
-        v: View<'a, T>,
-        block_table: &'a [i32],
-        seqused_k: &'a [i32],
-    ) -> Self {
-        let mut inputs = Self::new(q, k, v).seqused_k(seqused_k);
-        inputs.lengths.block_table = Some(block_table);
-        inputs
-    }
-
-    /// Packed queries of a paged cache: q is `[total_q, heads_q, head_dim]`, and sequence `b` has its rows
-    /// `cu_seqlens_q[b]..cu_seqlens_q[b + 1]`, as in [`Inputs::varlen`].
-    pub fn varlen_q(mut self, cu_seqlens_q: &'a [i32]) -> Self {
-        self.lengths.cu_seqlens_q = Some(cu_seqlens_q);
-        self
-    }
-
-    /// Packed sequences: sequence `b` has the query rows `cu_seqlens_q[b]..cu_seqlens_q[b + 1]` and likewise the key
-    /// rows. Both arrays hold `batch + 1` non-decreasing row indices starting at 0; rows past the last belong to no
-    /// sequence and are neither read nor written.
-    pub fn varlen(mut self, cu_seqlens_q: &'a [i32], cu_seqlens_k: &'a [i32]) -> Self {
-        self.lengths.cu_seqlens_q = Some(cu_seqlens_q);
-        self.lengths.cu_seqlens_k = Some(cu_seqlens_k);
-        self
-    }
-
-    /// Sequence `b` has only its first `seqused_k[b]` key rows: a padded batch, or a cache that is not yet full. The
-    /// last query then stands at key position `seqused_k[b] - 1`.
-    pub fn seqused_k(mut self, seqused_k: &'a [i32]) -> Self {
-        self.lengths.seqused_k = Some(seqused_k);
-        self
-    }
-
-    /// The first `leftpad_k[b]` key rows of sequence `b` are padding that no query sees.
-    pub fn leftpad_k(mut self, leftpad_k: &'a [i32]) -> Self {
-        self.lengths.leftpad_k = Some(leftpad_k);
-        self
-    }
-
-    /// How far the keys of a paged cache are from a centre, as [`cpu::append_with_radii`](crate::cpu::append_with_radii)
-    /// keeps it: by it, pages that the [`Horizon`](crate::Horizon) leaves out are not even read.
-    ///
-    /// `centres` is `[heads_k, head_dim]`, `radii` `[pages, heads_k]`: at least the distance of each key of a page from the
-    /// head's centre. Radii of pages that no query needs may be anything; those of NaN keep their pages.
-    pub fn radii(mut self, centres: &'a [f32], radii: &'a [f32]) -> Self {
-        let heads_k = self.k.layout.heads;
-        self.radii = Some(PageRadii {
-            centres,
-            radii,
-            heads_k,
-        });
-        self
-    }
 }
 
 /// Where one sequence lies. Offsets are in elements, to its first row and head.
@@ -124,6 +22,8 @@ pub(crate) struct Sequence {
     pub(crate) seqlen_q: usize,
     pub(crate) seqlen_k: usize,
     pub(crate) leftpad_k: usize,
+    /// The key position of the first query row.
+    pub(crate) offset: i64,
     pub(crate) q: usize,
     pub(crate) k: usize,
     pub(crate) v: usize,
@@ -140,19 +40,12 @@ pub(crate) struct BlockTable<'a> {
 }
 
 impl<'a> BlockTable<'a> {
-    fn new(entries: &'a [i32], batch: usize, page_size: usize) -> Result<Self> {
-        if !entries.len().is_multiple_of(batch) {
-            return Err(Error::Length {
-                argument: "block_table",
-                found: entries.len(),
-                expected: format!("a multiple of batch = {batch}"),
-            });
-        }
-        Ok(Self {
+    fn new(entries: &'a [i32], paged: Paged, page_size: usize) -> Self {
+        Self {
             entries,
-            max_pages: entries.len() / batch.max(1),
+            max_pages: paged.columns,
             page_size,
-        })
+        }
     }
 
     /// How many keys the pages of a sequence hold.
@@ -199,9 +92,9 @@ pub(crate) struct Problem<'a> {
 
 impl<'a> Problem<'a> {
     /// Checks that everything fits. `out` defaults to a tensor without gaps of q's shape.
-    pub(crate) fn new<T>(
+    pub(crate) fn new<Q, KV>(
         attention: &'a Attention,
-        inputs: &Inputs<'a, T>,
+        inputs: &Inputs<'a, Q, KV>,
         out: Option<Layout>,
     ) -> Result<Self> {
         let [q, k, v] = [inputs.q.layout, inputs.k.layout, inputs.v.layout];
@@ -209,64 +102,24 @@ impl<'a> Problem<'a> {
             Some(out) => out,
             None => Layout::contiguous("out", &q.shape())?,
         };
-        let Lengths {
-            cu_seqlens_q,
-            cu_seqlens_k,
-            block_table,
-            seqused_k,
-            leftpad_k,
-        } = inputs.lengths;
-
-        let packed = cu_seqlens_q.is_some();
-        check_shapes(attention, packed, block_table.is_some(), [q, k, v, out])?;
+        let described = &inputs.sequences;
+        let shape = described.check(attention, [q, k, v, out])?;
+        let (batch, packed) = (shape.batch, shape.packed.is_some());
         // Rows of each sequence in q and in k, where they are packed.
-        let ranges_q = match cu_seqlens_q {
-            Some(cu) => row_ranges("cu_seqlens_q", cu, q.rows)?,
-            None => Vec::new(),
+        let ranges = |argument, cu: Option<&[i32]>, rows, bound: (&'static str, usize)| match cu {
+            Some(cu) => row_ranges(argument, cu, rows, bound),
+            None => Ok(Vec::new()),
         };
-        let batch = q.batch.unwrap_or(ranges_q.len());
-        let ranges_k = match cu_seqlens_k {
-            Some(_) if block_table.is_some() => {
-                let expected = "none: the lengths of a paged cache are seqused_k";
-                return Err(value("cu_seqlens_k", "row indices", expected));
-            }
-            Some(cu) => row_ranges("cu_seqlens_k", cu, k.rows)?,
-            None if packed && block_table.is_none() => {
-                return Err(value("cu_seqlens_k", "none", "as many as cu_seqlens_q"));
-            }
-            None => Vec::new(),
-        };
-        if let (Some(cu_q), Some(cu_k)) = (cu_seqlens_q, cu_seqlens_k)
-            && cu_k.len() != cu_q.len()
-        {
-            return Err(Error::Length {
-                argument: "cu_seqlens_k",
-                found: cu_k.len(),
-                expected: format!("{}, as for q", cu_q.len()),
-            });
-        }
-        let block_table = match block_table {
-            Some(entries) => Some(BlockTable::new(entries, batch, k.rows)?),
-            None => None,
-        };
-        if let Some(radii) = inputs.radii {
-            match block_table {
-                Some(_) => check_radii(&k, radii.centres.len(), radii.radii.len())?,
-                None => return Err(radii_without_pages()),
-            }
-        }
-        check_slopes(attention, batch)?;
-        for (argument, lengths) in [("seqused_k", seqused_k), ("leftpad_k", leftpad_k)] {
-            if let Some(lengths) = lengths
-                && lengths.len() != batch
-            {
-                return Err(Error::Length {
-                    argument,
-                    found: lengths.len(),
-                    expected: format!("batch = {batch}"),
-                });
-            }
-        }
+        let bound = ("max_seqlen_q", described.max_seqlen_q);
+        let ranges_q = ranges("cu_seqlens_q", described.cu_seqlens_q, q.rows, bound)?;
+        let bound = ("max_seqlen_k", described.max_seqlen_k);
+        let ranges_k = ranges("cu_seqlens_k", described.cu_seqlens_k, k.rows, bound)?;
+        let block_table = (described.block_table.zip(shape.paged))
+            .map(|(entries, paged)| BlockTable::new(entries, paged, k.rows));
+        let radii = described.radii.map(|arrays| PageRadii {
+            arrays,
+            heads_k: k.heads,
+        });
 
         let sequence = |b: usize| {
             let rows_q = match packed {
@@ -290,8 +143,18 @@ impl<'a> Problem<'a> {
                         value(argument, found, format!("0 to {name} = {limit}"))
                     })
             };
-            let seqlen_k = within("seqused_k", seqused_k, rows_k.len(), rows_k.len(), limit)?;
-            let leftpad_k = within("leftpad_k", leftpad_k, 0, seqlen_k, "seqlen_k")?;
+            let used = described.seqused_k;
+            let seqlen_k = within("seqused_k", used, rows_k.len(), rows_k.len(), limit)?;
+            let leftpad_k = within("leftpad_k", described.leftpad_k, 0, seqlen_k, "seqlen_k")?;
+            if seqlen_k > described.max_seqlen_k {
+                let expected = format!("at least {seqlen_k}, the keys of sequence {b}");
+                return Err(value("max_seqlen_k", described.max_seqlen_k, expected));
+            }
+            let offset = match described.offset {
+                Some(offset) => offset[b].into(),
+                // The last query stands at the last key.
+                None => seqlen_k as i64 - rows_q.len() as i64,
+            };
             // Strides are checked only where there are elements to step over.
             let at = |layout: &Layout, row: usize| match layout.span() {
                 0 => 0,
@@ -307,6 +170,7 @@ impl<'a> Problem<'a> {
                 seqlen_q: rows_q.len(),
                 seqlen_k,
                 leftpad_k,
+                offset,
                 q: at(&q, rows_q.start),
                 k: at_k(&k),
                 v: at_k(&v),
@@ -322,7 +186,8 @@ impl<'a> Problem<'a> {
             Ok(sequence)
         };
         // A batch without query rows takes no memory, whatever its size; nor may it here.
-        let idle = q.rows == 0 && seqused_k.is_none() && leftpad_k.is_none();
+        let lengths = [described.seqused_k, described.leftpad_k, described.offset];
+        let idle = q.rows == 0 && lengths.iter().all(Option::is_none);
         let count = if idle { 0 } else { batch };
         let mut sequences = reserve(&q, count)?;
         for b in 0..count {
@@ -337,7 +202,7 @@ impl<'a> Problem<'a> {
             out,
             lse_head_stride: q.rows,
             sequences,
-            radii: inputs.radii,
+            radii,
         })
     }
 
@@ -377,118 +242,14 @@ impl<'a> Problem<'a> {
 impl<'a> PageRadii<'a> {
     /// The centre of a head.
     pub(crate) fn centre(&self, head_k: usize) -> &'a [f32] {
-        let head_dim = self.centres.len() / self.heads_k;
-        &self.centres[head_k * head_dim..][..head_dim]
+        let head_dim = self.arrays.centres.len() / self.heads_k;
+        &self.arrays.centres[head_k * head_dim..][..head_dim]
     }
 
     /// The radius of a page that exists; NaN where it is no distance.
     pub(crate) fn of(&self, page: i32, head_k: usize) -> f32 {
-        let radius = self.radii[page as usize * self.heads_k + head_k];
+        let radius = self.arrays.radii[page as usize * self.heads_k + head_k];
         if radius >= 0.0 { radius } else { f32::NAN }
-    }
-}
-
-/// Checks how many centres and radii there are, for pages `[pages, page_size, heads_k, head_dim]`.
-pub(crate) fn check_radii(pages: &Layout, centres: usize, radii: usize) -> Result<()> {
-    let (count, heads, head_dim) = (pages.batch.unwrap_or(0), pages.heads, pages.head_dim);
-    for (argument, found, expected, of) in [
-        ("centres", centres, (heads, head_dim), "heads_k * head_dim"),
-        ("radii", radii, (count, heads), "pages * heads_k"),
-    ] {
-        let expected = expected.0.saturating_mul(expected.1);
-        if found != expected {
-            return Err(Error::Length {
-                argument,
-                found,
-                expected: format!("{of} = {expected}"),
-            });
-        }
-    }
-    Ok(())
-}
-
-pub(crate) fn radii_without_pages() -> Error {
-    let found = "those of keys that are not in pages";
-    value("radii", found, "a block_table")
-}
-
-/// The number of elements of lse: `[batch, heads_q, seqlen_q]`, or `[heads_q, total_q]` for packed sequences.
-fn lse_len(attention: &Attention, q: &Layout) -> usize {
-    q.batch.unwrap_or(1) * attention.heads_q() * q.rows
-}
-
-/// Checks the length of lse, once q fits the layer.
-pub(crate) fn check_lse(attention: &Attention, q: &Layout, found: usize) -> Result<()> {
-    let (len, heads_q, rows) = (lse_len(attention, q), attention.heads_q(), q.rows);
-    if found == len {
-        return Ok(());
-    }
-    let shape = match q.batch {
-        Some(batch) => format!("[batch, heads_q, seqlen_q] = [{batch}, {heads_q}, {rows}]"),
-        None => format!("[heads_q, total_q] = [{heads_q}, {rows}]"),
-    };
-    Err(Error::Length {
-        argument: "lse",
-        found,
-        expected: format!("{len} for {shape}"),
-    })
-}
-
-/// Checks that q, k, v and out fit the layer and each other: whether q is packed, and whether k and v are in pages.
-pub(crate) fn check_shapes(
-    attention: &Attention,
-    packed: bool,
-    paged: bool,
-    [q, k, v, out]: [Layout; 4],
-) -> Result<()> {
-    let expect = |argument, found: Layout, rows: &str, heads: usize, fits: bool| {
-        if fits && found.heads == heads && found.head_dim == attention.head_dim() {
-            return Ok(());
-        }
-        Err(Error::Shape {
-            argument,
-            found: found.shape(),
-            expected: format!("[{rows}, {heads}, {}]", attention.head_dim()),
-        })
-    };
-    let rows = |l: Layout| match l.batch {
-        Some(batch) => format!("{batch}, {}", l.rows),
-        None => l.rows.to_string(),
-    };
-    let (heads_q, heads_k) = (attention.heads_q(), attention.heads_k());
-    let q_rows = if packed { "total_q" } else { "batch, seqlen_q" };
-    expect("q", q, q_rows, heads_q, q.batch.is_none() == packed)?;
-    let (k_rows, k_fits) = match (paged, q.batch) {
-        (true, _) => ("pages, page_size".into(), k.batch.is_some()),
-        (false, Some(batch)) => (format!("{batch}, seqlen_k"), k.batch == q.batch),
-        (false, None) => ("total_k".into(), k.batch.is_none()),
-    };
-    expect("k", k, &k_rows, heads_k, k_fits)?;
-    let same = |a: Layout, b: Layout| a.batch == b.batch && a.rows == b.rows;
-    expect("v", v, &rows(k), heads_k, same(v, k))?;
-    expect("out", out, &rows(q), heads_q, same(out, q))?;
-    if paged {
-        check_page_size(k.rows)?;
-    }
-    Ok(())
-}
-
-/// Checks the number of tokens of a page.
-pub(crate) fn check_page_size(page_size: usize) -> Result<()> {
-    match page_size > 0 && page_size.is_multiple_of(8) {
-        true => Ok(()),
-        false => Err(value("page_size", page_size, "a positive multiple of 8")),
-    }
-}
-
-/// Checks that slopes that differ between sequences are for as many as there are.
-pub(crate) fn check_slopes(attention: &Attention, batch: usize) -> Result<()> {
-    match attention.slopes().batch() {
-        Some(found) if found != batch => {
-            let found = format!("{found} sequences");
-            Err(value("slopes", found, format!("batch = {batch}")))
-        }
-        _ => Ok(()),
     }
 }
 
@@ -504,9 +265,9 @@ fn reserve<T>(q: &Layout, len: usize) -> Result<Vec<T>> {
 }
 
 impl Sequence {
-    /// The key position at which query row `i` stands: rows are aligned at the end.
+    /// The key position at which query row `i` stands.
     pub(crate) fn position(&self, i: usize) -> i64 {
-        i as i64 + self.seqlen_k as i64 - self.seqlen_q as i64
+        i as i64 + self.offset
     }
 
     /// The keys that any query row sees: with a window, few of a long cache.
@@ -524,36 +285,36 @@ impl Sequence {
     pub(crate) fn visible(&self, attention: &Attention, i: usize) -> Range<usize> {
         let position = self.position(i);
         let reach = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        // Where all keys are behind a row's window, the range is the empty one at their end.
         let first = attention
             .window_left()
             .map_or(0, |left| position.saturating_sub(reach(left)))
-            .max(self.leftpad_k as i64);
+            .clamp(self.leftpad_k as i64, self.seqlen_k as i64);
         let end = attention
             .window_right()
             .map_or(i64::MAX, |right| {
                 position.saturating_add(reach(right)).saturating_add(1)
             })
-            .min(self.seqlen_k as i64);
-        first as usize..end.max(first) as usize
+            .clamp(first, self.seqlen_k as i64);
+        first as usize..end as usize
     }
 }
 
-/// The row ranges that an array of cumulative lengths describes.
-fn row_ranges(argument: &'static str, cu: &[i32], rows: usize) -> Result<Vec<Range<usize>>> {
+/// The row ranges that an array of cumulative lengths describes, none of them longer than the bound.
+fn row_ranges(
+    argument: &'static str,
+    cu: &[i32],
+    rows: usize,
+    (bound_name, bound): (&'static str, usize),
+) -> Result<Vec<Range<usize>>> {
     let bad = |at: usize, expected: String| {
         let found = format!("{} at index {at}", cu[at]);
         Err(value(argument, found, expected))
     };
-    match cu {
-        [] => {
-            return Err(Error::Length {
-                argument,
-                found: 0,
-                expected: "batch + 1, at least 1".into(),
-            });
-        }
-        [first, ..] if *first != 0 => return bad(0, "0".into()),
-        _ => {}
+    if let Some(&first) = cu.first()
+        && first != 0
+    {
+        return bad(0, "0".into());
     }
     if let Some(at) = cu.windows(2).position(|pair| pair[1] < pair[0]) {
         return bad(at + 1, format!("at least {}, its predecessor", cu[at]));
@@ -562,8 +323,13 @@ fn row_ranges(argument: &'static str, cu: &[i32], rows: usize) -> Result<Vec<Ran
     if cu[last] as usize > rows {
         return bad(last, format!("at most the {rows} rows of the tensor"));
     }
-    Ok(cu
-        .windows(2)
-        .map(|pair| pair[0] as usize..pair[1] as usize)
-        .collect())
+    let ranges = cu.windows(2).map(|pair| pair[0] as usize..pair[1] as usize);
+    let ranges: Vec<_> = ranges.collect();
+    match ranges.iter().map(Range::len).max() {
+        Some(longest) if longest > bound => {
+            let expected = format!("at least {longest}, the longest sequence in {argument}");
+            Err(value(bound_name, bound, expected))
+        }
+        _ => Ok(ranges),
+    }
 }

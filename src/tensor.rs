@@ -73,6 +73,32 @@ impl Layout {
         Self::new(argument, shape, &strides)
     }
 
+    /// The layout of a view without gaps: errors name the arguments of a view's constructor.
+    pub(crate) fn of_shape(shape: &[usize]) -> Result<Self> {
+        Self::contiguous("shape", shape).map_err(|error| match error {
+            Error::Strides { expected, .. } => Error::Shape {
+                argument: "shape",
+                found: shape.to_vec(),
+                expected,
+            },
+            other => other,
+        })
+    }
+
+    /// Likewise of a view with strides.
+    pub(crate) fn of_strides(shape: &[usize], strides: &[usize]) -> Result<Self> {
+        Self::new("shape", shape, strides).map_err(|error| match error {
+            Error::Strides {
+                found, expected, ..
+            } => Error::Strides {
+                argument: "strides",
+                found,
+                expected,
+            },
+            other => other,
+        })
+    }
+
     /// The shape.
     pub fn shape(&self) -> Vec<usize> {
         let dims = [self.rows, self.heads, self.head_dim];
@@ -179,7 +205,7 @@ impl<'a, T> View<'a, T> {
     /// # Errors
     /// [`Error::Shape`] for another rank, [`Error::Length`] for a buffer that is too short.
     pub fn new(data: &'a [T], shape: &[usize]) -> Result<Self> {
-        Self::from_layout(data, Layout::contiguous("tensor", shape)?)
+        Self::from_layout(data, Layout::of_shape(shape)?)
     }
 
     /// A tensor with strides in elements; the last must be 1. A stride of 0 repeats a dimension.
@@ -187,11 +213,11 @@ impl<'a, T> View<'a, T> {
     /// # Errors
     /// As [`Layout::new`], and [`Error::Length`] for a buffer that is too short.
     pub fn strided(data: &'a [T], shape: &[usize], strides: &[usize]) -> Result<Self> {
-        Self::from_layout(data, Layout::new("tensor", shape, strides)?)
+        Self::from_layout(data, Layout::of_strides(shape, strides)?)
     }
 
     fn from_layout(data: &'a [T], layout: Layout) -> Result<Self> {
-        layout.check_buffer("tensor", data.len())?;
+        layout.check_buffer("data", data.len())?;
         Ok(Self { data, layout })
     }
 
@@ -219,7 +245,7 @@ impl<'a, T> ViewMut<'a, T> {
     /// # Errors
     /// As [`View::new`].
     pub fn new(data: &'a mut [T], shape: &[usize]) -> Result<Self> {
-        Self::from_layout(data, Layout::contiguous("out", shape)?)
+        Self::from_layout(data, Layout::of_shape(shape)?)
     }
 
     /// A tensor with strides in elements; the last must be 1.
@@ -227,13 +253,21 @@ impl<'a, T> ViewMut<'a, T> {
     /// # Errors
     /// As [`View::strided`], and [`Error::Strides`] where two elements would share an address.
     pub fn strided(data: &'a mut [T], shape: &[usize], strides: &[usize]) -> Result<Self> {
-        Self::from_layout(data, Layout::new("out", shape, strides)?)
+        Self::from_layout(data, Layout::of_strides(shape, strides)?)
     }
 
     fn from_layout(data: &'a mut [T], layout: Layout) -> Result<Self> {
-        layout.check_buffer("out", data.len())?;
-        layout.check_injective("out")?;
+        layout.check_buffer("data", data.len())?;
+        layout.check_injective("strides")?;
         Ok(Self { data, layout })
+    }
+
+    /// The tensor to read from: what was written can be the input of the next call.
+    pub fn view(&self) -> View<'_, T> {
+        View {
+            data: self.data,
+            layout: self.layout,
+        }
     }
 
     /// The shape and strides.

@@ -1,15 +1,13 @@
 //! The paged cache against the plainest model of one: a list of tokens a sequence. Tokens are written to a pool wherever
 //! the cache says, and must be found there, whatever was forked, truncated, freed or refused in between.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use flash_alibi::cpu::{self, Pools};
+use flash_alibi::cpu::{self, KvCache};
 use flash_alibi::{Attention, Batch, Error, Inputs, PagedCache, SequenceId, View};
+use flash_alibi_testing::random;
+use flash_alibi_testing::strategy::config;
 use proptest::prelude::*;
-use support::random;
-use support::strategy::config;
 
 const PAGE: usize = 8;
 
@@ -259,7 +257,7 @@ fn forks_attend_like_sequences_of_their_own() {
     };
     let attention = Attention::new(heads, heads, d).build().unwrap();
     let mut cache = PagedCache::new(pages, PAGE).unwrap();
-    let mut pools = Pools::<f32>::new(pages, PAGE, heads, d).unwrap();
+    let mut pools = KvCache::<f32>::new(pages, PAGE, heads, d).unwrap();
     let mut write = |cache: &mut PagedCache, id, tag, tokens| {
         let appended = cache.append(id, tokens).unwrap();
         pools.copy_pages(&appended.copies).unwrap();

@@ -33,7 +33,7 @@ fn bits(x: &Tensor) -> Result<Vec<u32>> {
     Ok(values.into_iter().map(f32::to_bits).collect())
 }
 
-/// Pools of nothing but NaN, in memory of their own: without gaps, heads before rows, or a part of a larger tensor.
+/// KvCache of nothing but NaN, in memory of their own: without gaps, heads before rows, or a part of a larger tensor.
 fn nan_pool(pages: usize, page_size: usize, dtype: DType, memory: usize) -> Result<Tensor> {
     let nan = |shape: [usize; 4]| Tensor::full(f32::NAN, &shape, &Device::Cpu)?.to_dtype(dtype);
     match memory {
@@ -379,7 +379,7 @@ fn errors_of_paged_calls() -> Result<()> {
             &flat,
             Lengths::dense().varlen_q(&seqlens, 5),
         ),
-        "seqlens_k: found none, expected as many as cu_seqlens_q",
+        "seqlens_k: found none, expected as many as seqlens_q",
     );
     Ok(())
 }

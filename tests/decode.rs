@@ -1,15 +1,13 @@
 //! The decode kernels' PTX, executed on the CPU with every check on, against the f64 oracle.
 
-mod support;
-
 use flash_alibi::plan::{Append, AppendAddresses, Call, Device, Plan};
 use flash_alibi::{Attention, Layout, Mask};
+use flash_alibi_testing::emulator::{Emulator, OnEmulator, Planner};
+use flash_alibi_testing::strategy::{case, config, fail};
+use flash_alibi_testing::{Case, Lengths, Memory, SlopeKind, expect};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use ptx_emulator::{Class, DevicePtr, Report};
-use support::emulator::{Emulator, OnDevice, Planner};
-use support::strategy::{case, config, fail};
-use support::{Case, Lengths, Memory, SlopeKind, expect};
 
 /// How much work the emulator may have in one random case.
 const WORK: usize = 1_000_000;
@@ -18,7 +16,7 @@ fn with_splits(splits: usize) -> impl Fn(&Attention, &Call, &Device) -> flash_al
     move |attention, call, device| Plan::decode_with_splits(attention, call, device, splits)
 }
 
-fn check<T: OnDevice>(case: &Case, splits: usize) -> Result<(), String> {
+fn check<T: OnEmulator>(case: &Case, splits: usize) -> Result<(), String> {
     let laid_out = case.lay_out::<T>();
     let (rows, _) = laid_out.attend_on_emulator(&with_splits(splits))?;
     laid_out.check(&rows)
@@ -33,7 +31,7 @@ fn check_both(case: &Case, splits: usize) {
 }
 
 /// From pages, and with both kinds of kernels.
-fn check_pages<T: OnDevice>(case: &Case, page_size: usize, splits: usize) -> Result<(), String> {
+fn check_pages<T: OnEmulator>(case: &Case, page_size: usize, splits: usize) -> Result<(), String> {
     let paged = case.lay_out_paged::<T>(page_size);
     for (kind, planner) in [
         ("decode", &with_splits(splits) as &Planner),

@@ -1,15 +1,13 @@
 //! Decoding within the certified horizon: what is launched, and the radii that appends keep. What is left out, and what that
 //! changes, is tested with all paths in `horizon.rs`.
 
-mod support;
-
 use flash_alibi::plan::{Append, AppendAddresses};
 use flash_alibi::{Horizon, Layout, View, ViewMut, cpu};
+use flash_alibi_testing::emulator::{Emulator, OnEmulator};
+use flash_alibi_testing::horizon::{Path, Probe};
+use flash_alibi_testing::{Case, SlopeKind, random};
 use half::{bf16, f16};
 use ptx_emulator::DevicePtr;
-use support::emulator::{Emulator, OnDevice};
-use support::horizon::{Path, Probe};
-use support::{Case, SlopeKind, random};
 
 /// With nothing left out, the kernel that reads a list has the result of the other, bit by bit.
 #[test]
@@ -61,7 +59,7 @@ struct Filled<T> {
     pages: Vec<Vec<Option<Vec<T>>>>,
 }
 
-impl<T: OnDevice> Filled<T> {
+impl<T: OnEmulator> Filled<T> {
     fn new(pages: usize, page_size: usize, heads: usize, head_dim: usize) -> Self {
         let emulator = Emulator::new(9);
         let memory = &emulator.memory;
@@ -199,7 +197,7 @@ impl<T: OnDevice> Filled<T> {
 
 #[test]
 fn appended_keys_raise_the_radii_of_their_pages() {
-    fn check<T: OnDevice>(heads: usize, head_dim: usize) {
+    fn check<T: OnEmulator>(heads: usize, head_dim: usize) {
         const PAGES: usize = 5;
         let mut cache = Filled::<T>::new(PAGES, 16, heads, head_dim);
         let slots = |page: usize, rows: std::ops::Range<usize>| {

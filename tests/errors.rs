@@ -128,53 +128,50 @@ fn of_views() {
     let view = |shape: &[usize]| View::new(&data, shape);
     let strided = |shape: &[usize], strides: &[usize]| View::strided(&data, shape, strides);
     let rank = "expected [batch, seqlen, heads, head_dim] or [total, heads, head_dim]";
-    says(view(&[]), &format!("tensor: found shape [], {rank}"));
-    says(
-        view(&[2, 8]),
-        &format!("tensor: found shape [2, 8], {rank}"),
-    );
+    says(view(&[]), &format!("shape: found shape [], {rank}"));
+    says(view(&[2, 8]), &format!("shape: found shape [2, 8], {rank}"));
     says(
         view(&[1, 1, 1, 1, 8]),
-        &format!("tensor: found shape [1, 1, 1, 1, 8], {rank}"),
+        &format!("shape: found shape [1, 1, 1, 1, 8], {rank}"),
     );
     says(
         view(&[2, 3, 4, 8]),
-        "tensor: found 100 elements, expected at least 192 for shape [2, 3, 4, 8] and strides [96, 32, 8, 1]",
+        "data: found 100 elements, expected at least 192 for shape [2, 3, 4, 8] and strides [96, 32, 8, 1]",
     );
     says(
         view(&[13, 1, 8]),
-        "tensor: found 100 elements, expected at least 104 for shape [13, 1, 8] and strides [8, 8, 1]",
+        "data: found 100 elements, expected at least 104 for shape [13, 1, 8] and strides [8, 8, 1]",
     );
     says(
         strided(&[2, 1, 8], &[93, 8, 1]),
-        "tensor: found 100 elements, expected at least 101 for shape [2, 1, 8] and strides [93, 8, 1]",
+        "data: found 100 elements, expected at least 101 for shape [2, 1, 8] and strides [93, 8, 1]",
     );
     assert!(strided(&[2, 1, 8], &[92, 8, 1]).is_ok());
     let strides = "expected one stride a dimension, the last of them 1";
     says(
         strided(&[2, 1, 8], &[8, 8]),
-        &format!("tensor: found strides [8, 8], {strides}"),
+        &format!("strides: found strides [8, 8], {strides}"),
     );
     says(
         strided(&[2, 1, 8], &[16, 8, 8, 1]),
-        &format!("tensor: found strides [16, 8, 8, 1], {strides}"),
+        &format!("strides: found strides [16, 8, 8, 1], {strides}"),
     );
     says(
         strided(&[2, 1, 8], &[16, 16, 2]),
-        &format!("tensor: found strides [16, 16, 2], {strides}"),
+        &format!("strides: found strides [16, 16, 2], {strides}"),
     );
     says(
         strided(&[1, 2, 1, 8], &[8, 8, 1]),
-        &format!("tensor: found strides [8, 8, 1], {strides}"),
+        &format!("strides: found strides [8, 8, 1], {strides}"),
     );
     let most = usize::MAX;
     says(
         strided(&[3, 1, 8], &[most, 8, 1]),
-        &format!("tensor: found strides [{most}, 8, 1], expected offsets below 2^63"),
+        &format!("strides: found strides [{most}, 8, 1], expected offsets below 2^63"),
     );
     says(
         view(&[most, 2, 8]),
-        "tensor: found strides [16, 8, 1], expected offsets below 2^63",
+        &format!("shape: found shape [{most}, 2, 8], expected offsets below 2^63"),
     );
 
     says(
@@ -193,15 +190,15 @@ fn of_views() {
     let mut data = [0f32; 100];
     says(
         ViewMut::new(&mut data, &[2, 8]).map(|_| ()),
-        &format!("out: found shape [2, 8], {rank}"),
+        &format!("shape: found shape [2, 8], {rank}"),
     );
     says(
         ViewMut::new(&mut data, &[13, 1, 8]).map(|_| ()),
-        "out: found 100 elements, expected at least 104 for shape [13, 1, 8] and strides [8, 8, 1]",
+        "data: found 100 elements, expected at least 104 for shape [13, 1, 8] and strides [8, 8, 1]",
     );
     says(
         ViewMut::strided(&mut data, &[2, 1, 8], &[8, 8, 2]).map(|_| ()),
-        &format!("out: found strides [8, 8, 2], {strides}"),
+        &format!("strides: found strides [8, 8, 2], {strides}"),
     );
     let apart = "expected strides that keep the output's elements apart";
     for (shape, strides) in [
@@ -212,7 +209,7 @@ fn of_views() {
     ] {
         says(
             ViewMut::strided(&mut data, &shape, &strides).map(|_| ()),
-            &format!("out: found strides {strides:?}, {apart}"),
+            &format!("strides: found strides {strides:?}, {apart}"),
         );
     }
     // A dimension of one may have any stride; an empty tensor any strides.

@@ -1,15 +1,13 @@
 //! The certified horizon: what it leaves out, and how little that changes, whatever the input. Each test runs on every path
 //! that computes attention; those of the GPU are executed by the emulator.
 
-mod support;
-
 use std::cmp::Ordering;
 
 use flash_alibi::{Horizon, Mask};
+use flash_alibi_testing::emulator::OnEmulator;
+use flash_alibi_testing::horizon::{Path, Probe, along, same_bits, sampled, whole_budget};
+use flash_alibi_testing::{Case, Lengths, SlopeKind, expect, random};
 use half::{bf16, f16};
-use support::emulator::OnDevice;
-use support::horizon::{Path, Probe, along, same_bits, sampled, whole_budget};
-use support::{Case, Lengths, SlopeKind, expect, random};
 
 /// Runs tests on every path.
 macro_rules! on_every_path {
@@ -78,7 +76,7 @@ fn tokens(path: Path, most: usize) -> usize {
 }
 
 fn models_follow_the_oracle(path: Path) {
-    fn check<T: OnDevice>(path: Path, name: &str, case: &Case, page_size: usize) {
+    fn check<T: OnEmulator>(path: Path, name: &str, case: &Case, page_size: usize) {
         let mut probe = Probe::<T>::new(path, case.clone(), page_size);
         let compared = probe.certified();
         expect(case, probe.follow_the_oracle());

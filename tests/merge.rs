@@ -1,12 +1,10 @@
 //! Merging attention results by their lse.
 
-mod support;
-
 use flash_alibi::cpu::{self, oracle};
 use flash_alibi::{Attention, Inputs, View, ViewMut, merge_state, merge_states};
+use flash_alibi_testing::random;
 use proptest::prelude::*;
 use proptest::sample::select;
-use support::random;
 
 const NONE: f32 = f32::NEG_INFINITY;
 

@@ -1,17 +1,15 @@
 //! Attention over a paged cache: the same bits as without pages, over random problems and the shapes of serving; and
 //! writing to the cache.
 
-mod support;
-
-use flash_alibi::cpu::{self, Pools, oracle};
+use flash_alibi::cpu::{self, KvCache, oracle};
 use flash_alibi::{
     Attention, Error, Horizon, Inputs, Mask, PagedCache, SequenceId, Slopes, View, ViewMut,
 };
+use flash_alibi_testing::strategy::{case, config, fail};
+use flash_alibi_testing::{Case, Lengths, Memory, SlopeKind, expect, random};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::sample::select;
-use support::strategy::{case, config, fail};
-use support::{Case, Lengths, Memory, SlopeKind, expect, random};
 
 const PAGE_SIZES: [usize; 7] = [8, 16, 24, 32, 64, 128, 256];
 
@@ -352,9 +350,9 @@ fn append_that_fails_writes_nothing() {
     check(k, view(2, 2), [pool, pool], &slots, message);
     let message = "k: found shape [3, 1, 8], expected [tokens, 2, 8]";
     check(view(3, 1), k, [pool, pool], &slots, message);
-    let message = "v_pool: found shape [3, 8, 2, 8], expected [2, 8, 2, 8], as k_pool";
+    let message = "v_pages: found shape [3, 8, 2, 8], expected [2, 8, 2, 8], as k_pages";
     check(k, k, [pool, &[3, 8, 2, 8]], &slots, message);
-    let message = "k_pool: found shape [16, 2, 8], expected [pages, page_size, heads_k, head_dim]";
+    let message = "k_pages: found shape [16, 2, 8], expected [pages, page_size, heads_k, head_dim]";
     check(k, k, [&[16, 2, 8], pool], &slots, message);
     let message = "page_size: found 4, expected a positive multiple of 8";
     check(k, k, [&[4, 4, 2, 8], &[4, 4, 2, 8]], &slots, message);
@@ -362,7 +360,7 @@ fn append_that_fails_writes_nothing() {
 
 #[test]
 fn pools_copy_pages_in_order() {
-    let mut pools = Pools::<f32>::new(3, 8, 1, 8).unwrap();
+    let mut pools = KvCache::<f32>::new(3, 8, 1, 8).unwrap();
     let k = numbered(4, 1.0);
     let k = View::new(&k, &[8, 1, 8]).unwrap();
     pools.append(k, k, &[0, 1, 2, 3, 4, 5, 6, 7]).unwrap();
@@ -377,11 +375,11 @@ fn pools_copy_pages_in_order() {
         says(pools.copy_pages(&copies), &message);
     }
     let message = "page_size: found 9, expected a positive multiple of 8";
-    says(Pools::<f32>::new(1, 9, 1, 8).map(drop), message);
-    let huge = Pools::<f32>::new(1 << 50, 8, 1, 8).map(drop);
+    says(KvCache::<f32>::new(1, 9, 1, 8).map(drop), message);
+    let huge = KvCache::<f32>::new(1 << 50, 8, 1, 8).map(drop);
     says(
         huge,
-        "pools: found shape [1125899906842624, 8, 1, 8], expected a shape that fits in memory",
+        "cache: found shape [1125899906842624, 8, 1, 8], expected a shape that fits in memory",
     );
 }
 
@@ -390,14 +388,14 @@ const TOKENS: usize = 8;
 /// One head of dimension 8, whose keys lie along the first axis, in pages of 16.
 struct Axis {
     cache: PagedCache,
-    pools: Pools<f32>,
+    pools: KvCache<f32>,
 }
 
 impl Axis {
     fn new(pages: usize) -> Self {
         Self {
             cache: PagedCache::new(pages, 16).unwrap(),
-            pools: Pools::new(pages, 16, 1, 8).unwrap(),
+            pools: KvCache::new(pages, 16, 1, 8).unwrap(),
         }
     }
 

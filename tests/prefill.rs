@@ -1,23 +1,21 @@
 //! The prefill kernel's PTX, executed on the CPU with every check on, against the f64 oracle. Some of the problems are the
 //! decode kernels' too.
 
-mod support;
-
 use flash_alibi::cpu::oracle;
 use flash_alibi::plan::{Addresses, Call, Dtype, Plan};
 use flash_alibi::{Attention, Horizon, Inputs, Layout, Slopes, View};
+use flash_alibi_testing::emulator::{Emulator, OnEmulator, Planner, SMALLEST};
+use flash_alibi_testing::horizon::copied;
+use flash_alibi_testing::strategy::{case, config, fail};
+use flash_alibi_testing::{Case, LaidOut, Rows, SlopeKind, expect, matrix, random};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use ptx_emulator::{Class, DevicePtr, Line, Report};
-use support::emulator::{Emulator, OnDevice, Planner, SMALLEST};
-use support::horizon::copied;
-use support::strategy::{case, config, fail};
-use support::{Case, LaidOut, Rows, SlopeKind, expect, matrix, random};
 
 /// How much work the emulator may have in one random case.
 const WORK: usize = 1_000_000;
 
-fn check<T: OnDevice>(case: &Case) -> Result<(), String> {
+fn check<T: OnEmulator>(case: &Case) -> Result<(), String> {
     let laid_out = case.lay_out::<T>();
     let (rows, _) = laid_out.attend_on_emulator(&Plan::prefill)?;
     laid_out.check(&rows)
@@ -320,16 +318,16 @@ fn the_horizon_reads_what_it_keeps() {
     let case = Case::dense(1, tokens, tokens, (heads, heads), head_dim);
     let laid_out = case.lay_out::<f16>();
     let out = laid_out.out.like(f16::ZERO);
-    let attended = laid_out
+    let emulated = laid_out
         .problem(&out, None)
-        .attend(&Plan::prefill, 1)
+        .emulate(&Plan::prefill, 1)
         .unwrap();
-    let [kept, all] = [0, 1].map(|at| attended.tiles.iter().skip(at).step_by(2).sum::<u64>());
+    let [kept, all] = [0, 1].map(|at| emulated.tiles.iter().skip(at).step_by(2).sum::<u64>());
     println!("{kept} of {all} tiles");
     assert_eq!(all, (heads * (1..=tokens / 128).sum::<usize>()) as u64);
     let least = all as f64 / kept as f64;
     assert!((1.93..=2.13).contains(&least), "{least}");
-    let report = (attended.reports.iter()).find(|report| report.kernel.starts_with("prefill"));
+    let report = (emulated.reports.iter()).find(|report| report.kernel.starts_with("prefill"));
     let report = report.unwrap();
     let of_keys = kept * (2 * 128 * head_dim * size_of::<f16>()) as u64;
     let of_queries = (heads * tokens * head_dim * size_of::<f16>()) as u64;

@@ -1,15 +1,13 @@
 //! The fast path against the oracle: over random problems, over the shapes that FlashAttention and FlashInfer test, and
 //! where attention kernels tend to go wrong.
 
-mod support;
-
 use flash_alibi::cpu::{self, Element, oracle};
 use flash_alibi::{Attention, Inputs, Mask, Slopes, View};
+use flash_alibi_testing::strategy::{case, config, fail, pick};
+use flash_alibi_testing::{Case, LaidOut, Lengths, Rows, SlopeKind, Tensor, expect, random};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::sample::select;
-use support::strategy::{case, config, fail, pick};
-use support::{Case, LaidOut, Lengths, Rows, SlopeKind, Tensor, expect, random};
 
 /// How much work the reference may have in one random case.
 const WORK: usize = 2_000_000;
@@ -669,7 +667,7 @@ fn probabilities_are_exact_at_position_1_000_000() {
 #[test]
 fn halves_are_accurate_at_position_1_000_000() {
     fn check<T: Element>() {
-        let limit = support::accuracy::out_ratio_limit::<T>();
+        let limit = flash_alibi_testing::accuracy::out_ratio_limit::<T>();
         for slope in [0.5, 2f32.powi(-8)] {
             for q in [1, 40] {
                 let (found, reference) = far::<T>(slope, q, 700, |i| random(3, 2, [i, 0, 0, 0]));

@@ -1,17 +1,12 @@
 //! Sequences decoded together: each gives what it gives alone.
 
-#[path = "../examples/model/mod.rs"]
-mod model;
-#[path = "../examples/serve/mod.rs"]
-mod serve;
-
 use std::fs;
 use std::path::Path;
 
 use candle_core::{IndexOp, Tensor};
 use flash_alibi::Horizon;
-use model::{Model, Tokenizer};
-use serve::{Request, serve};
+use flash_alibi_models::{Model, Tokenizer};
+use flash_alibi_models::{Request, serve};
 
 fn load() -> (Model, Tokenizer) {
     let folder = Path::new("models/kjv-bloom");

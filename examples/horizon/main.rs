@@ -2,10 +2,6 @@
 //!
 //! `cargo run --release --example horizon -- [--input model|normal] [--tokens N] [--tolerance X] [--plot FILE] [--json]`
 
-mod input;
-mod measure;
-#[path = "../model/mod.rs"]
-mod model;
 mod plot;
 
 use std::fs;
@@ -13,8 +9,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use input::Problem;
-use measure::{Measured, measure};
+use flash_alibi_models::Problem;
+use flash_alibi_models::{Measured, measure};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Source {

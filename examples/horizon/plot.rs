@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use plotters::prelude::*;
 
-use crate::measure::Measured;
+use flash_alibi_models::Measured;
 
 /// Keys of a tile of the CPU path.
 const TILE: usize = 128;

@@ -9,7 +9,7 @@ use candle_core::{
 use half::{bf16, f16};
 
 use super::lengths::PageRadii;
-use super::{bad_dtype, bad_shape, check_device, no_path, rename, to_host, view};
+use super::{bad_dtype, bad_shape, check_device, no_path, to_host, view};
 use crate::cpu::{self, Element};
 use crate::error::{Error, value};
 use crate::tensor::{self, ViewMut};
@@ -325,8 +325,7 @@ impl Call<'_> {
                 cpu::append_with_radii(k, v, k_pool, v_pool, slots, &centres, radii)
             }
         };
-        Ok(written
-            .map_err(|error| rename(error, &[("k_pool", "k_pages"), ("v_pool", "v_pages")]))?)
+        Ok(written?)
     }
 }
 

@@ -200,7 +200,8 @@ impl<'a> Lengths<'a> {
             };
         }
         let [seqlens_q, seqlens_k, block_table, seqused_k, leftpad_k] = values;
-        let max = |packed: Option<Packed<'_>>| packed.map_or(0, |packed| packed.max_seqlen);
+        let max =
+            |packed: Option<Packed<'_>>| packed.map_or(usize::MAX, |packed| packed.max_seqlen);
         Ok(HostLengths {
             seqlens_q,
             seqlens_k,
@@ -257,35 +258,18 @@ impl HostLengths {
         attention: &Attention,
         mut inputs: Inputs<'a, T>,
     ) -> std::result::Result<Inputs<'a, T>, Error> {
-        let lengths = &mut inputs.lengths;
-        lengths.cu_seqlens_q = self.seqlens_q.as_deref();
-        lengths.cu_seqlens_k = self.seqlens_k.as_deref();
-        lengths.block_table = self.block_table.as_deref();
-        lengths.seqused_k = self.seqused_k.as_deref();
-        lengths.leftpad_k = self.leftpad_k.as_deref();
+        let sequences = &mut inputs.sequences;
+        sequences.cu_seqlens_q = self.seqlens_q.as_deref();
+        sequences.cu_seqlens_k = self.seqlens_k.as_deref();
+        sequences.max_seqlen_q = self.max_seqlen_q;
+        sequences.max_seqlen_k = self.max_seqlen_k;
+        sequences.block_table = self.block_table.as_deref();
+        sequences.seqused_k = self.seqused_k.as_deref();
+        sequences.leftpad_k = self.leftpad_k.as_deref();
         if let Some([centres, radii]) = &self.radii {
             inputs = inputs.radii(centres, radii);
         }
-        // Before the maxima: cumulative lengths that make no sense are the better thing to report.
         Problem::new(attention, &inputs, None).map_err(|error| rename(error, &NAMES))?;
-        for (argument, max, name, seqlens) in [
-            (
-                "max_seqlen_q",
-                self.max_seqlen_q,
-                "seqlens_q",
-                &self.seqlens_q,
-            ),
-            (
-                "max_seqlen_k",
-                self.max_seqlen_k,
-                "seqlens_k",
-                &self.seqlens_k,
-            ),
-        ] {
-            if let Some(seqlens) = seqlens {
-                check_max(argument, max, name, seqlens)?;
-            }
-        }
         Ok(inputs)
     }
 }
@@ -305,21 +289,4 @@ fn read_lengths(argument: &'static str, tensor: &Tensor) -> Result<Vec<i32>> {
 fn read_pages(block_table: &Tensor) -> Result<Vec<i32>> {
     let pages = to_host::<u32>(block_table)?;
     Ok(pages.into_iter().map(|page| page as i32).collect())
-}
-
-/// `seqlens` has been validated.
-fn check_max(
-    argument: &'static str,
-    max: usize,
-    name: &str,
-    seqlens: &[i32],
-) -> std::result::Result<(), Error> {
-    let lengths = seqlens.windows(2).map(|pair| (pair[1] - pair[0]) as usize);
-    match lengths.max() {
-        Some(longest) if longest > max => {
-            let expected = format!("at least {longest}, the longest sequence in {name}");
-            Err(value(argument, max, expected))
-        }
-        _ => Ok(()),
-    }
 }

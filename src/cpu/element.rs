@@ -3,6 +3,8 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use crate::tensor::View;
+
 mod sealed {
     use super::super::block::Tensors;
     use super::super::schedule;
@@ -33,7 +35,7 @@ mod sealed {
 pub trait Element:
     sealed::Sealed + Copy + Default + std::fmt::Debug + Send + Sync + 'static
 {
-    /// Exact.
+    /// Converts exactly.
     fn to_f32(self) -> f32;
     /// Rounds to nearest, ties to even.
     fn from_f32(value: f32) -> Self;
@@ -50,6 +52,21 @@ pub trait Element:
     /// Converts a slice; the lengths are equal.
     #[doc(hidden)]
     fn narrow(from: &[f32], to: &mut [Self]);
+}
+
+/// An element type of keys and values that queries of type `Q` can attend to: today `Q` itself.
+///
+/// It is a type parameter of its own so that caches of other types can be added without breaking callers.
+pub trait CacheElement<Q>: Copy + sealed::Sealed {
+    /// The tensor as one of the queries' type.
+    #[doc(hidden)]
+    fn as_query_type(view: View<'_, Self>) -> View<'_, Q>;
+}
+
+impl<T: Element> CacheElement<T> for T {
+    fn as_query_type(view: View<'_, T>) -> View<'_, T> {
+        view
+    }
 }
 
 impl Element for f16 {

@@ -70,24 +70,36 @@ pub(super) fn run_few<'a, T: Element, S: Simd>(
     // Where converted rows lie, and where those of the keys, of the values and of the next keys do.
     let at_wide: Offsets = std::array::from_fn(|j| j * head_dim);
     let [mut at_keys, mut at_values, mut at_next] = [[0; KEYS]; 3];
-    for tile in (seen.start / KEYS..seen.end.div_ceil(KEYS)).rev() {
+    // From the nearest tile outwards. Those after it are there only where an offset puts the rows before keys.
+    let tiles = seen.start / KEYS..seen.end.div_ceil(KEYS);
+    let before = tiles.start..tiles.end.min(nearest + 1);
+    let after = tiles.start.max(nearest + 1)..tiles.end;
+    let order = (before.rev().map(|tile| (Side::Before, tile)))
+        .chain(after.map(|tile| (Side::After, tile)));
+    let mut stopped = None;
+    for (side, tile) in order {
+        if stopped == Some(side) {
+            continue;
+        }
         let from = (tile * KEYS).max(seen.start);
         let n = ((tile + 1) * KEYS).min(seen.end) - from;
         if let Some(bounds) = bounds
             && tile != nearest
         {
-            // The last row is the sequence's last, so that all other tiles lie before the nearest.
             let far = FarTile {
-                side: Side::Before,
+                side,
                 keys: tile * KEYS..(tile + 1) * KEYS,
-                radii: bounds.radii(tile, Side::Before),
-                share: share(nearest - tile),
+                radii: bounds.radii(tile, side),
+                share: share(tile.abs_diff(nearest)),
             };
             let max: [f32; FEW] = std::array::from_fn(|r| {
                 state.max[r].max(kept.map_or(f32::NEG_INFINITY, |kept| kept[r]))
             });
             match far.verdict(rows, &row_bounds, &max) {
-                Verdict::Stop => break,
+                Verdict::Stop => {
+                    stopped = Some(side);
+                    continue;
+                }
                 Verdict::Skip => continue,
                 Verdict::Keep => {}
             }

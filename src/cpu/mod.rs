@@ -5,8 +5,8 @@ mod bounds;
 mod element;
 mod few;
 mod gemm;
+mod kv_cache;
 pub mod oracle;
-mod pools;
 mod report;
 mod schedule;
 mod softmax;
@@ -15,8 +15,8 @@ mod tile;
 mod vector;
 mod work;
 
-pub use element::Element;
-pub use pools::{Pools, append, append_with_radii, copy_pages};
+pub use element::{CacheElement, Element};
+pub use kv_cache::{KvCache, append, append_with_radii, copy_pages};
 pub use report::Report;
 
 use self::block::Tensors;
@@ -26,6 +26,7 @@ use crate::{Attention, Inputs, Result, problem::Problem};
 
 /// The result of [`attend`].
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Output<T> {
     /// As q: `[batch, seqlen_q, heads_q, head_dim]` or `[total_q, heads_q, head_dim]`, without gaps.
     pub out: Vec<T>,
@@ -36,15 +37,18 @@ pub struct Output<T> {
     pub report: Report,
 }
 
-/// Computes attention into buffers of its own. See [`Attention`] for what is computed.
+/// Computes attention and returns it in new buffers. See [`Attention`] for what is computed.
 ///
 /// Rows of packed tensors that belong to no sequence are zero.
 ///
 /// # Errors
 /// [`Error`](crate::Error) for inputs that do not fit the layer or each other.
-pub fn attend<T: Element>(attention: &Attention, inputs: &Inputs<'_, T>) -> Result<Output<T>> {
+pub fn attend<Q: Element, KV: CacheElement<Q>>(
+    attention: &Attention,
+    inputs: &Inputs<'_, Q, KV>,
+) -> Result<Output<Q>> {
     let problem = Problem::new(attention, inputs, None)?;
-    let mut out = problem.buffer(T::default(), problem.out.elements())?;
+    let mut out = problem.buffer(Q::default(), problem.out.elements())?;
     let mut lse = problem.buffer(0.0, problem.lse_len())?;
     let counts = Counts::new(&problem);
     run(&problem, inputs, &mut out, Some(&mut lse), Some(&counts));
@@ -62,10 +66,10 @@ pub fn attend<T: Element>(attention: &Attention, inputs: &Inputs<'_, T>) -> Resu
 ///
 /// # Errors
 /// [`Error`](crate::Error) for inputs that do not fit the layer or each other; nothing is written then.
-pub fn attend_into<T: Element>(
+pub fn attend_into<Q: Element, KV: CacheElement<Q>>(
     attention: &Attention,
-    inputs: &Inputs<'_, T>,
-    out: ViewMut<'_, T>,
+    inputs: &Inputs<'_, Q, KV>,
+    out: ViewMut<'_, Q>,
     lse: Option<&mut [f32]>,
 ) -> Result<()> {
     let problem = Problem::new(attention, inputs, Some(out.layout))?;
@@ -76,19 +80,19 @@ pub fn attend_into<T: Element>(
     Ok(())
 }
 
-fn run<T: Element>(
+fn run<Q: Element, KV: CacheElement<Q>>(
     problem: &Problem<'_>,
-    inputs: &Inputs<'_, T>,
-    out: &mut [T],
+    inputs: &Inputs<'_, Q, KV>,
+    out: &mut [Q],
     lse: Option<&mut [f32]>,
     counts: Option<&Counts>,
 ) {
     let tensors = Tensors {
         problem,
         q: inputs.q.data,
-        k: inputs.k.data,
-        v: inputs.v.data,
+        k: KV::as_query_type(inputs.k).data,
+        v: KV::as_query_type(inputs.v).data,
         counts,
     };
-    T::run(&tensors, out, lse);
+    Q::run(&tensors, out, lse);
 }

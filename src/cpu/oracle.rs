@@ -1,10 +1,11 @@
 //! The oracle: the contract in f64, written to be obviously right. Every other path is tested against it.
 
-use super::Element;
+use super::{CacheElement, Element};
 use crate::{Attention, Inputs, Result, problem::Problem};
 
 /// The exact result, to f64 rounding.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Reference {
     /// As q: `[batch, seqlen_q, heads_q, head_dim]` or `[total_q, heads_q, head_dim]`, without gaps.
     pub out: Vec<f64>,
@@ -12,14 +13,18 @@ pub struct Reference {
     pub lse: Vec<f64>,
 }
 
-/// Computes attention in f64, one row at a time, on the inputs as they are (already rounded to `T`).
+/// Computes attention in f64, one row at a time, on the inputs as they are: already rounded to their types.
 ///
 /// Rows of packed tensors that belong to no sequence are zero, with an lse of zero.
 ///
 /// # Errors
 /// As [`attend`](super::attend).
-pub fn attend<T: Element>(attention: &Attention, inputs: &Inputs<'_, T>) -> Result<Reference> {
+pub fn attend<Q: Element, KV: CacheElement<Q>>(
+    attention: &Attention,
+    inputs: &Inputs<'_, Q, KV>,
+) -> Result<Reference> {
     let problem = Problem::new(attention, inputs, None)?;
+    let [all_k, all_v] = [inputs.k, inputs.v].map(|view| KV::as_query_type(view).data);
     let (scale, head_dim) = (f64::from(attention.scale()), attention.head_dim());
     let mut out = problem.buffer(0.0, problem.out.elements())?;
     let mut lse = problem.buffer(0.0, problem.lse_len())?;
@@ -38,7 +43,7 @@ pub fn attend<T: Element>(attention: &Attention, inputs: &Inputs<'_, T>) -> Resu
                     .map(|j| {
                         let at = problem.key_row(sequence, &problem.k, sequence.k, j)
                             + head_k * problem.k.head_stride;
-                        let k = &inputs.k.data[at..][..head_dim];
+                        let k = &all_k[at..][..head_dim];
                         let dot: f64 = q.iter().zip(k).map(|(&q, &k)| f64_of(q) * f64_of(k)).sum();
                         let mut score = scale * dot;
                         if let Some(cap) = attention.softcap() {
@@ -66,7 +71,7 @@ pub fn attend<T: Element>(attention: &Attention, inputs: &Inputs<'_, T>) -> Resu
                     let p = (x - row_lse).exp();
                     let at = problem.key_row(sequence, &problem.v, sequence.v, j)
                         + head_k * problem.v.head_stride;
-                    for (out, &v) in out.iter_mut().zip(&inputs.v.data[at..][..head_dim]) {
+                    for (out, &v) in out.iter_mut().zip(&all_v[at..][..head_dim]) {
                         *out += p * f64_of(v);
                     }
                 }

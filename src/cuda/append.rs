@@ -7,7 +7,7 @@ use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
 use super::{Element, Error, Kernels, Result, View, ViewMut};
 use crate::error;
 use crate::plan::{Append, AppendAddresses};
-use crate::problem;
+use crate::sequences::check_radii as check_radii_lengths;
 use crate::tensor::Layout;
 
 impl Kernels {
@@ -131,7 +131,7 @@ pub(super) fn check_radii(
     centres: &dyn DevicePtr<f32>,
     (radii, stream): (usize, &Arc<CudaStream>),
 ) -> Result<()> {
-    problem::check_radii(pages, centres.len(), radii).map_err(Error::Argument)?;
+    check_radii_lengths(pages, centres.len(), radii).map_err(Error::Argument)?;
     kernels.check_context("centres", centres.stream().context())?;
     kernels.check_context("radii", stream.context())
 }

@@ -2,11 +2,10 @@
 
 use cudarc::driver::{CudaStream, DevicePtr, result};
 
-use super::tensor::Varlen;
 use super::{Element, Error, Inputs, Result};
 use crate::attention::Attention;
-use crate::error::value;
-use crate::problem::{Lengths, Problem};
+use crate::problem::Problem;
+use crate::sequences::Sequences;
 use crate::tensor::View;
 
 impl<T: Element> Inputs<'_, T> {
@@ -18,11 +17,12 @@ impl<T: Element> Inputs<'_, T> {
     /// # Errors
     /// [`Error::Argument`] for what does not fit, [`Error::Driver`] when the driver refuses.
     pub fn check(&self, attention: &Attention, stream: &CudaStream) -> Result<()> {
-        let varlen = |varlen: Option<Varlen<'_>>| read(varlen.map(|v| v.cu_seqlens), stream);
-        let (cu_seqlens_q, cu_seqlens_k) = (varlen(self.varlen_q)?, varlen(self.varlen_k)?);
-        let block_table = read(self.block_table, stream)?;
-        let seqused_k = read(self.seqused_k, stream)?;
-        let leftpad_k = read(self.leftpad_k, stream)?;
+        let arrays = &self.sequences;
+        let cu_seqlens_q = read(arrays.cu_seqlens_q, stream)?;
+        let cu_seqlens_k = read(arrays.cu_seqlens_k, stream)?;
+        let block_table = read(arrays.block_table, stream)?;
+        let seqused_k = read(arrays.seqused_k, stream)?;
+        let leftpad_k = read(arrays.leftpad_k, stream)?;
         stream
             .synchronize()
             .map_err(Error::driver("when lengths were read"))?;
@@ -33,33 +33,19 @@ impl<T: Element> Inputs<'_, T> {
             q: view(self.q.layout),
             k: view(self.k.layout),
             v: view(self.v.layout),
-            lengths: Lengths {
+            sequences: Sequences {
                 cu_seqlens_q: cu_seqlens_q.as_deref(),
                 cu_seqlens_k: cu_seqlens_k.as_deref(),
+                max_seqlen_q: arrays.max_seqlen_q,
+                max_seqlen_k: arrays.max_seqlen_k,
                 block_table: block_table.as_deref(),
                 seqused_k: seqused_k.as_deref(),
                 leftpad_k: leftpad_k.as_deref(),
+                offset: None,
+                radii: None,
             },
-            radii: None,
         };
-        let problem = Problem::new(attention, &inputs, None)?;
-        let bound = |varlen: Option<Varlen<'_>>| varlen.map_or(usize::MAX, |v| v.max_seqlen);
-        let max_seqlen_k = match self.block_table {
-            Some(_) => self.max_seqlen_k,
-            None => bound(self.varlen_k),
-        };
-        for sequence in &problem.sequences {
-            for (argument, found, bound) in [
-                ("max_seqlen_q", sequence.seqlen_q, bound(self.varlen_q)),
-                ("max_seqlen_k", sequence.seqlen_k, max_seqlen_k),
-            ] {
-                if found > bound {
-                    let expected =
-                        format!("at least {found}, the rows of sequence {}", sequence.index);
-                    return Err(Error::Argument(value(argument, bound, expected)));
-                }
-            }
-        }
+        Problem::new(attention, &inputs, None)?;
         Ok(())
     }
 }

@@ -4,14 +4,12 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 
-use super::append::check_radii;
-use super::tensor::Varlen;
 use super::{Element, Error, Inputs, Kernels, Result, ViewMut};
 use crate::attention::Attention;
 use crate::error;
 use crate::horizon::MIN_KEYS;
-use crate::plan::{Addresses, Append, Call, Dtype, Packed, Paged, Plan};
-use crate::problem::{check_lse, radii_without_pages};
+use crate::plan::{Addresses, Append, Call, Dtype, Paged, Plan};
+use crate::sequences::check_lse;
 use crate::tensor::Layout;
 
 /// An [`Attention`] layer in a CUDA context: its kernels are loaded and its slopes uploaded.
@@ -247,7 +245,7 @@ pub(crate) fn workspace<T: Element>(
     inputs: &Inputs<'_, T>,
     out: Layout,
 ) -> Result<usize> {
-    let plan = method.plan(attention, &inputs.call(out)?, kernels)?;
+    let plan = method.plan(attention, &inputs.call(attention, out)?, kernels)?;
     Ok(plan.workspace_bytes() as usize / size_of::<f32>())
 }
 
@@ -270,13 +268,9 @@ pub(crate) unsafe fn attend<T: Element>(
     report: Option<&mut dyn DevicePtrMut<u64>>,
 ) -> Result<()> {
     let launcher = kernels.on(stream)?;
-    let call = inputs.call(out.layout)?;
+    let call = inputs.call(attention, out.layout)?;
     let plan = method.plan(attention, &call, kernels)?;
-    check_buffers(kernels, inputs, call.batch().unwrap_or(0))?;
-    if let Some(radii) = inputs.radii {
-        let stream = radii.radii.stream();
-        check_radii(kernels, &call.k, radii.centres, (radii.radii.len(), stream))?;
-    }
+    check_contexts(kernels, inputs)?;
     kernels.check_context("out", out.buffer.stream().context())?;
     if let Some(lse) = &lse {
         check_lse(attention, &call.q, lse.len())?;
@@ -305,13 +299,14 @@ pub(crate) unsafe fn attend<T: Element>(
     let (q, _q) = inputs.q.buffer.device_ptr(stream);
     let (k, _k) = inputs.k.buffer.device_ptr(stream);
     let (v, _v) = inputs.v.buffer.device_ptr(stream);
-    let (cu_seqlens_q, _cu_q) = read(inputs.varlen_q.map(|varlen| varlen.cu_seqlens), stream);
-    let (cu_seqlens_k, _cu_k) = read(inputs.varlen_k.map(|varlen| varlen.cu_seqlens), stream);
-    let (seqused_k, _seqused_k) = read(inputs.seqused_k, stream);
-    let (leftpad_k, _leftpad_k) = read(inputs.leftpad_k, stream);
-    let (block_table, _block_table) = read(inputs.block_table, stream);
-    let (centres, _centres) = read(inputs.radii.map(|radii| radii.centres), stream);
-    let (radii, _radii) = read(inputs.radii.map(|radii| radii.radii), stream);
+    let sequences = &inputs.sequences;
+    let (cu_seqlens_q, _cu_q) = read(sequences.cu_seqlens_q, stream);
+    let (cu_seqlens_k, _cu_k) = read(sequences.cu_seqlens_k, stream);
+    let (seqused_k, _seqused_k) = read(sequences.seqused_k, stream);
+    let (leftpad_k, _leftpad_k) = read(sequences.leftpad_k, stream);
+    let (block_table, _block_table) = read(sequences.block_table, stream);
+    let (centres, _centres) = read(sequences.radii.map(|radii| radii.centres), stream);
+    let (radii, _radii) = read(sequences.radii.map(|radii| radii.radii), stream);
     let (out, _out) = out.buffer.device_ptr_mut(stream);
     let (lse, _lse) = lse.map(|lse| lse.device_ptr_mut(stream)).unzip();
     let (report, _report) = report.map(|report| report.device_ptr_mut(stream)).unzip();
@@ -338,102 +333,46 @@ pub(crate) unsafe fn attend<T: Element>(
     unsafe { plan.run(&launcher, &addresses) }
 }
 
-/// Checks the contexts of all inputs, and the lengths of those that are not views.
-fn check_buffers<T>(kernels: &Kernels, inputs: &Inputs<'_, T>, batch: usize) -> Result<()> {
+/// Checks the contexts of all inputs.
+fn check_contexts<T>(kernels: &Kernels, inputs: &Inputs<'_, T>) -> Result<()> {
     let check = |argument, stream: &CudaStream| kernels.check_context(argument, stream.context());
     for (argument, view) in [("q", &inputs.q), ("k", &inputs.k), ("v", &inputs.v)] {
         check(argument, view.buffer.stream())?;
     }
-    for (argument, varlen) in [
-        ("cu_seqlens_q", inputs.varlen_q),
-        ("cu_seqlens_k", inputs.varlen_k),
+    let sequences = &inputs.sequences;
+    for (argument, array) in [
+        ("cu_seqlens_q", sequences.cu_seqlens_q),
+        ("cu_seqlens_k", sequences.cu_seqlens_k),
+        ("block_table", sequences.block_table),
+        ("seqused_k", sequences.seqused_k),
+        ("leftpad_k", sequences.leftpad_k),
     ] {
-        if let Some(varlen) = varlen {
-            check(argument, varlen.cu_seqlens.stream())?;
+        if let Some(array) = array {
+            check(argument, array.stream())?;
         }
     }
-    if let Some(block_table) = inputs.block_table {
-        check("block_table", block_table.stream())?;
-    }
-    for (argument, lengths) in [
-        ("seqused_k", inputs.seqused_k),
-        ("leftpad_k", inputs.leftpad_k),
-    ] {
-        let Some(lengths) = lengths else { continue };
-        if lengths.len() != batch {
-            let expected = format!("batch = {batch}");
-            return Err(length(argument, lengths.len(), expected));
-        }
-        check(argument, lengths.stream())?;
+    if let Some(radii) = sequences.radii {
+        check("centres", radii.centres.stream())?;
+        check("radii", radii.radii.stream())?;
     }
     Ok(())
 }
 
 impl<T: Element> Inputs<'_, T> {
     /// The tensors without their data.
-    fn call(&self, out: Layout) -> Result<Call> {
-        let sequences = |argument, varlen: Varlen<'_>| match varlen.cu_seqlens.len() {
-            0 => Err(length(argument, 0, "batch + 1, at least 1".into())),
-            n => Ok(n - 1),
-        };
-        let packed = match self.varlen_q {
-            None => None,
-            Some(varlen) => Some(Packed {
-                batch: sequences("cu_seqlens_q", varlen)?,
-                max_seqlen_q: varlen.max_seqlen,
-                max_seqlen_k: self.varlen_k.map_or(0, |varlen| varlen.max_seqlen),
-            }),
-        };
-        let missing = |found: &str, expected: &str| {
-            Err(Error::Argument(error::value(
-                "cu_seqlens_k",
-                found,
-                expected,
-            )))
-        };
-        match (packed, self.varlen_k, self.block_table) {
-            (_, Some(_), Some(_)) => {
-                return missing(
-                    "row indices",
-                    "none: the lengths of a paged cache are seqused_k",
-                );
-            }
-            (Some(_), None, None) => return missing("none", "as many as cu_seqlens_q"),
-            (Some(packed), Some(varlen), None) => {
-                let found = sequences("cu_seqlens_k", varlen)?;
-                if found != packed.batch {
-                    let expected = format!("{}, as for q", packed.batch + 1);
-                    return Err(length("cu_seqlens_k", found + 1, expected));
-                }
-            }
-            _ => {}
-        }
-        let mut call = Call {
+    fn call(&self, attention: &Attention, out: Layout) -> Result<Call> {
+        let tensors = [self.q.layout, self.k.layout, self.v.layout, out];
+        let shape = self.sequences.check(attention, tensors)?;
+        let [q, k, v, out] = tensors;
+        Ok(Call {
             dtype: T::DTYPE,
-            q: self.q.layout,
-            k: self.k.layout,
-            v: self.v.layout,
+            q,
+            k,
+            v,
             out,
-            packed,
-            paged: None,
-        };
-        if self.radii.is_some() && self.block_table.is_none() {
-            return Err(Error::Argument(radii_without_pages()));
-        }
-        if let Some(block_table) = self.block_table {
-            let (found, batch) = (block_table.len(), call.batch().unwrap_or(0));
-            if batch == 0 || !found.is_multiple_of(batch) {
-                let expected = format!("a multiple of batch = {batch}");
-                return Err(length("block_table", found, expected));
-            }
-            call.paged = Some(Paged {
-                columns: found / batch,
-                stride: found / batch,
-                max_seqlen_k: self.max_seqlen_k,
-                radii: self.radii.is_some(),
-            });
-        }
-        Ok(call)
+            packed: shape.packed,
+            paged: shape.paged,
+        })
     }
 }
 

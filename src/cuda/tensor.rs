@@ -1,10 +1,11 @@
 //! Borrowed tensors on a device.
 
-use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceRepr};
+use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice};
 use half::{bf16, f16};
 
 use crate::error::Result;
 use crate::plan::Dtype;
+use crate::sequences::{Array, Radii, Sequences};
 use crate::tensor::Layout;
 
 /// An element type that kernels take: [`half::f16`] and [`half::bf16`].
@@ -127,25 +128,13 @@ pub struct Inputs<'a, T> {
     pub(super) q: View<'a, T>,
     pub(super) k: View<'a, T>,
     pub(super) v: View<'a, T>,
-    pub(super) varlen_q: Option<Varlen<'a>>,
-    pub(super) varlen_k: Option<Varlen<'a>>,
-    pub(super) block_table: Option<&'a dyn DevicePtr<i32>>,
-    pub(super) max_seqlen_k: usize,
-    pub(super) seqused_k: Option<&'a dyn DevicePtr<i32>>,
-    pub(super) leftpad_k: Option<&'a dyn DevicePtr<i32>>,
-    pub(super) radii: Option<Radii<'a>>,
+    pub(super) sequences: Sequences<&'a dyn DevicePtr<i32>, &'a dyn DevicePtr<f32>>,
 }
 
-#[derive(Clone, Copy)]
-pub(super) struct Radii<'a> {
-    pub(super) centres: &'a dyn DevicePtr<f32>,
-    pub(super) radii: &'a dyn DevicePtr<f32>,
-}
-
-#[derive(Clone, Copy)]
-pub(super) struct Varlen<'a> {
-    pub(super) cu_seqlens: &'a dyn DevicePtr<i32>,
-    pub(super) max_seqlen: usize,
+impl<T> Array for &dyn DevicePtr<T> {
+    fn len(&self) -> usize {
+        DeviceSlice::len(*self)
+    }
 }
 
 impl<'a, T> Inputs<'a, T> {
@@ -156,13 +145,7 @@ impl<'a, T> Inputs<'a, T> {
             q,
             k,
             v,
-            varlen_q: None,
-            varlen_k: None,
-            block_table: None,
-            max_seqlen_k: usize::MAX,
-            seqused_k: None,
-            leftpad_k: None,
-            radii: None,
+            sequences: Sequences::default(),
         }
     }
 
@@ -180,24 +163,22 @@ impl<'a, T> Inputs<'a, T> {
         seqused_k: &'a dyn DevicePtr<i32>,
     ) -> Self {
         let mut inputs = Self::new(q, k, v).seqused_k(seqused_k);
-        inputs.block_table = Some(block_table);
+        inputs.sequences.block_table = Some(block_table);
         inputs
     }
 
     /// Packed queries of a paged cache: q is `[total_q, heads_q, head_dim]`, and sequence `b` has its rows
     /// `cu_seqlens_q[b]..cu_seqlens_q[b + 1]`, at most `max_seqlen_q`, as in [`Inputs::varlen`].
     pub fn varlen_q(mut self, cu_seqlens_q: &'a dyn DevicePtr<i32>, max_seqlen_q: usize) -> Self {
-        self.varlen_q = Some(Varlen {
-            cu_seqlens: cu_seqlens_q,
-            max_seqlen: max_seqlen_q,
-        });
+        self.sequences.cu_seqlens_q = Some(cu_seqlens_q);
+        self.sequences.max_seqlen_q = max_seqlen_q;
         self
     }
 
     /// No sequence of a paged cache has more keys. Without it, all that its pages in `block_table` hold: as many as that
     /// decide how keys are split over the device.
     pub fn max_seqlen_k(mut self, max_seqlen_k: usize) -> Self {
-        self.max_seqlen_k = max_seqlen_k;
+        self.sequences.max_seqlen_k = max_seqlen_k;
         self
     }
 
@@ -214,23 +195,21 @@ impl<'a, T> Inputs<'a, T> {
         max_seqlen_q: usize,
         max_seqlen_k: usize,
     ) -> Self {
-        self.varlen_k = Some(Varlen {
-            cu_seqlens: cu_seqlens_k,
-            max_seqlen: max_seqlen_k,
-        });
+        self.sequences.cu_seqlens_k = Some(cu_seqlens_k);
+        self.sequences.max_seqlen_k = max_seqlen_k;
         self.varlen_q(cu_seqlens_q, max_seqlen_q)
     }
 
     /// Sequence `b` has only its first `seqused_k[b]` key rows: a padded batch, or a cache that is not yet full. The last
     /// query then stands at key position `seqused_k[b] - 1`. `[batch]`.
     pub fn seqused_k(mut self, seqused_k: &'a dyn DevicePtr<i32>) -> Self {
-        self.seqused_k = Some(seqused_k);
+        self.sequences.seqused_k = Some(seqused_k);
         self
     }
 
     /// The first `leftpad_k[b]` key rows of sequence `b` are padding that no query sees. `[batch]`.
     pub fn leftpad_k(mut self, leftpad_k: &'a dyn DevicePtr<i32>) -> Self {
-        self.leftpad_k = Some(leftpad_k);
+        self.sequences.leftpad_k = Some(leftpad_k);
         self
     }
 
@@ -241,7 +220,7 @@ impl<'a, T> Inputs<'a, T> {
     /// `centres` is `[heads_k, head_dim]`, `radii` `[pages, heads_k]`: at least the distance of each key of a page from the
     /// head's centre. Radii of pages that no query needs may be anything; those of NaN keep their pages.
     pub fn radii(mut self, centres: &'a dyn DevicePtr<f32>, radii: &'a dyn DevicePtr<f32>) -> Self {
-        self.radii = Some(Radii { centres, radii });
+        self.sequences.radii = Some(Radii { centres, radii });
         self
     }
 }

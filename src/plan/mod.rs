@@ -12,9 +12,10 @@ use crate::attention::Attention;
 use crate::error::{Error, Result, value};
 use crate::horizon::Horizon;
 use crate::kernels::{AttentionParams, Embedded, Params as _, TensorStrides};
-use crate::problem::{check_shapes, check_slopes};
+use crate::sequences::{check_shapes, check_slopes};
 use crate::tensor::Layout;
 
+pub use crate::sequences::{Packed, Paged};
 pub use append::{Append, AppendAddresses};
 
 /// The element types that the kernels take.
@@ -61,33 +62,6 @@ impl Call {
     pub fn batch(&self) -> Option<usize> {
         self.packed.map(|packed| packed.batch).or(self.q.batch)
     }
-}
-
-/// How many sequences are packed, and the bounds of their lengths. The lengths themselves lie on the device: what exceeds
-/// these bounds there is cut off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Packed {
-    /// The number of sequences: `cu_seqlens` have one more.
-    pub batch: usize,
-    /// At least the query rows of the longest sequence.
-    pub max_seqlen_q: usize,
-    /// At least the key rows of the longest sequence. Where keys are in pages, [`Paged`] has the bound.
-    pub max_seqlen_k: usize,
-}
-
-/// How pages are found: `block_table[b][j / page_size]` is the page of key `j` of sequence `b`. The table and the lengths lie
-/// on the device: page numbers that do not exist are cut off there, and so are lengths that exceed these bounds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Paged {
-    /// The columns of the table.
-    pub columns: usize,
-    /// The distance between its rows, in elements.
-    pub stride: usize,
-    /// At least the keys of the longest sequence.
-    pub max_seqlen_k: usize,
-    /// Whether [`Addresses::radii`] says what each page holds, as appends keep it. A horizon then needs no look at the keys
-    /// that it leaves out; decoding has none otherwise.
-    pub radii: bool,
 }
 
 /// Where the tensors of a call lie on the device.

@@ -1,6 +1,7 @@
 //! Project tasks; `cargo xtask` lists them.
 
 mod bundle;
+mod public_api;
 mod toolkit;
 
 use std::env;
@@ -17,6 +18,7 @@ const USAGE: &str = "usage: cargo xtask TASK
     emulate      runs cargo with the arguments that follow, such as `test --test cuda`, on an emulated GPU
     toolkit      fetches the pinned CUDA compiler into the target directory, and prints where nvcc is
     kernels      compiles the kernels and prints their registers, shared memory and spills
+    public-api   writes the listing of the public interface, public-api.txt, anew
     gpu-bundle   gathers what tests and measures on a machine with a GPU and without Rust";
 
 fn main() -> ExitCode {
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
             let arguments: Vec<String> = env::args().skip(2).collect();
             on_emulated_device(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
         }
+        "public-api" => public_api::check(true),
         "gpu-bundle" => bundle::make(),
         _ => Err(USAGE.into()),
     };
@@ -75,7 +78,8 @@ fn test() -> Result<(), String> {
             "--features=flash-alibi/candle,flash-alibi/cuda",
         ],
         &[("DOCS_RS", "1".as_ref())],
-    )
+    )?;
+    public_api::check(false)
 }
 
 /// Checks the types of the feature `candle-cuda`. candle's own kernels take nvcc many minutes and are not looked at.

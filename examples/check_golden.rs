@@ -1,0 +1,33 @@
+//! Checks a backend against golden files: does this machine compute ALiBi attention to the crate's accuracy contract?
+//!
+//! ```text
+//! cargo run --release --features ptx --example check_golden -- \\
+//!     [--backend cpu|oracle|emulator|emulator-decode|cuda|cuda-decode] [--horizon off|certified|bitwise] [DIR_OR_FILE]...
+//! ```
+//!
+//! Without paths it checks the files that come with the crate, `tests/golden`. The exit status is 0 when all cases pass,
+//! 1 otherwise. The format of the files is described in `flash_alibi_testing::golden`. Backends that need nvcc are there with the
+//! features `ptx` (all of them) or `cuda` (no emulator).
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use flash_alibi_testing::golden::Check;
+
+/// Checks a backend against golden files.
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    check: Check,
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().check.run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

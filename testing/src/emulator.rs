@@ -1,0 +1,189 @@
+//! Runs plans on an emulator: the PTX that the build made, instruction by instruction on the CPU, with all of its checks on.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::sync::{Arc, LazyLock, Mutex};
+
+use flash_alibi::Attention;
+use flash_alibi::plan::{Addresses, Call, Device, Executor, Launch, Packed, Paged, Plan};
+use ptx_emulator::{DevicePtr, Fault, LaunchConfig, Memory, Module, Report, Scalar};
+
+use crate::problem::{Attended, Failure, OnDevice, Placed, Problem};
+use crate::{LaidOut, Rows};
+
+/// An element type that kernels take and the emulator's memory holds.
+pub trait OnEmulator: OnDevice + Scalar {}
+
+impl<T: OnDevice + Scalar> OnEmulator for T {}
+
+/// As small as devices are that run the kernels: compute capability 8.6.
+pub const SMALLEST: Device = Device {
+    compute_capability: (8, 6),
+    shared_bytes_per_block: 99 << 10,
+    multiprocessors: 2,
+};
+
+/// [`Plan::prefill`], or another of its kind.
+pub type Planner = dyn Fn(&Attention, &Call, &Device) -> flash_alibi::Result<Plan>;
+
+/// What outputs hold afterwards, and what was executed.
+#[derive(Debug)]
+pub struct Emulated<T> {
+    /// The outputs.
+    pub attended: Attended<T>,
+    /// Of each launch.
+    pub reports: Vec<Report>,
+    /// `[heads_q, 2]`: the tiles of keys that prefill computed for each head, and all.
+    pub tiles: Vec<u64>,
+}
+
+impl<T> Emulated<T> {
+    /// The outputs, and the reports of the launches.
+    pub(crate) fn split(self) -> (Attended<T>, Vec<Report>) {
+        (self.attended, self.reports)
+    }
+}
+
+/// Carries out launches in its memory.
+pub struct Emulator {
+    /// What launches read and write.
+    pub memory: Memory,
+    /// Of the order of warps and blocks.
+    pub seed: u64,
+    /// Of the launches so far.
+    pub reports: Mutex<Vec<Report>>,
+}
+
+impl Emulator {
+    /// With empty memory.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            memory: Memory::new(),
+            seed,
+            reports: Mutex::default(),
+        }
+    }
+}
+
+impl Executor for Emulator {
+    type Error = Box<Fault>;
+
+    unsafe fn launch(&self, launch: &Launch, params: &[u8]) -> Result<(), Box<Fault>> {
+        static MODULES: LazyLock<Mutex<HashMap<&'static str, Arc<Module>>>> =
+            LazyLock::new(Mutex::default);
+        let module = MODULES
+            .lock()
+            .expect("parsing does not panic")
+            .entry(launch.file.name)
+            .or_insert_with(|| {
+                Arc::new(Module::parse(launch.file.ptx).expect("nvcc writes well-formed PTX"))
+            })
+            .clone();
+        let config = LaunchConfig::new(launch.grid, launch.block)
+            .shared_bytes(launch.shared_bytes)
+            .shared_limit(SMALLEST.shared_bytes_per_block)
+            .seed(self.seed);
+        let report = module.launch(&self.memory, launch.kernel, &config, params)?;
+        let mut reports = self.reports.lock().expect("nothing panics with it");
+        reports.push(report);
+        Ok(())
+    }
+}
+
+impl<T: OnEmulator> Problem<'_, T> {
+    /// Plans it and runs the plan, in an order of warps and blocks that the seed chooses.
+    pub fn emulate(&self, planner: &Planner, seed: u64) -> Result<Emulated<T>, Failure> {
+        let call = Call {
+            dtype: T::DTYPE,
+            q: self.q.layout,
+            k: self.k.layout,
+            v: self.v.layout,
+            out: self.out.layout,
+            packed: self.cu_seqlens_q.map(|cu_q| {
+                let longest = |cu: &[i32]| cu.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
+                Packed {
+                    batch: cu_q.len() - 1,
+                    max_seqlen_q: longest(cu_q) as usize,
+                    max_seqlen_k: self.cu_seqlens_k.map_or(0, longest) as usize,
+                }
+            }),
+            paged: self.block_table.map(|(_, paged)| Paged {
+                radii: self.radii.is_some(),
+                ..paged
+            }),
+        };
+        self.without_offset()?;
+        let plan = planner(self.attention, &call, &SMALLEST).map_err(Failure::new)?;
+
+        let emulator = Emulator::new(seed);
+        fn put<P: Scalar>(memory: &Memory, data: &[P]) -> Result<DevicePtr, Failure> {
+            memory.upload(data).map_err(Failure::new)
+        }
+        let memory = &emulator.memory;
+        let buffer = |placed: &Placed<T>| put(memory, placed.data);
+        let first = |buffer: DevicePtr, placed: &Placed<T>| {
+            buffer.0 + (placed.offset * size_of::<T>()) as u64
+        };
+        let integers = |data: Option<&[i32]>| data.map_or(Ok(0), |data| Ok(put(memory, data)?.0));
+        let floats = |data: Option<&[f32]>| data.map_or(Ok(0), |data| Ok(put(memory, data)?.0));
+        let out = buffer(&self.out)?;
+        let lse = match self.lse {
+            Some(lse) => Some(put(memory, lse)?),
+            None => None,
+        };
+        let tiles = put(memory, &vec![0u64; 2 * self.attention.heads_q()])?;
+        let addresses = Addresses {
+            q: first(buffer(&self.q)?, &self.q),
+            k: first(buffer(&self.k)?, &self.k),
+            v: first(buffer(&self.v)?, &self.v),
+            out: first(out, &self.out),
+            lse: lse.map_or(0, |lse| lse.0),
+            slopes: put(memory, self.attention.slopes().as_slice())?.0,
+            cu_seqlens_q: integers(self.cu_seqlens_q)?,
+            cu_seqlens_k: integers(self.cu_seqlens_k)?,
+            seqused_k: integers(self.seqused_k)?,
+            leftpad_k: integers(self.leftpad_k)?,
+            block_table: integers(self.block_table.map(|(table, _)| table))?,
+            report: tiles.0,
+            centres: floats(self.radii.map(|(centres, _)| centres))?,
+            radii: floats(self.radii.map(|(_, radii)| radii))?,
+            workspace: memory
+                .alloc(plan.workspace_bytes())
+                .map_err(Failure::new)?
+                .0,
+        };
+        // SAFETY: an emulator checks every access itself.
+        unsafe { plan.run(&emulator, &addresses) }.map_err(Failure::new)?;
+        let attended = Attended {
+            out: memory
+                .download(out, self.out.data.len())
+                .map_err(Failure::new)?,
+            lse: match lse {
+                Some(at) => memory
+                    .download(at, self.lse.map_or(0, <[f32]>::len))
+                    .map_err(Failure::new)?,
+                None => Vec::new(),
+            },
+        };
+        Ok(Emulated {
+            attended,
+            tiles: memory
+                .download(tiles, 2 * self.attention.heads_q())
+                .map_err(Failure::new)?,
+            reports: emulator
+                .reports
+                .into_inner()
+                .expect("nothing panics with it"),
+        })
+    }
+}
+
+impl<T: OnEmulator> LaidOut<T> {
+    /// Runs a planner's kernels under the emulator, twice in different orders.
+    pub fn attend_on_emulator(
+        &self,
+        planner: &Planner,
+    ) -> Result<(Vec<Rows>, Vec<Report>), String> {
+        self.attend_twice(|problem, turn| problem.emulate(planner, turn).map(Emulated::split))
+    }
+}
