@@ -2,10 +2,14 @@
 
 use std::path::PathBuf;
 
+#[cfg(feature = "ptx")]
 use flash_alibi::plan::Plan;
 use flash_alibi::{Horizon, cpu};
-use flash_alibi_testing::emulator;
-use flash_alibi_testing::golden::{self, Case, Computed, Golden, Launch, Runner, Stored};
+#[cfg(feature = "ptx")]
+use flash_alibi_testing::emulator::Planner;
+#[cfg(feature = "ptx")]
+use flash_alibi_testing::golden::Runner;
+use flash_alibi_testing::golden::{self, Case, Computed, Golden, Stored};
 
 fn cases() -> Vec<Golden> {
     // Tests run in the package's folder, wherever it is.
@@ -17,81 +21,78 @@ fn cases() -> Vec<Golden> {
         .collect()
 }
 
-fn on_cpu<T: Stored>(case: &Case<T>) -> Computed {
-    let result = cpu::attend(&case.attention, &case.inputs().unwrap()).unwrap();
-    Computed {
-        out: result.out.iter().map(|x| x.to_f32().into()).collect(),
-        lse: result.lse.iter().map(|&x| x.into()).collect(),
+/// What computes.
+#[derive(Clone, Copy)]
+enum Path {
+    Cpu,
+    /// The kernels that a planner chooses, under the emulator.
+    #[cfg(feature = "ptx")]
+    Emulator(&'static Planner),
+}
+
+impl Path {
+    fn compute<T: Stored>(self, case: &Case<T>) -> Computed {
+        match self {
+            Self::Cpu => {
+                let result = cpu::attend(&case.attention, &case.inputs().unwrap()).unwrap();
+                Computed {
+                    out: result.out.iter().map(|x| x.to_f32().into()).collect(),
+                    lse: result.lse.iter().map(|&x| x.into()).collect(),
+                }
+            }
+            #[cfg(feature = "ptx")]
+            Self::Emulator(planner) => case.launch(Runner::Emulator(planner)).unwrap(),
+        }
+    }
+
+    /// Dense, and with a horizon.
+    fn keeps_the_contract(self) {
+        fn check<T: Stored>(path: Path, mut case: Case<T>) {
+            for horizon in [Horizon::Off, Horizon::default()] {
+                case.attention = case.attention.with_horizon(horizon).unwrap();
+                let accuracy = case.judge(&path.compute(&case));
+                let (name, limit) = (&case.name, accuracy.out_limit());
+                assert!(
+                    accuracy.passes(),
+                    "{name}, {horizon:?}: {accuracy:?}, limit {limit:e}"
+                );
+            }
+        }
+        for golden in cases() {
+            match golden {
+                Golden::F16(case) => check(self, case),
+                Golden::Bf16(case) => check(self, case),
+                Golden::F32(case) => check(self, case),
+            }
+        }
     }
 }
 
 #[test]
 fn the_fast_path_keeps_the_contract() {
-    fn check<T: Stored>(case: &Case<T>) {
-        let accuracy = case.judge(&on_cpu(case));
-        assert!(
-            accuracy.passes(),
-            "{}: {accuracy:?}, limit {:e}",
-            case.name,
-            accuracy.out_limit()
-        );
-    }
-    for golden in cases() {
-        match golden {
-            Golden::F16(case) => check(&case),
-            Golden::Bf16(case) => check(&case),
-            Golden::F32(case) => check(&case),
-        }
-    }
+    Path::Cpu.keeps_the_contract();
 }
 
-fn kernels_keep_the_contract(planner: &emulator::Planner) {
-    fn check<T: Launch>(case: &Case<T>, planner: &emulator::Planner) {
-        let accuracy = case.judge(&case.launch(Runner::Emulator(planner)).unwrap());
-        assert!(
-            accuracy.passes(),
-            "{}: {accuracy:?}, limit {:e}",
-            case.name,
-            accuracy.out_limit()
-        );
-    }
-    for golden in cases() {
-        match golden {
-            Golden::F16(case) => check(&case, planner),
-            Golden::Bf16(case) => check(&case, planner),
-            // The kernels take f16 and bf16, and so do all files.
-            Golden::F32(case) => panic!("{} is f32", case.name),
-        }
-    }
-}
-
+#[cfg(feature = "ptx")]
 #[test]
 fn the_prefill_kernel_keeps_the_contract_under_the_emulator() {
-    kernels_keep_the_contract(&Plan::prefill);
+    Path::Emulator(&Plan::prefill).keeps_the_contract();
 }
 
+#[cfg(feature = "ptx")]
 #[test]
 fn the_decode_kernels_keep_the_contract_under_the_emulator() {
-    kernels_keep_the_contract(&|attention, call, device| {
-        Plan::decode_with_splits(attention, call, device, 3)
-    });
+    Path::Emulator(&|attention, call, device| Plan::decode_with_splits(attention, call, device, 3))
+        .keeps_the_contract();
 }
 
 /// All goldens, with more keys before theirs: what the horizon leaves out changes no more than it certifies.
-fn the_horizon_is_within_its_certificate(seqlen_k: usize, planner: Option<&emulator::Planner>) {
-    fn check<T: Launch>(
-        case: &Case<T>,
-        seqlen_k: usize,
-        planner: Option<&emulator::Planner>,
-    ) -> [usize; 2] {
+fn the_horizon_is_within_its_certificate(seqlen_k: usize, path: Path) {
+    fn check<T: Stored>(case: &Case<T>, seqlen_k: usize, path: Path) -> [usize; 2] {
         let of = |horizon| {
             let attention = case.attention.clone().with_horizon(horizon).unwrap();
             let case = case.with_context(attention, seqlen_k);
-            let computed = match planner {
-                Some(planner) => case.launch(Runner::Emulator(planner)).unwrap(),
-                None => on_cpu(&case),
-            };
-            (computed, case.largest_value())
+            (path.compute(&case), case.largest_value())
         };
         let ((whole, largest), (found, _)) = (of(Horizon::Off), of(Horizon::default()));
         let tolerance = f64::from(Horizon::default().tolerance());
@@ -131,8 +132,8 @@ fn the_horizon_is_within_its_certificate(seqlen_k: usize, planner: Option<&emula
     }
     for golden in cases() {
         let [differ, all] = match golden {
-            Golden::F16(case) => check(&case, seqlen_k, planner),
-            Golden::Bf16(case) => check(&case, seqlen_k, planner),
+            Golden::F16(case) => check(&case, seqlen_k, path),
+            Golden::Bf16(case) => check(&case, seqlen_k, path),
             Golden::F32(case) => panic!("{} is f32", case.name),
         };
         assert!(differ <= all / 1000, "{differ} of {all}");
@@ -141,12 +142,13 @@ fn the_horizon_is_within_its_certificate(seqlen_k: usize, planner: Option<&emula
 
 #[test]
 fn the_horizon_is_within_its_certificate_on_the_cpu() {
-    the_horizon_is_within_its_certificate(4099, None);
+    the_horizon_is_within_its_certificate(4099, Path::Cpu);
 }
 
+#[cfg(feature = "ptx")]
 #[test]
 fn the_horizon_is_within_its_certificate_in_the_prefill_kernel() {
-    the_horizon_is_within_its_certificate(2309, Some(&Plan::prefill));
+    the_horizon_is_within_its_certificate(2309, Path::Emulator(&Plan::prefill));
 }
 
 /// Of so few keys nothing is left out.

@@ -9,6 +9,8 @@
 
 pub mod accuracy;
 mod argument;
+#[cfg(feature = "cuda")]
+pub mod bench;
 mod case;
 #[cfg(feature = "cuda")]
 pub mod device;

@@ -13,12 +13,9 @@ use flash_alibi::cuda::{self, cudarc::driver::CudaStream};
 #[cfg(feature = "emulator")]
 use flash_alibi::plan::Plan;
 
-// Without kernels, all that is asked of an element is that files hold it.
-#[cfg(not(feature = "cuda"))]
-use super::Stored as Launch;
-use super::{Case, Computed, Golden, find};
 #[cfg(feature = "cuda")]
-use super::{Launch, Runner};
+use super::Runner;
+use super::{Case, Computed, Golden, Stored, find};
 use crate::HorizonArgument;
 use crate::accuracy::Accuracy;
 
@@ -127,7 +124,7 @@ impl Check {
     }
 
     /// Computes one case and prints its line.
-    fn check_case<T: Launch>(
+    fn check_case<T: Stored>(
         &self,
         ready: &Ready,
         mut case: Case<T>,
@@ -185,7 +182,7 @@ impl Backend {
 
 impl Ready {
     /// The one place that knows how each backend is called.
-    fn attend<T: Launch>(&self, case: &Case<T>) -> Result<Computed> {
+    fn attend<T: Stored>(&self, case: &Case<T>) -> Result<Computed> {
         Ok(match self {
             Self::Cpu => {
                 let result = cpu::attend(&case.attention, &case.inputs()?)?;

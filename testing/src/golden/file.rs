@@ -6,8 +6,18 @@ use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
+#[cfg(feature = "cuda")]
+use super::run::Launch;
+
+/// Without kernels, nothing is asked.
+#[cfg(not(feature = "cuda"))]
+pub trait Launch {}
+
+#[cfg(not(feature = "cuda"))]
+impl<T> Launch for T {}
+
 /// An element type as golden files hold it.
-pub trait Stored: Element {
+pub trait Stored: Element + Launch {
     /// Its name in the files.
     const DTYPE: Dtype;
     /// Its name in Rust.

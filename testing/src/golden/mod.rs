@@ -30,7 +30,7 @@ use file::{floats, integers, tensor};
 pub use check::{Backend, Check};
 pub use file::Stored;
 #[cfg(feature = "cuda")]
-pub use run::{Launch, Runner};
+pub use run::Runner;
 
 /// One golden file.
 #[derive(Debug)]

@@ -24,9 +24,9 @@ pub enum Runner<'a> {
     GpuDecode(&'a Arc<CudaStream>),
 }
 
-/// An element type of golden files, whether or not there are kernels for it.
-pub trait Launch: Stored {
-    /// Runs a problem's kernels.
+/// Runs a problem's kernels, if there are any for the type.
+pub trait Launch: Sized {
+    /// Runs them.
     fn launch(problem: &Problem<Self>, runner: Runner) -> Result<Attended<Self>>;
 }
 
@@ -53,7 +53,7 @@ impl Launch for f32 {
     }
 }
 
-impl<T: Launch> Case<T> {
+impl<T: Stored> Case<T> {
     /// Runs the CUDA kernels.
     pub fn launch(&self, runner: Runner) -> Result<Computed> {
         let (out, lse) = (

@@ -3,7 +3,6 @@
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
 use clap::ValueEnum;
-use flash_alibi::cuda;
 
 /// `--device`.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -21,7 +20,8 @@ impl Backend {
             Self::Cpu => Ok(Device::Cpu),
             Self::Cuda => {
                 // candle panics without a driver; this says what is missing.
-                cuda::context(0)?;
+                #[cfg(feature = "cuda")]
+                flash_alibi::cuda::context(0)?;
                 ensure!(
                     cfg!(feature = "candle-cuda"),
                     "this program was built without candle's CUDA path: build it with `--features candle-cuda`"

@@ -1,17 +1,16 @@
 //! What a call asks of the CUDA driver: how often, which the emulator's counts, and that others wait for it, which shows
-//! best there, since it does work as late as it may (`cargo xtask emulate test --test cuda_calls`).
-// With candle's CUDA the driver is linked: nothing can be asked of it that NVIDIA's has not.
-#![cfg(not(feature = "candle-cuda"))]
+//! best there, since it does work as late as it may (`cargo xtask emulate test --test cuda driver_calls`).
 
 use std::ffi::{CStr, c_char};
-use std::fmt::Display;
-use std::io::Write as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use flash_alibi::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, sys};
-use flash_alibi::cuda::{self, Error, Inputs, Layer, View, ViewMut};
+use flash_alibi::cuda::cudarc::driver::{CudaSlice, CudaStream, sys};
+use flash_alibi::cuda::{Inputs, Layer, View, ViewMut};
 use flash_alibi::{Attention, Slopes};
 use half::f16;
+use libtest_mimic::{Completion, Trial};
+
+use crate::device::alone;
 
 /// A function that says how often another was called, if the driver has it.
 type Calls = unsafe extern "C" fn(*const c_char) -> u64;
@@ -52,33 +51,11 @@ const NONE_OF: &[&CStr] = &[
     c"cuStreamSynchronize",
 ];
 
-fn skipped(why: impl Display) {
-    let _ = writeln!(std::io::stderr(), "skipped: {why}");
-}
-
-/// Tests take turns: calls are counted for the process, and what fails in a context fails for all.
-fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn context() -> Option<Arc<CudaContext>> {
-    match cuda::context(0) {
-        Ok(context) => Some(context),
-        Err(why @ (Error::NoDriver { .. } | Error::NoDevice { .. })) => {
-            skipped(why);
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
-
 /// A call on one stream, and what another stream does at once; then what the call wrote.
 fn call_and_then(
     then: impl FnOnce(&Arc<CudaStream>, Layer, [CudaSlice<f16>; 3], [CudaSlice<i32>; 2]),
 ) {
-    let _turn = turn();
-    let Some(context) = context() else { return };
+    let (_alone, context) = alone();
     let (stream, other) = (context.new_stream().unwrap(), context.new_stream().unwrap());
     let layer = || {
         let attention = Attention::new(2, 2, 64).slopes(Slopes::per_head(&[0.5, 0.25]));
@@ -110,7 +87,6 @@ fn call_and_then(
     assert!(lse.iter().all(|&x| (8.0..10.0).contains(&x)), "{lse:?}");
 }
 
-#[test]
 fn inputs_may_be_overwritten_after_a_call() {
     for i in 0..5 {
         call_and_then(|stream, layer, mut tensors, mut lengths| {
@@ -124,7 +100,6 @@ fn inputs_may_be_overwritten_after_a_call() {
     }
 }
 
-#[test]
 fn inputs_may_be_dropped_after_a_call() {
     call_and_then(|_, layer, tensors, lengths| {
         drop((tensors, lengths));
@@ -132,7 +107,6 @@ fn inputs_may_be_dropped_after_a_call() {
     });
 }
 
-#[test]
 fn a_layer_may_be_dropped_after_a_call() {
     call_and_then(|_, layer, tensors, lengths| {
         drop(layer);
@@ -140,12 +114,10 @@ fn a_layer_may_be_dropped_after_a_call() {
     });
 }
 
-#[test]
-fn a_call_launches_one_kernel_and_waits_for_nothing() {
-    let _turn = turn();
-    let Some(context) = context() else { return };
+fn a_call_launches_one_kernel_and_waits_for_nothing() -> Completion {
+    let (_alone, context) = alone();
     let Some(counter) = counter() else {
-        return skipped("the driver does not count calls");
+        return Completion::ignored_with("the driver does not count calls");
     };
     // SAFETY: a string that ends in a NUL.
     let count = |name: &CStr| unsafe { counter(name.as_ptr()) };
@@ -174,4 +146,14 @@ fn a_call_launches_one_kernel_and_waits_for_nothing() {
         }
     }
     assert_eq!(stream.clone_dtoh(&out).unwrap(), [f16::ZERO; 640]);
+    Completion::Completed
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![
+        inputs_may_be_overwritten_after_a_call,
+        inputs_may_be_dropped_after_a_call,
+        a_layer_may_be_dropped_after_a_call,
+        a_call_launches_one_kernel_and_waits_for_nothing,
+    ]
 }

@@ -1,20 +1,19 @@
 //! Prefill on a GPU, timed with CUDA events: 16384 tokens and a model width of 2048, as FlashAttention's own benchmarks, and
 //! causal in bf16 up to a context of 1048576.
 //!
-//! `cargo bench --bench cuda -- '^prefill/bf16/d64/causal/2048$'` runs one row. Criterion's elements are FLOPs:
+//! `cargo bench --features cuda --bench cuda -- '^prefill/bf16/d64/causal/2048$'` runs one row. Criterion's elements are FLOPs:
 //! `4 * batch * heads * seqlen^2 * head_dim`, half of it when causal; ALiBi is never counted. Rows that end in `horizon`
 //! leave out what cannot change the result, and count the same FLOPs, executed or not; the others compute every key.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Result;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use flash_alibi::cuda::cudarc::driver::sys::CUevent_flags;
 use flash_alibi::cuda::cudarc::driver::{CudaSlice, CudaStream, ValidAsZeroBits};
-use flash_alibi::cuda::{self, Element, Inputs, Layer, View, ViewMut};
+use flash_alibi::cuda::{Element, Inputs, Layer, View, ViewMut};
 use flash_alibi::{Attention, Horizon, Mask};
-use half::{bf16, f16};
 
 const TOKENS: usize = 16384;
 const WIDTH: usize = 2048;
@@ -38,7 +37,7 @@ impl<T: Element + ValidAsZeroBits> Call<T> {
         shape: [usize; 4],
         (mask, horizon): (Mask, Horizon),
         from_f32: fn(f32) -> T,
-    ) -> Result<Self, Box<dyn Error>> {
+    ) -> Result<Self> {
         let [batch, seqlen, heads, head_dim] = shape;
         let attention = Attention::new(heads, heads, head_dim)
             .mask(mask)
@@ -64,7 +63,7 @@ impl<T: Element + ValidAsZeroBits> Call<T> {
                 let n = values.len().min(len - start);
                 stream.memcpy_htod(&values[..n], &mut all.slice_mut(start..start + n))?;
             }
-            Ok::<_, Box<dyn Error>>(all)
+            anyhow::Ok(all)
         };
         Ok(Self {
             stream: stream.clone(),
@@ -79,7 +78,7 @@ impl<T: Element + ValidAsZeroBits> Call<T> {
     }
 
     /// The device's time for so many calls.
-    fn time(&mut self, calls: u64) -> Result<Duration, Box<dyn Error>> {
+    fn time(&mut self, calls: u64) -> Result<Duration> {
         let Self {
             stream,
             layer,
@@ -107,7 +106,7 @@ impl<T: Element + ValidAsZeroBits> Call<T> {
     }
 }
 
-fn rows<T: Element + ValidAsZeroBits>(
+pub(super) fn rows<T: Element + ValidAsZeroBits>(
     criterion: &mut Criterion,
     stream: &Arc<CudaStream>,
     dtype: &str,
@@ -152,23 +151,4 @@ fn rows<T: Element + ValidAsZeroBits>(
             group.finish();
         }
     }
-}
-
-fn main() -> Result<(), Box<dyn Error>> {
-    let context = match cuda::context(0) {
-        Ok(context) => context,
-        Err(why @ (cuda::Error::NoDriver { .. } | cuda::Error::NoDevice { .. })) => {
-            println!("skipped: {why}");
-            return Ok(());
-        }
-        Err(error) => return Err(error.into()),
-    };
-    // SAFETY: one stream uses everything.
-    unsafe { context.disable_event_tracking() };
-    let stream = context.new_stream()?;
-    let mut criterion = Criterion::default().configure_from_args();
-    rows::<bf16>(&mut criterion, &stream, "bf16", bf16::from_f32);
-    rows::<f16>(&mut criterion, &stream, "f16", f16::from_f32);
-    criterion.final_summary();
-    Ok(())
 }

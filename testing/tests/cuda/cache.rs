@@ -1,127 +1,25 @@
-//! Decoding on a GPU: the kernels against the oracle, and steps of a paged cache in a graph. Where there is no GPU, tests say
-//! so and pass.
+//! Steps of a paged cache, in a graph and with radii.
 
-use std::io::Write as _;
 use std::sync::Arc;
 
 use flash_alibi::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use flash_alibi::cuda::cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut,
-};
-use flash_alibi::cuda::{self, Error, Inputs, Layer, View, ViewMut};
+use flash_alibi::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+use flash_alibi::cuda::{self, Inputs, Layer, View, ViewMut};
 use flash_alibi::{Attention, Slopes, cpu};
-use flash_alibi_testing::problem::OnDevice;
-use flash_alibi_testing::strategy::{case, config, fail};
 use flash_alibi_testing::{Case, Lengths, SlopeKind, expect, random};
-use half::{bf16, f16};
-use proptest::prelude::*;
+use half::f16;
+use libtest_mimic::Trial;
 
-/// How much work one random case may be.
-const WORK: usize = 500_000;
-
-/// The first device's context; none, and a message, where there is no GPU.
-fn context() -> Option<Arc<CudaContext>> {
-    match cuda::context(0) {
-        Ok(context) => Some(context),
-        Err(why @ (Error::NoDriver { .. } | Error::NoDevice { .. })) => {
-            // Unlike eprintln!, this shows when the test passes.
-            let _ = writeln!(std::io::stderr(), "skipped: {why}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
-
-fn check<T: OnDevice>(
-    stream: &Arc<CudaStream>,
-    case: &Case,
-    page_size: usize,
-) -> Result<(), String> {
-    let laid_out = case.lay_out::<T>();
-    laid_out.check(&laid_out.decode_on_device(stream)?)?;
-    let paged = case.lay_out_paged::<T>(page_size);
-    for decode in [true, false] {
-        let rows = paged.attend_on_device(stream, decode)?;
-        let checked = paged.dense.check(&rows);
-        checked.map_err(|why| format!("pages, decode {decode}: {why}"))?;
-    }
-    Ok(())
-}
-
-#[test]
-fn random_problems_follow_the_oracle() {
-    let Some(context) = context() else { return };
-    let stream = context.new_stream().unwrap();
-    let cases = (case(WORK), prop::sample::select(vec![8usize, 16, 64, 256]));
-    proptest!(config(20), |((case, page_size) in cases)| {
-        fail(check::<f16>(&stream, &case, page_size))?;
-        fail(check::<bf16>(&stream, &case, page_size))?;
-    });
-}
-
-#[test]
-fn batches_follow_the_oracle() {
-    let Some(context) = context() else { return };
-    let stream = context.new_stream().unwrap();
-    for (batch, heads, head_dim, queries) in [
-        (32, (4, 4), 64, 1),
-        (7, (8, 2), 128, 1),
-        (3, (71, 1), 64, 2),
-        (2, (8, 1), 256, 16),
-    ] {
-        let keys = |b: usize| 61 * b % 1000;
-        let sequences = (0..batch).map(|b| Lengths {
-            q: queries.min(keys(b).max(1)),
-            k: keys(b),
-            ..Lengths::default()
-        });
-        let case = Case {
-            sequences: sequences.collect(),
-            packed: true,
-            ..Case::dense(0, 0, 0, heads, head_dim)
-        };
-        expect(&case, check::<bf16>(&stream, &case, 16));
-    }
-}
-
-#[test]
-fn a_workspace_that_is_too_short_is_an_error() {
-    let Some(context) = context() else { return };
-    let stream = context.new_stream().unwrap();
-    let layer = Layer::new(&stream, Attention::new(2, 1, 64).build().unwrap()).unwrap();
-    let (q, k) = ([1, 1, 2, 64], [1, 1024, 1, 64]);
-    let zeros = |n: usize| stream.alloc_zeros::<f16>(n).unwrap();
-    let (x, keys, mut out) = (zeros(128), zeros(65536), zeros(128));
-    let view = View::new(&keys, &k).unwrap();
-    let inputs = Inputs::new(View::new(&x, &q).unwrap(), view, view);
-    let len = layer.decode_workspace(1, 1, 1024);
-    let mut decode = |len: usize| {
-        let mut workspace = stream.alloc_zeros::<f32>(len).unwrap();
-        let out = ViewMut::new(&mut out, &q).unwrap();
-        layer.decode(&stream, &inputs, out, None, &mut workspace)
-    };
-    decode(len).unwrap();
-    assert_eq!(
-        decode(len - 1).unwrap_err().to_string(),
-        format!(
-            "workspace: found {} elements, expected at least {len}",
-            len - 1
-        )
-    );
-}
+use crate::device::{capturing_stream, stream};
 
 /// Steps of decoding from a paged cache: each appends a token a sequence and attends, and all are replays of one graph.
-#[test]
 fn a_captured_step_is_replayed_while_lengths_grow() {
     const BATCH: usize = 3;
     const PAGES: usize = 40;
     const COLUMNS: usize = 12;
     const PAGE_SIZE: usize = 8;
     let (heads_q, heads_k, d) = (4, 2, 64);
-    let Some(context) = context() else { return };
-    // SAFETY: one stream uses everything.
-    unsafe { context.disable_event_tracking() };
-    let stream = context.new_stream().unwrap();
+    let (_alone, stream) = capturing_stream();
     let attention = Attention::new(heads_q, heads_k, d)
         .slopes(Slopes::geometric(heads_q))
         .build()
@@ -342,10 +240,8 @@ impl Cache {
 }
 
 /// Prompts and tokens on a cache that keeps radii, longer than their horizon.
-#[test]
 fn a_cache_with_radii_follows_the_oracle() {
-    let Some(context) = context() else { return };
-    let stream = context.new_stream().unwrap();
+    let (_shared, stream) = stream();
     let sequences = [(130, 2600), (3, 40), (70, 2100)].map(|(q, k)| Lengths {
         q,
         k,
@@ -370,14 +266,10 @@ fn a_cache_with_radii_follows_the_oracle() {
 }
 
 /// Steps as above, of a cache that keeps radii: all are replays of one graph, while sequences grow far beyond the horizon.
-#[test]
 fn a_captured_step_leaves_out_what_lies_beyond_the_horizon() {
     const BATCH: usize = 2;
     const HEADS_Q: usize = 4;
-    let Some(context) = context() else { return };
-    // SAFETY: one stream uses everything.
-    unsafe { context.disable_event_tracking() };
-    let stream = context.new_stream().unwrap();
+    let (_alone, stream) = capturing_stream();
     let attention = Attention::new(HEADS_Q, Cache::HEADS, Cache::HEAD_DIM)
         .slopes(Slopes::per_head(&[0.1, 0.2, 0.3, 0.1]))
         .build()
@@ -466,10 +358,8 @@ fn a_captured_step_leaves_out_what_lies_beyond_the_horizon() {
     }
 }
 
-#[test]
 fn radii_that_do_not_fit() {
-    let Some(context) = context() else { return };
-    let stream = context.new_stream().unwrap();
+    let (_shared, stream) = stream();
     let layer = Layer::new(&stream, Attention::new(2, 2, 64).build().unwrap()).unwrap();
     let mut cache = Cache::new(&stream, 1);
     let zeros = |n: usize| stream.alloc_zeros::<f16>(n).unwrap();
@@ -525,46 +415,11 @@ fn radii_that_do_not_fit() {
     );
 }
 
-/// The kernels cut off what does not fit; a check names it.
-#[test]
-fn what_lies_on_the_device_can_be_checked() {
-    let Some(context) = context() else { return };
-    let stream = context.new_stream().unwrap();
-    let attention = Attention::new(2, 1, 64).build().unwrap();
-    let x = stream.alloc_zeros::<f16>(4 * 8 * 64).unwrap();
-    let check = |table: &[i32], lengths: &[i32], max_seqlen_k| {
-        let (table, lengths) = (
-            stream.clone_htod(table).unwrap(),
-            stream.clone_htod(lengths).unwrap(),
-        );
-        let (q, k) = ([2, 1, 2, 64], [4, 8, 1, 64]);
-        let [q, k] = [View::new(&x, &q).unwrap(), View::new(&x, &k).unwrap()];
-        let inputs = Inputs::paged(q, k, k, &table, &lengths).max_seqlen_k(max_seqlen_k);
-        let checked = inputs.check(&attention, &stream);
-        checked.map_err(|error| error.to_string())
-    };
-    // What no query needs may be anything.
-    assert_eq!(check(&[3, 0, 1, -9], &[16, 8], 16), Ok(()));
-    for (table, lengths, max_seqlen_k, message) in [
-        (
-            [3, 4, 1, 2],
-            [16, 8],
-            16,
-            "block_table: found 4 at index [0, 1], expected one of the 4 pages, from 0",
-        ),
-        (
-            [3, 0, 1, 2],
-            [16, 17],
-            16,
-            "seqused_k: found 17 at index 1, expected 0 to max_pages_per_sequence * page_size = 16",
-        ),
-        (
-            [3, 0, 1, 2],
-            [9, 16],
-            12,
-            "max_seqlen_k: found 12, expected at least 16, the rows of sequence 1",
-        ),
-    ] {
-        assert_eq!(check(&table, &lengths, max_seqlen_k), Err(message.into()));
-    }
+pub fn trials() -> Vec<Trial> {
+    trials![
+        a_captured_step_is_replayed_while_lengths_grow,
+        a_cache_with_radii_follows_the_oracle,
+        a_captured_step_leaves_out_what_lies_beyond_the_horizon,
+        radii_that_do_not_fit,
+    ]
 }

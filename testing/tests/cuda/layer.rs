@@ -1,9 +1,7 @@
-//! Launches on a GPU, against the oracle. Where there is none, tests that need one say so and pass.
+//! How layers are called: from threads and streams, in graphs, and wrongly.
 
-use std::io::Write as _;
 use std::mem::ManuallyDrop;
-use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::thread;
 
 use flash_alibi::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
@@ -11,256 +9,18 @@ use flash_alibi::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, Devi
 use flash_alibi::cuda::{self, Error, Inputs, Kernels, Layer, View, ViewMut};
 use flash_alibi::{Attention, Slopes};
 use flash_alibi_testing::device::OnGpu;
-use flash_alibi_testing::golden::{self, Golden, Launch, Runner};
-use flash_alibi_testing::problem::OnDevice;
-use flash_alibi_testing::strategy::{case, config, fail};
-use flash_alibi_testing::{Case, LaidOut, Lengths, SlopeKind, UNTOUCHED, expect, matrix};
+use flash_alibi_testing::{Case, Lengths, UNTOUCHED, expect};
 use half::{bf16, f16};
-use proptest::prelude::*;
+use libtest_mimic::Trial;
 
-/// How much work one random case may be.
-const WORK: usize = 1_000_000;
+use crate::device::{alone_on_gpu, on_gpu};
 
-/// What captures a graph, or counts who holds a context, is alone: other tests wait for their contexts.
-static ALONE: RwLock<()> = RwLock::new(());
-
-/// The first device's context; none, and a message, where there is no GPU.
-fn context() -> Option<Arc<CudaContext>> {
-    match cuda::context(0) {
-        Ok(context) => Some(context),
-        Err(why @ (Error::NoDriver { .. } | Error::NoDevice { .. })) => {
-            skipped(&why.to_string());
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
-
-/// Unlike what `eprintln!` prints, this shows when the test passes.
-fn skipped(why: &str) {
-    let line = format!("skipped: {why}\n");
-    let _ = std::io::stderr().write_all(line.as_bytes());
-}
-
-/// Runs a test on a stream of its own.
-fn on_gpu(test: impl FnOnce(&Arc<CudaStream>)) {
-    let _shared = ALONE.read().unwrap_or_else(PoisonError::into_inner);
-    if let Some(context) = context() {
-        test(&context.new_stream().unwrap());
-    }
-}
-
-/// Runs a test while no other uses the device.
-fn alone_on_gpu(test: impl FnOnce(Arc<CudaContext>)) {
-    let _alone = ALONE.write().unwrap_or_else(PoisonError::into_inner);
-    if let Some(context) = context() {
-        test(context);
-    }
-}
-
-fn check<T: OnDevice>(stream: &Arc<CudaStream>, case: &Case) -> Result<(), String> {
-    let laid_out = case.lay_out::<T>();
-    let rows = laid_out.attend_on_device(stream)?;
-    laid_out.check(&rows)
-}
-
-#[track_caller]
-fn check_both(stream: &Arc<CudaStream>, case: &Case) {
-    let f16 = check::<f16>(stream, case).map_err(|why| format!("f16: {why}"));
-    expect(case, f16);
-    let bf16 = check::<bf16>(stream, case).map_err(|why| format!("bf16: {why}"));
-    expect(case, bf16);
-}
-
-#[test]
-fn without_a_driver_there_is_an_error_and_no_panic() {
-    match cuda::context(0) {
-        Err(Error::NoDriver { reason }) => {
-            assert!(!reason.is_empty());
-            let expected = format!(
-                "found no CUDA driver ({reason}): install NVIDIA's driver (in a container, pass the GPU in), or compute on \
-                 the CPU"
-            );
-            assert_eq!(Error::NoDriver { reason }.to_string(), expected);
-        }
-        _ => skipped("there is a driver"),
-    }
-}
-
-#[test]
-fn errors_say_what_was_found_and_what_to_do() {
-    let driver = |name: &str| Error::Driver {
-        name: name.into(),
-        description: "as it says".into(),
-        doing: "when a kernel was launched",
-    };
-    for (error, message) in [
-        (
-            Error::NoDevice {
-                ordinal: 2,
-                found: 1,
-            },
-            "found 1 CUDA devices, expected one numbered 2, from 0: see `nvidia-smi` and CUDA_VISIBLE_DEVICES",
-        ),
-        (
-            Error::DeviceTooOld { found: (7, 5) },
-            "found a device of compute capability 7.5, expected 8.0 (Ampere) or later: use another device, or compute on the \
-             CPU",
-        ),
-        (
-            Error::NoKernelImage {
-                device: (12, 0),
-                name: "CUDA_ERROR_UNSUPPORTED_PTX_VERSION".into(),
-            },
-            "found no kernels for compute capability 12.0 (CUDA_ERROR_UNSUPPORTED_PTX_VERSION): build flash-alibi with \
-             FLASH_ALIBI_CUDA_ARCHS=120, or install a newer driver",
-        ),
-        (
-            Error::OutOfMemory {
-                doing: "when slopes were uploaded",
-            },
-            "out of device memory when slopes were uploaded: free some, or use a smaller model or batch",
-        ),
-        (
-            Error::Context {
-                argument: "seqused_k",
-                found: "0x10".into(),
-                found_device: 1,
-                expected: "0x20".into(),
-                expected_device: 0,
-            },
-            "seqused_k: found context 0x10 (device 1), expected 0x20 (device 0), the layer's: copy it there, or make a layer \
-             in its context",
-        ),
-        (
-            driver("CUDA_ERROR_INVALID_VALUE"),
-            "the CUDA driver said CUDA_ERROR_INVALID_VALUE (as it says) when a kernel was launched",
-        ),
-        (
-            driver("CUDA_ERROR_STREAM_CAPTURE_ISOLATION"),
-            "the CUDA driver said CUDA_ERROR_STREAM_CAPTURE_ISOLATION (as it says) when a kernel was launched: turn cudarc's \
-             event tracking off before a stream captures",
-        ),
-    ] {
-        assert_eq!(error.to_string(), message);
-    }
-}
-
-#[test]
-fn layers_are_for_all_threads() {
-    fn both<T: Send + Sync>() {}
-    both::<Layer>();
-    both::<Kernels>();
-    both::<Error>();
-}
-
-#[test]
 fn a_device_that_is_not_there() {
     on_gpu(|_| {
         let found = CudaContext::device_count().unwrap() as usize;
         for ordinal in [found, usize::MAX] {
             let error = cuda::context(ordinal).unwrap_err();
             assert_eq!(error, Error::NoDevice { ordinal, found });
-        }
-    });
-}
-
-#[test]
-fn random_problems() {
-    fn of<T: OnDevice>(stream: &Arc<CudaStream>) {
-        let cases = config(60);
-        proptest!(cases, |(case in case(WORK))| fail(check::<T>(stream, &case))?);
-    }
-    on_gpu(of::<f16>);
-    on_gpu(of::<bf16>);
-}
-
-#[test]
-fn a_value_that_is_not_finite_reaches_the_rows_that_see_it_and_no_other() {
-    on_gpu(|stream| {
-        let attend = |laid_out: &LaidOut<_>| laid_out.attend_on_device(stream);
-        let part = || 0.0..1.0;
-        proptest!(config(60), |(
-            case in case(WORK / 4),
-            place in [part(), part(), part(), part()],
-            value in prop::sample::select(vec![f32::NAN, f32::INFINITY]),
-        )| fail(matrix::not_finite(case, place, value, attend))?);
-    });
-}
-
-/// The cases that the emulator runs too.
-fn check_all(cases: fn() -> Vec<Case>) {
-    on_gpu(|stream| cases().iter().for_each(|case| check_both(stream, case)));
-}
-
-#[test]
-fn head_dims() {
-    check_all(matrix::head_dims);
-}
-
-#[test]
-fn edges_of_tiles() {
-    check_all(matrix::edges_of_tiles);
-}
-
-#[test]
-fn shapes_that_peers_test() {
-    check_all(matrix::shapes_that_peers_test);
-}
-
-#[test]
-fn variable_lengths() {
-    check_all(matrix::variable_lengths);
-}
-
-#[test]
-fn unaligned_tensors() {
-    check_all(matrix::unaligned_tensors);
-}
-
-#[test]
-fn scales_and_softcaps() {
-    check_all(matrix::scales);
-    check_all(matrix::softcaps);
-}
-
-#[test]
-fn calls_with_nothing_to_do() {
-    let packed = |sequences: &[Lengths]| Case {
-        sequences: sequences.to_vec(),
-        packed: true,
-        slopes: SlopeKind::PerSequence(0.3),
-        ..Case::dense(0, 0, 0, (4, 2), 64)
-    };
-    let no_queries = Lengths {
-        k: 7,
-        ..Lengths::default()
-    };
-    let cases = [
-        packed(&[no_queries, Lengths::default()]),
-        packed(&[]),
-        Case::dense(2, 0, 5, (2, 2), 64),
-        Case::dense(0, 5, 5, (2, 2), 64),
-    ];
-    on_gpu(|stream| cases.iter().for_each(|case| check_both(stream, case)));
-}
-
-#[test]
-fn golden_files() {
-    fn check<T: Launch>(stream: &Arc<CudaStream>, case: &golden::Case<T>) {
-        let accuracy = case.judge(&case.launch(Runner::Gpu(stream)).unwrap());
-        let (name, limit) = (&case.name, accuracy.out_limit());
-        assert!(accuracy.passes(), "{name}: {accuracy:?}, limit {limit:e}");
-    }
-    on_gpu(|stream| {
-        // Tests run in the package's folder, wherever it is.
-        for file in golden::find(&[PathBuf::from("tests/golden")]).unwrap() {
-            match Golden::read(&file).unwrap() {
-                Golden::F16(case) => check(stream, &case),
-                Golden::Bf16(case) => check(stream, &case),
-                // The kernels take no f32.
-                Golden::F32(_) => {}
-            }
         }
     });
 }
@@ -280,7 +40,6 @@ fn plain_case(seed: u64) -> Case {
     }
 }
 
-#[test]
 fn threads_and_streams_share_a_layer() {
     on_gpu(|stream| {
         let layer = Layer::new(stream, plain_case(0).attention()).unwrap();
@@ -307,7 +66,6 @@ fn threads_and_streams_share_a_layer() {
 }
 
 /// What one stream writes, another attends to, and the first reads: nobody waits but the streams.
-#[test]
 fn streams_wait_for_each_other() {
     on_gpu(|stream| {
         let other = stream.context().new_stream().unwrap();
@@ -325,7 +83,6 @@ fn streams_wait_for_each_other() {
     });
 }
 
-#[test]
 fn a_context_has_its_kernels_once_and_is_not_kept() {
     alone_on_gpu(|context| {
         let stream = context.default_stream();
@@ -346,7 +103,6 @@ fn a_context_has_its_kernels_once_and_is_not_kept() {
     });
 }
 
-#[test]
 fn a_captured_call_is_replayed_on_other_data() {
     alone_on_gpu(|context| {
         // SAFETY: one stream uses everything.
@@ -440,7 +196,6 @@ fn refused(
     error
 }
 
-#[test]
 fn wrong_lengths_are_errors_and_launch_nothing() {
     on_gpu(|stream| {
         let layer = Small::layer(stream);
@@ -511,7 +266,6 @@ fn wrong_lengths_are_errors_and_launch_nothing() {
     });
 }
 
-#[test]
 fn a_report_adds_up_what_the_horizon_keeps() {
     on_gpu(|stream| {
         let slopes = Slopes::per_head(&[0.5, 1e-6]);
@@ -543,7 +297,6 @@ fn a_report_adds_up_what_the_horizon_keeps() {
     });
 }
 
-#[test]
 fn views_must_fit_their_buffers() {
     on_gpu(|stream| {
         let mut buffer = stream.clone_htod(&[f16::ONE; 95]).unwrap();
@@ -569,7 +322,6 @@ fn other_context(context: &Arc<CudaContext>) -> ManuallyDrop<Arc<CudaContext>> {
     ManuallyDrop::new(other.unwrap())
 }
 
-#[test]
 fn streams_and_buffers_of_other_contexts_are_errors() {
     on_gpu(|stream| {
         let other = other_context(stream.context()).default_stream();
@@ -606,4 +358,18 @@ fn streams_and_buffers_of_other_contexts_are_errors() {
         wrong("out", stream, right, &mut there.out, lse);
         wrong("lse", stream, right, out, &mut there.lse);
     });
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![
+        a_device_that_is_not_there,
+        threads_and_streams_share_a_layer,
+        streams_wait_for_each_other,
+        a_context_has_its_kernels_once_and_is_not_kept,
+        a_captured_call_is_replayed_on_other_data,
+        wrong_lengths_are_errors_and_launch_nothing,
+        a_report_adds_up_what_the_horizon_keeps,
+        views_must_fit_their_buffers,
+        streams_and_buffers_of_other_contexts_are_errors,
+    ]
 }

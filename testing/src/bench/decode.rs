@@ -5,15 +5,15 @@
 //! Rows named `horizon` have a paged cache that keeps the radii of its pages, and read what may change the result; they count
 //! the same bytes, read or not.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Result;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use flash_alibi::Attention;
 use flash_alibi::cuda::cudarc::driver::sys::CUevent_flags;
 use flash_alibi::cuda::cudarc::driver::{CudaSlice, CudaStream};
-use flash_alibi::cuda::{self, Inputs, Layer, View, ViewMut};
+use flash_alibi::cuda::{Inputs, Layer, View, ViewMut};
 use half::bf16;
 
 const PAGE_SIZE: usize = 64;
@@ -22,8 +22,6 @@ const BYTES: usize = 16 << 30;
 
 /// heads_q, heads_k and head_dim: BLOOM-7b1 and MPT-7B, a model with 4 heads a group, Falcon-7B.
 const LAYERS: [(usize, usize, usize); 3] = [(32, 32, 128), (32, 8, 128), (71, 1, 64)];
-
-type Failure = Box<dyn Error>;
 
 /// A step, ready to be made any number of times.
 struct Step {
@@ -62,7 +60,7 @@ impl Step {
         batch: usize,
         keys: usize,
         cache: Cache,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self> {
         let layer = Layer::new(stream, Attention::new(heads_q, heads_k, head_dim).build()?)?;
         let workspace = stream.alloc_zeros(layer.decode_workspace(batch, 1, keys))?;
         let pages = (batch * keys / PAGE_SIZE) as i32;
@@ -103,7 +101,7 @@ impl Step {
     }
 
     /// Appends normal keys to all pages, where it matters what they are.
-    fn fill(&mut self) -> Result<(), Failure> {
+    fn fill(&mut self) -> Result<()> {
         let Some(Pages {
             radii: Some((centres, radii)),
             ..
@@ -135,7 +133,7 @@ impl Step {
     }
 
     /// The device's time for so many steps.
-    fn time(&mut self, steps: u64) -> Result<Duration, Failure> {
+    fn time(&mut self, steps: u64) -> Result<Duration> {
         let attention = self.layer.attention();
         let (heads_q, heads_k, d) = (
             attention.heads_q(),
@@ -187,8 +185,8 @@ fn normal(len: usize) -> Vec<bf16> {
 fn timed(
     stream: &Arc<CudaStream>,
     times: u64,
-    mut work: impl FnMut() -> Result<(), Failure>,
-) -> Result<Duration, Failure> {
+    mut work: impl FnMut() -> Result<()>,
+) -> Result<Duration> {
     let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
     let start = stream.record_event(flags)?;
     for _ in 0..times {
@@ -199,7 +197,7 @@ fn timed(
     Ok(Duration::from_secs_f64(f64::from(milliseconds) / 1e3))
 }
 
-fn rows(criterion: &mut Criterion, stream: &Arc<CudaStream>) {
+pub(super) fn rows(criterion: &mut Criterion, stream: &Arc<CudaStream>) {
     for (heads_q, heads_k, head_dim) in LAYERS {
         let name = format!("decode/bf16/{heads_q}q{heads_k}k/d{head_dim}");
         let mut group = criterion.benchmark_group(name);
@@ -246,22 +244,4 @@ fn rows(criterion: &mut Criterion, stream: &Arc<CudaStream>) {
         }
         group.finish();
     }
-}
-
-fn main() -> Result<(), Failure> {
-    let context = match cuda::context(0) {
-        Ok(context) => context,
-        Err(why @ (cuda::Error::NoDriver { .. } | cuda::Error::NoDevice { .. })) => {
-            println!("skipped: {why}");
-            return Ok(());
-        }
-        Err(error) => return Err(error.into()),
-    };
-    // SAFETY: one stream uses everything.
-    unsafe { context.disable_event_tracking() };
-    let stream = context.new_stream()?;
-    let mut criterion = Criterion::default().configure_from_args();
-    rows(&mut criterion, &stream);
-    criterion.final_summary();
-    Ok(())
 }
