@@ -17,7 +17,8 @@ pub enum Mask {
 /// One attention layer: heads, scale, slopes, mask. Built once by [`Attention::new`] and [`AttentionBuilder::build`],
 /// used by every call.
 ///
-/// For query row `i` of sequence `b` and query head `h`, with `pos(i) = i + seqlen_k[b] - seqlen_q[b]`:
+/// For query row `i` of sequence `b` and query head `h`, with `pos(i) = i + seqlen_k[b] - seqlen_q[b]`, or `i + offset[b]`
+/// where a call gives an [`offset`](crate::Inputs::offset):
 ///
 /// ```text
 /// s(i,j)  = scale * dot(q[b,i,h], k[b,j,hk])          hk = h / (heads_q / heads_k)

@@ -38,7 +38,7 @@ pub struct PagedCache {
     next: u64,
 }
 
-/// A sequence of a [`PagedCache`], which never gives the same one twice.
+/// Names a sequence of a [`PagedCache`], which gives no name twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(u64);
 
@@ -91,7 +91,8 @@ impl PagedCache {
     /// A cache of `pages` free pages of `page_size` tokens.
     ///
     /// # Errors
-    /// [`Error::Value`] for a `page_size` that is not a positive multiple of 8, and for more pages than 32 bits number.
+    /// [`Error::Value`] for a `page_size` that is not a positive multiple of 8, for more than 2^31 - 1 pages, and for more than
+    /// 2^63 - 1 slots.
     pub fn new(pages: usize, page_size: usize) -> Result<Self> {
         check_page_size(page_size)?;
         let numbers = i32::try_from(pages).ok();
@@ -114,13 +115,13 @@ impl PagedCache {
         })
     }
 
-    /// A sequence without tokens. It takes no page yet.
+    /// Makes a sequence without tokens. It takes no page yet.
     pub fn create(&mut self) -> SequenceId {
         self.insert(Sequence::default())
     }
 
-    /// A sequence with the tokens of another, in the same pages. Those of either that are partly filled are copied when
-    /// it grows, so that neither sees the other's new tokens.
+    /// Makes a sequence with the tokens of another, in the same pages. When either of them grows and their last page is partly
+    /// filled, it gets a copy of that page, so that neither sees the other's new tokens.
     ///
     /// # Errors
     /// [`Error::Value`] for a sequence that this cache does not have.
@@ -135,8 +136,8 @@ impl PagedCache {
     /// Adds `tokens` tokens to a sequence, taking pages as needed, and says where their keys and values go.
     ///
     /// If the last page is partly filled and shared, the sequence gets a page of its own in its place, and
-    /// [`Appended::copies`] says to copy the one to the other first; with several appends in a step, all copies in the
-    /// order of the appends, then the new tokens.
+    /// [`Appended::copies`] asks for a copy of the one to the other. A step with several appends makes all copies first, in the
+    /// order of the appends, and then writes the new tokens.
     ///
     /// # Errors
     /// [`Error::CacheFull`] when it takes more pages than are free, [`Error::Value`] for a sequence that this cache does

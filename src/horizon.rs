@@ -49,37 +49,39 @@ use crate::error::{Result, value};
 
 /// Whether keys that cannot change the result are left out.
 ///
-/// ALiBi takes `slope * distance` from every score, so that far keys weigh nothing; how far depends on the slope, the
-/// queries and the keys. Tiles of keys are left out only where a bound of their scores proves that they weigh less than the
-/// tolerance, all together, whatever the input.
+/// ALiBi takes `slope * distance` from every score, so keys that are far enough weigh nothing. How far that is depends on the
+/// slope, the queries and the keys. A tile of keys is left out only where a bound of its scores proves that all that is left
+/// out of a row weighs at most the tolerance, whatever the input. The field's word for it is tile skipping; this one has a
+/// proof.
 ///
 /// # What is guaranteed
-/// For each row, with `w` the weight of what is left out (of all weights, 1): `w <= tolerance`. So an output differs from
-/// that of every key by at most `2 * tolerance * max|v|`, and lse by at most `tolerance`, in exact arithmetic; rounding of
-/// what is computed comes on top, as without a horizon. With the default of 2^-24 that is a 4096th of how far an f16 result
-/// is off by rounding alone, and a 32768th in bf16: hardly any result differs in a bit. [`Horizon::Bitwise`] promises that
-/// none does.
+/// What is left out of a row has at most `tolerance` of the row's weights, which sum to 1. So, in exact arithmetic, an output
+/// differs from the one over every key by at most `2 * tolerance * max|v|`, and an lse by at most `tolerance`; what is computed
+/// is rounded as without a horizon. With the default of 2^-24 the difference is a 4096th of what rounding to f16 alone can
+/// change, and a 32768th for bf16, so hardly any result differs in a bit. [`Horizon::Bitwise`] promises that none does.
 ///
-/// The bounds hold for norms that grow with the distance, for attention sinks and for keys with an offset: those cost
+/// The bounds hold for norms that grow with the distance, for attention sinks and for keys with a large mean: those cost
 /// speed, not exactness. A NaN or an infinity in a query or a key is never left out.
 ///
 /// # What is not
-/// - A value that is left out is not read, as a rule: a NaN or an infinity there need not spread.
-/// - Which tiles are left out depends on the other rows of a block, so that with a certified horizon the last bits of a row
-///   can depend on how a prompt is cut into chunks, as they do on a GPU anyway; and, in a cache that keeps radii, on its pages
-///   and centres. They never depend on the other sequences of a call.
+/// - Values that are left out are usually not read: a NaN or an infinity among them need not reach an output.
+/// - Which tiles are left out depends on all rows of a block. With a certified horizon, the last bits of a row can therefore
+///   depend on how a prompt is cut into chunks, as they do on a GPU anyway. In a cache that keeps radii they can also depend on
+///   its pages and centres. They never depend on the other sequences of a call.
 ///
 /// # What is left out
-/// Nothing of heads whose slope is not positive, nor of sequences of which less than 2048 keys are seen. Else what matters is
-/// `slope * distance`: with scores of a standard deviation of 1, keys beyond some `20 / slope` go. Geometric slopes ([Press
-/// et al., 2022]) reach from 1/2 to 2^-8, so that some heads see a hundred keys, and the gentlest some five thousand:
-/// causal prefill of 16384 tokens computes about a quarter, of 65536 a fifteenth. A bias of at most 16 over many heads
-/// (MPT-7B-StoryWriter) has slopes down to 2^-16, which see everything: a half is left at 65536.
+/// Nothing is left out for heads whose slope is not positive, nor in sequences of which fewer than 2048 keys are seen.
+/// Otherwise `slope * distance` decides: where scores have a standard deviation of 1, keys beyond a distance of about
+/// `20 / slope` are left out. Geometric slopes ([Press et al., 2022]) reach from 1/2 to 2^-8, so that some heads see a hundred
+/// keys, and the gentlest some five thousand. Causal prefill then does about a quarter of the work at 16384 tokens, and a
+/// fifteenth at 65536. MPT-7B-StoryWriter (`alibi_bias_max` 16) has slopes down to 2^-16, for which nothing is far: half of the
+/// work remains at 65536 tokens.
 ///
-/// Prompts need nothing for it: their keys are read once before, by each chunk where they come in chunks. For decoding that
-/// would be all there is to do: it needs a cache that keeps the radii of its pages
-/// ([`cpu::append_with_radii`](crate::cpu::append_with_radii), `cuda::Kernels::append_with_radii`), which spares chunks that
-/// reading too. Without, a GPU leaves nothing out when decoding, and a CPU computes all scores, and leaves out values.
+/// Prompts need nothing more: a first pass over their keys bounds them. A prompt that comes in chunks repeats that pass for
+/// each chunk, and for a token that is decoded the pass would cost as much as it saves. A cache that keeps the radii of its
+/// pages spares both the pass ([`cpu::append_with_radii`](crate::cpu::append_with_radii), `cuda::Layer::append_with_radii`,
+/// `candle::append_with_radii`). When decoding without radii, a GPU leaves nothing out, and a CPU computes all scores and
+/// leaves out values.
 ///
 /// # Relatives
 /// Adaptive Computation Pruning for the Forgetting Transformer ([Lin et al., 2025]) leaves out what a bound proves to be small
@@ -116,8 +118,8 @@ impl Default for Horizon {
 }
 
 impl Horizon {
-    /// The weight of a row that may be left out, of 1; an output then differs by at most `2 * tolerance * max|v|` from that
-    /// with every key, an lse by `tolerance`.
+    /// The share of a row's weights that may be left out. An output then differs by at most `2 * tolerance * max|v|` from the
+    /// one over every key, and an lse by at most `tolerance`.
     pub fn tolerance(self) -> f32 {
         match self {
             Self::Certified { tolerance } => tolerance,

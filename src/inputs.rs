@@ -9,8 +9,8 @@ use crate::tensor::View;
 /// Variable length ([`Inputs::varlen`]): q `[total_q, heads_q, head_dim]`, k and v `[total_k, heads_k, head_dim]`. From a
 /// paged cache ([`Inputs::paged`]): q of either form, k and v `[pages, page_size, heads_k, head_dim]`.
 ///
-/// `Q` is the type of q, `KV` that of k and v. What can be computed is what [`cpu::CacheElement`](crate::cpu::CacheElement)
-/// says: today both are the same.
+/// `Q` is the type of q, and `KV` that of k and v. Today both must be the same;
+/// [`cpu::CacheElement`](crate::cpu::CacheElement) says which pairs can be computed.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a, Q, KV = Q> {
     pub(crate) q: View<'a, Q>,
@@ -79,22 +79,25 @@ impl<'a, Q, KV> Inputs<'a, Q, KV> {
         self
     }
 
-    /// The first query of sequence `b` stands at key position `offset[b]`, and row `i` at `i + offset[b]`, in place of the
-    /// last query at the last key. `[batch]`; any value, also one that puts queries before or far behind all keys.
+    /// Row `i` of sequence `b` stands at key position `i + offset[b]`. Without this, the last query stands at the last key.
     ///
-    /// The bias, the causal limit and windows follow the position. A batch that is padded at its right end has offsets of
-    /// 0. A block of queries against keys that are elsewhere (another device's part of a context, a shared prefix) has the
-    /// difference of their starts, and [`merge_states`](crate::merge_states) puts the results together.
+    /// `offset` is `[batch]`. Any value will do, also one by which queries stand before all keys or far after them. The bias,
+    /// the causal limit and windows follow the position.
+    ///
+    /// A batch that is padded at its right end has offsets of 0. For a block of queries against keys that begin elsewhere
+    /// (another device's part of a context, a shared prefix), the offset is the first query's position minus the first key's,
+    /// and [`merge_states`](crate::merge_states) puts the results together.
     pub fn offset(mut self, offset: &'a [i32]) -> Self {
         self.sequences.offset = Some(offset);
         self
     }
 
-    /// How far the keys of a paged cache are from a centre, as [`cpu::append_with_radii`](crate::cpu::append_with_radii)
-    /// keeps it: by it, pages that the [`Horizon`](crate::Horizon) leaves out are not even read.
+    /// The radii of a paged cache, as [`cpu::append_with_radii`](crate::cpu::append_with_radii) keeps them. With them, pages
+    /// that the [`Horizon`](crate::Horizon) leaves out are not even read.
     ///
-    /// `centres` is `[heads_k, head_dim]`, `radii` `[pages, heads_k]`: at least the distance of each key of a page from the
-    /// head's centre. Radii of pages that no query needs may be anything; those of NaN keep their pages.
+    /// `centres` is `[heads_k, head_dim]`. `radii` is `[pages, heads_k]`, each at least the distance of every key of its page
+    /// from the head's centre. A page whose radius is NaN is never left out; radii of pages that no query needs may be
+    /// anything.
     pub fn radii(mut self, centres: &'a [f32], radii: &'a [f32]) -> Self {
         self.sequences.radii = Some(Radii { centres, radii });
         self

@@ -18,9 +18,9 @@ use crate::tensor::{View, ViewMut};
 /// rows with +inf, and FlashInfer's lse is in base 2: convert them first.) Merging is commutative, and associative up to
 /// rounding, so keys may be split over threads, devices or a shared prefix in any way.
 ///
-/// The bias is part of an lse, so both must be of the query where it stands: [`Inputs::offset`](crate::Inputs::offset) says
-/// where that is. For a query block that starts at position `q` and keys that start at position `k`, of another rank or of a
-/// shared prefix, it is `q - k`.
+/// The bias is part of an lse, so both results must have the query at its true distance from the keys. Where a block of
+/// queries begins at position `q`, and the keys of another rank or of a shared prefix begin at `k`,
+/// [`Inputs::offset`](crate::Inputs::offset) is `q - k`.
 ///
 /// # Errors
 /// [`Error::Length`] unless both rows have the same length; nothing is written then.

@@ -48,7 +48,7 @@ impl<T> Array for &[T] {
     }
 }
 
-/// What of a description does not depend on the values in its arrays.
+/// The part of a description that does not depend on the values in its arrays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shape {
     /// The number of sequences.
@@ -81,8 +81,8 @@ pub struct Paged {
     pub stride: usize,
     /// At least the keys of the longest sequence.
     pub max_seqlen_k: usize,
-    /// Whether the radii of the pages are known, as appends keep them. A horizon then needs no look at the keys that it
-    /// leaves out; decoding has none otherwise.
+    /// Whether the cache keeps the radii of its pages. With them a horizon need not read the keys that it leaves out; without
+    /// them decoding has no horizon.
     pub radii: bool,
 }
 

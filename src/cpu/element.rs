@@ -35,7 +35,7 @@ mod sealed {
 pub trait Element:
     sealed::Sealed + Copy + Default + std::fmt::Debug + Send + Sync + 'static
 {
-    /// Exact.
+    /// Converts exactly.
     fn to_f32(self) -> f32;
     /// Rounds to nearest, ties to even.
     fn from_f32(value: f32) -> Self;
@@ -54,9 +54,9 @@ pub trait Element:
     fn narrow(from: &[f32], to: &mut [Self]);
 }
 
-/// An element type of keys and values that queries of type `Q` can be computed with: today `Q` itself.
+/// An element type of keys and values that queries of type `Q` can attend to: today `Q` itself.
 ///
-/// It is a parameter of its own, so that caches of other types can come without a change of what is written today.
+/// It is a type parameter of its own so that caches of other types can be added without breaking callers.
 pub trait CacheElement<Q>: Copy + sealed::Sealed {
     /// The tensor as one of the queries' type.
     #[doc(hidden)]

@@ -15,7 +15,7 @@ use crate::tensor::{Layout, View, ViewMut};
 ///
 /// # Errors
 /// [`Error`] for tensors that do not fit each other, for another number of slots than of tokens, for a slot that no page
-/// has, and for a slot that two tokens are to share; nothing is written then.
+/// has, and for a slot that two tokens have; nothing is written then.
 pub fn append<T: Element>(
     k: View<'_, T>,
     v: View<'_, T>,
@@ -66,15 +66,16 @@ pub fn append<T: Element>(
     Ok(())
 }
 
-/// As [`append`], for a cache that keeps how far its keys are from a centre: [`Inputs::radii`](crate::Inputs::radii).
+/// As [`append`], and also keeps the radii of the pages, for [`Inputs::radii`](crate::Inputs::radii): how far the keys of
+/// each page are from a centre.
 ///
-/// `centres` is `[heads_k, head_dim]`, a vector for each head that stays the same while the cache has keys. Any is sound:
-/// bounds are tightest around the mean key, and zeros do where it is not known. `radii` is `[pages, heads_k]`, of any content
-/// before.
+/// `centres` is `[heads_k, head_dim]`: a vector for each head, which must stay the same while the cache has keys. Any vector
+/// gives correct bounds; those around the mean key are the tightest, and zeros will do where it is not known. `radii` is
+/// `[pages, heads_k]`; its first content does not matter.
 ///
-/// A page is filled from row 0 on, as by [`PagedCache`](crate::PagedCache): a token in row 0 begins its page's radii anew,
-/// and every other raises them; a key that is overwritten counts until then. Where a page is copied
-/// ([`Appended::copies`](crate::Appended::copies)), its row of `radii` must be copied too.
+/// Pages are filled from row 0 on, as [`PagedCache`](crate::PagedCache) does it. A token in row 0 starts its page's radii anew;
+/// a token in any other row raises them, if it must. So a key that was overwritten still counts until its page is started
+/// anew. Where a page is copied ([`Appended::copies`](crate::Appended::copies)), its row of `radii` must be copied too.
 ///
 /// # Errors
 /// As [`append`], also for centres that are not `[heads_k, head_dim]` and radii that are not `[pages, heads_k]`.
@@ -109,8 +110,8 @@ pub fn append_with_radii<T: Element>(
     Ok(())
 }
 
-/// Copies whole pages within a pool `[pages, page_size, heads_k, head_dim]`, each pair from its first page to its second,
-/// in order: what [`PagedCache::append`](crate::PagedCache::append) asks for before sequences that share a page diverge.
+/// Copies whole pages within a pool `[pages, page_size, heads_k, head_dim]`, in order, each pair from its first page to its
+/// second. [`PagedCache::append`](crate::PagedCache::append) asks for it where sequences that share a page diverge.
 ///
 /// # Errors
 /// [`Error`] for a tensor that is no pool and for a page that it does not have; nothing is written then.
@@ -181,9 +182,9 @@ fn row_of(pool: &Layout, page: usize, row: usize, head: usize) -> usize {
     page * pool.batch_stride + row * pool.row_stride + head * pool.head_stride
 }
 
-/// The keys and values of one layer in pages: a pool for each, `[pages, page_size, heads_k, head_dim]`, in memory of its
-/// own, and how far the keys of each page are from a centre. [`PagedCache`](crate::PagedCache) says which page belongs to
-/// whom.
+/// The KV cache of one layer: a pool of pages for its keys and one for its values, each
+/// `[pages, page_size, heads_k, head_dim]`, and the radii of the pages ([`append_with_radii`]).
+/// [`PagedCache`](crate::PagedCache) says which page belongs to which sequence.
 #[derive(Debug, Clone)]
 pub struct KvCache<T> {
     k: Vec<T>,
@@ -228,8 +229,9 @@ impl<T: Element> KvCache<T> {
         })
     }
 
-    /// With other centres than zeros, `[heads_k, head_dim]`: the nearer they are to the mean key of each head, the less of a
-    /// long sequence is read. Pages that have been written keep their keys and are read whole until they are begun anew.
+    /// Sets the centres, `[heads_k, head_dim]`, which are zeros otherwise: the nearer they are to the mean key of each head,
+    /// the less of a long sequence is read. Pages that have been written lose their radii, not their keys: they are never left
+    /// out until they are started anew.
     ///
     /// # Errors
     /// [`Error::Length`] for another number of elements.

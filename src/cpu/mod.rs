@@ -37,7 +37,7 @@ pub struct Output<T> {
     pub report: Report,
 }
 
-/// Computes attention into buffers of its own. See [`Attention`] for what is computed.
+/// Computes attention and returns it in new buffers. See [`Attention`] for what is computed.
 ///
 /// Rows of packed tensors that belong to no sequence are zero.
 ///

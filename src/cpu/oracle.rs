@@ -13,7 +13,7 @@ pub struct Reference {
     pub lse: Vec<f64>,
 }
 
-/// Computes attention in f64, one row at a time, on the inputs as they are (already rounded to `T`).
+/// Computes attention in f64, one row at a time, on the inputs as they are: already rounded to their types.
 ///
 /// Rows of packed tensors that belong to no sequence are zero, with an lse of zero.
 ///

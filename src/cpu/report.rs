@@ -27,7 +27,8 @@ impl Report {
         self.total.iter().sum()
     }
 
-    /// The pairs of a query head, kept and in all, by how many tiles lie between, from the nearest one on.
+    /// The pairs of a query head, as `(computed, all)`, by distance: first those of the nearest tile, then those one tile
+    /// farther, and so on.
     ///
     /// # Panics
     /// When there is no such head.
