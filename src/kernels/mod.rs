@@ -41,17 +41,11 @@ impl Architecture {
 
 /// The element types that kernels take. Another is added as `kernels/common/elements.cuh` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Dtype {
     /// IEEE half precision.
     F16,
     /// bfloat16.
     Bf16,
-}
-
-impl Dtype {
-    /// All of them.
-    pub const ALL: &[Self] = &[Self::F16, Self::Bf16];
 }
 
 /// What nvcc made of one kernel file.

@@ -77,12 +77,12 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 impl<T> Problem<'_, T> {
-    /// Kernels know no offsets.
+    /// The layer of the CUDA backend has no offsets.
     pub(crate) fn without_offset(&self) -> Result<(), Failure> {
         match self.offset {
             None => Ok(()),
             Some(_) => Err(Failure(
-                "offset: found one, expected none: the kernels do not take it".into(),
+                "offset: found one, expected none: the layer does not take it".into(),
             )),
         }
     }
