@@ -1,23 +1,23 @@
 //! Races on global memory between the blocks of a launch.
 //!
-//! Every grain of touched memory remembers its last writer and a reader. Blocks are ordered only by
+//! Every grain of touched memory remembers its last plain writer, a plain reader and, if it saw any
+//! atomic, volatile or relaxed accesses, one that wrote and one that loaded. Blocks are ordered only by
 //! synchronising through atomics: an atomic (or volatile or relaxed access) publishes what its block
 //! did before its last fence and takes over what earlier ones published there. Threads of one block
 //! count as one party, so ordering inside the block is left to the shared-memory rules.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use crate::error::Access;
 use crate::memory::{PAGE, Snapshot, Sparse};
 
-/// `block+1:20 many:1 epoch:11 atomic:1 thread:10 pc:20`
+/// `block+1:20 many:1 epoch:11 unused:2 thread:10 pc:20`
 #[derive(Clone, Copy)]
 struct Entry(u64);
 
 const MANY: u64 = 1 << 43;
-const ATOMIC: u64 = 1 << 31;
 const MAX_EPOCH: u64 = (1 << 11) - 1;
 pub(crate) const MAX_BLOCKS: u64 = (1 << 20) - 2;
 
@@ -30,9 +30,20 @@ impl Entry {
     }
 }
 
+/// A slot per grain.
+type Slots = Box<[AtomicU64]>;
+
+fn slots(n: usize) -> Slots {
+    (0..n).map(|_| AtomicU64::new(0)).collect()
+}
+
+/// Plain accesses and, once there are any, the others: these need no order to each other, so none of
+/// them may take a plain one's slot.
 struct Page {
-    writes: Box<[AtomicU64]>,
-    reads: Box<[AtomicU64]>,
+    writes: Slots,
+    reads: Slots,
+    strong_writes: OnceLock<Slots>,
+    strong_reads: OnceLock<Slots>,
 }
 
 /// The shadow of a launch.
@@ -86,17 +97,54 @@ impl Party {
                 .is_some_and(|&k| k >= e.epoch() || u64::from(e.epoch()) == MAX_EPOCH)
     }
 
-    /// Whether an access now, atomic or not, is ordered after the write `w`, if there was one; two atomics need no order.
+    /// An access that must be ordered after the one in a slot, if there was one.
     #[inline]
-    fn after_write(&self, w: Entry, atomic: bool) -> Result<(), Other> {
-        let access = match w.0 & ATOMIC {
-            0 => Access::Write,
-            _ => Access::Atomic,
+    fn after(&self, slot: u64, access: Access) -> Result<(), Other> {
+        let e = Entry(slot);
+        // Of many only one is remembered; a block that has acquired anything is given the benefit of
+        // the doubt.
+        let ordered = match e.0 & MANY {
+            0 => e.0 == 0 || self.ordered(e),
+            _ => !self.known.is_empty(),
         };
-        if w.0 == 0 || self.ordered(w) || (atomic && access == Access::Atomic) {
+        if ordered {
             return Ok(());
         }
-        Err(other(w, access))
+        Err(other(e, access))
+    }
+
+    /// The same of a grain of slots that may not be there.
+    #[inline]
+    fn after_strong(
+        &self,
+        slots: &OnceLock<Slots>,
+        grain: usize,
+        access: Access,
+    ) -> Result<(), Other> {
+        match slots.get() {
+            Some(s) => self.after(s[grain].load(SeqCst), access),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes an access that others may do at the same time.
+    #[inline]
+    fn announce(&self, slot: &AtomicU64, thread: u32, pc: usize) {
+        let seen = slot.load(SeqCst);
+        let e = Entry(seen);
+        let swap = |me| slot.compare_exchange(seen, me, SeqCst, SeqCst);
+        if seen == 0 {
+            if swap(self.entry(thread, pc)).is_err() {
+                slot.fetch_or(MANY, SeqCst);
+            }
+        } else if e.block() == self.id {
+            if e.epoch() != self.epoch && seen & MANY == 0 {
+                // If it fails, another block has made it many.
+                swap(self.entry(thread, pc)).ok();
+            }
+        } else if seen & MANY == 0 {
+            slot.fetch_or(MANY, SeqCst);
+        }
     }
 
     pub fn fence(&mut self) {
@@ -104,10 +152,9 @@ impl Party {
         self.epoch = (self.epoch + 1).min(MAX_EPOCH as u32);
     }
 
-    fn entry(&self, thread: u32, pc: usize, flags: u64) -> u64 {
+    fn entry(&self, thread: u32, pc: usize) -> u64 {
         u64::from(self.id) << 44
             | u64::from(self.epoch) << 32
-            | flags
             | u64::from(thread.min(1023)) << 20
             | pc.min((1 << 20) - 1) as u64
     }
@@ -136,8 +183,10 @@ impl GlobalRaces {
         self.allocations
             .get(allocation)?
             .touch(offset / PAGE, || Page {
-                writes: (0..n).map(|_| AtomicU64::new(0)).collect(),
-                reads: (0..n).map(|_| AtomicU64::new(0)).collect(),
+                writes: slots(n),
+                reads: slots(n),
+                strong_writes: OnceLock::new(),
+                strong_reads: OnceLock::new(),
             })
     }
 
@@ -169,26 +218,14 @@ impl GlobalRaces {
             return Ok(());
         };
         for g in self.grains(offset, len) {
-            if !atomic {
-                let slot = &page.reads[g];
-                let r = slot.load(SeqCst);
-                if r == 0 {
-                    if slot
-                        .compare_exchange(0, p.entry(thread, pc, 0), SeqCst, SeqCst)
-                        .is_err()
-                    {
-                        slot.fetch_or(MANY, SeqCst);
-                    }
-                } else if Entry(r).block() == p.id {
-                    if Entry(r).epoch() != p.epoch && r & MANY == 0 {
-                        slot.compare_exchange(r, p.entry(thread, pc, 0), SeqCst, SeqCst)
-                            .ok();
-                    }
-                } else if r & MANY == 0 {
-                    slot.fetch_or(MANY, SeqCst);
-                }
+            if atomic {
+                let slots = page.strong_reads.get_or_init(|| slots(page.reads.len()));
+                p.announce(&slots[g], thread, pc);
+            } else {
+                p.announce(&page.reads[g], thread, pc);
+                p.after_strong(&page.strong_writes, g, Access::Atomic)?;
             }
-            p.after_write(Entry(page.writes[g].load(SeqCst)), atomic)?;
+            p.after(page.writes[g].load(SeqCst), Access::Write)?;
         }
         Ok(())
     }
@@ -211,24 +248,21 @@ impl GlobalRaces {
         let Some(page) = self.page(allocation, offset) else {
             return Ok(());
         };
-        let entry = p.entry(thread, pc, if atomic { ATOMIC } else { 0 });
         for g in self.grains(offset, len) {
             let slot = &page.writes[g];
-            let seen = Entry(slot.load(SeqCst));
-            if seen.block() != p.id || seen.epoch() != p.epoch || (seen.0 ^ entry) & ATOMIC != 0 {
-                p.after_write(Entry(slot.swap(entry, SeqCst)), atomic)?;
-            }
-            let r = Entry(page.reads[g].load(SeqCst));
-            // Of many readers only one is remembered; a block that has acquired anything is given
-            // the benefit of the doubt.
-            let ordered = if r.0 & MANY != 0 {
-                !p.known.is_empty()
+            if atomic {
+                let slots = page.strong_writes.get_or_init(|| slots(page.reads.len()));
+                p.announce(&slots[g], thread, pc);
+                p.after(slot.load(SeqCst), Access::Write)?;
             } else {
-                p.ordered(r)
-            };
-            if r.0 != 0 && !ordered {
-                return Err(other(r, Access::Read));
+                let seen = Entry(slot.load(SeqCst));
+                if seen.block() != p.id || seen.epoch() != p.epoch {
+                    p.after(slot.swap(p.entry(thread, pc), SeqCst), Access::Write)?;
+                }
+                p.after_strong(&page.strong_writes, g, Access::Atomic)?;
+                p.after_strong(&page.strong_reads, g, Access::Read)?;
             }
+            p.after(page.reads[g].load(SeqCst), Access::Read)?;
         }
         Ok(())
     }

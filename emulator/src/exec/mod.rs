@@ -14,6 +14,7 @@ mod mbarrier;
 pub(crate) mod regs;
 mod rng;
 mod shared;
+mod strong;
 mod tensor;
 mod warp;
 mod warps_global;

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+use super::strong::Strong;
 use super::{Exec, raise};
 use crate::config::Checks;
 use crate::error::{Access, FaultKind, Space};
@@ -52,6 +53,15 @@ impl Entry {
     pub fn atomic(self) -> bool {
         self.0 & ATOMIC != 0
     }
+    /// Whether it is another warp's and not among what `who` knows.
+    #[inline(always)]
+    pub fn unordered(self, known: &Clock, who: Who) -> bool {
+        self.warp() != who.warp && self.clock() > known[self.warp()]
+    }
+    /// How a report calls it: only atomics are marked `ATOMIC`.
+    pub fn access(self, plain: Access) -> Access {
+        if self.atomic() { Access::Atomic } else { plain }
+    }
     pub fn who(self) -> Who {
         Who {
             warp: self.warp(),
@@ -68,6 +78,27 @@ pub(crate) enum Conflict {
     Race { other: Who, other_access: Access },
 }
 
+impl Conflict {
+    fn race(e: Entry, plain: Access) -> Self {
+        Self::Race {
+            other: e.who(),
+            other_access: e.access(plain),
+        }
+    }
+}
+
+/// Whether an access now may follow the last plain write.
+#[inline(always)]
+fn written(e: Entry, known: &Clock, who: Who) -> Result<(), Conflict> {
+    if e.0 & ASYNC != 0 {
+        return Err(Conflict::Pending(e.who()));
+    }
+    if e.unordered(known, who) {
+        return Err(Conflict::race(e, Access::Write));
+    }
+    Ok(())
+}
+
 pub(crate) type Clock = Vec<u32>;
 
 pub(crate) fn join(into: &mut [u32], from: &[u32]) {
@@ -82,9 +113,12 @@ pub(crate) struct SharedMemory {
     warps: usize,
     races: bool,
     uninit: bool,
+    /// Per grain: its last plain write, whose bytes are there or (`ASYNC`) on their way. An atomic
+    /// store to bytes that nobody wrote leaves an entry that everybody knows.
     writes: Vec<Entry>,
-    /// Per grain and warp: `clock:32 lane:5 pc:20` of its last read.
-    reads: Vec<u64>,
+    /// Per grain and warp: its last plain read.
+    reads: Vec<Entry>,
+    strong: Strong,
     /// `vc[warp]`: what each warp knows of the others; its own slot is its clock.
     pub vc: Vec<Clock>,
     /// What a warp had done at its last fence.
@@ -116,8 +150,9 @@ impl SharedMemory {
             warps,
             races,
             uninit,
-            writes: vec![Entry(0); shadow],
-            reads: vec![0; if races { shadow * warps } else { 0 }],
+            writes: vec![Entry::NONE; shadow],
+            reads: vec![Entry::NONE; if races { shadow * warps } else { 0 }],
+            strong: Strong::default(),
             vc,
             fenced: vec![None; warps],
             published: HashMap::new(),
@@ -129,7 +164,7 @@ impl SharedMemory {
         (offset >> self.grain_shift) as usize..((offset + len - 1) >> self.grain_shift) as usize + 1
     }
 
-    /// Checks and notes a read.
+    /// Checks and notes a read, plain or atomic.
     #[inline]
     pub fn note_read(
         &mut self,
@@ -141,45 +176,31 @@ impl SharedMemory {
         if self.writes.is_empty() {
             return Ok(());
         }
-        let clock = self.vc[who.warp][who.warp];
-        let stamp = u64::from(clock) << 32 | (who.lane as u64) << 20 | who.pc.min(PC_MASK) as u64;
+        let known = &self.vc[who.warp];
+        let me = Entry::new(who, known[who.warp], 0);
         for g in self.grains(offset, len) {
+            let at = (g << self.grain_shift) as u32;
             let e = self.writes[g];
-            if e.0 == 0 {
-                if self.uninit {
-                    return Err(((g << self.grain_shift) as u32, Conflict::Uninitialised));
-                }
-            } else if self.races {
-                if e.0 & ASYNC != 0 {
-                    return Err(((g << self.grain_shift) as u32, Conflict::Pending(e.who())));
-                }
-                let w = e.warp();
-                if w != who.warp
-                    && e.clock() > self.vc[who.warp][w]
-                    && !(atomic && e.0 & ATOMIC != 0)
-                {
-                    let other_access = if e.0 & ATOMIC != 0 {
-                        Access::Atomic
-                    } else {
-                        Access::Write
-                    };
-                    return Err((
-                        (g << self.grain_shift) as u32,
-                        Conflict::Race {
-                            other: e.who(),
-                            other_access,
-                        },
-                    ));
-                }
+            if e == Entry::NONE && self.uninit {
+                return Err((at, Conflict::Uninitialised));
             }
-            if self.races && !atomic {
-                self.reads[g * self.warps + who.warp] = stamp;
+            if !self.races {
+                continue;
             }
+            written(e, known, who).map_err(|c| (at, c))?;
+            if atomic {
+                self.strong.note(g, me);
+                continue;
+            }
+            if let Some(e) = self.strong.unordered(g, known, who, false) {
+                return Err((at, Conflict::race(e, Access::Read)));
+            }
+            self.reads[g * self.warps + who.warp] = me;
         }
         Ok(())
     }
 
-    /// Checks and notes a write, a landed copy, an atomic or (with `ASYNC`) a copy's issue.
+    /// Checks and notes a write, an atomic or (with `ASYNC`) a copy's issue.
     #[inline]
     fn note_write_flags(
         &mut self,
@@ -191,54 +212,32 @@ impl SharedMemory {
         if self.writes.is_empty() {
             return Ok(());
         }
-        let entry = Entry::new(who, self.vc[who.warp][who.warp], flags);
-        if !self.races {
-            for g in self.grains(offset, len) {
-                self.writes[g] = entry;
-            }
-            return Ok(());
-        }
+        let known = &self.vc[who.warp];
+        let me = Entry::new(who, known[who.warp], flags);
         for g in self.grains(offset, len) {
+            let at = (g << self.grain_shift) as u32;
             let e = self.writes[g];
-            let known = &self.vc[who.warp];
-            if e.0 != 0 {
-                if e.0 & ASYNC != 0 {
-                    return Err(((g << self.grain_shift) as u32, Conflict::Pending(e.who())));
-                }
-                let w = e.warp();
-                if w != who.warp && e.clock() > known[w] && flags & e.0 & ATOMIC == 0 {
-                    let other_access = if e.0 & ATOMIC != 0 {
-                        Access::Atomic
-                    } else {
-                        Access::Write
-                    };
-                    return Err((
-                        (g << self.grain_shift) as u32,
-                        Conflict::Race {
-                            other: e.who(),
-                            other_access,
-                        },
-                    ));
+            if self.races {
+                written(e, known, who).map_err(|c| (at, c))?;
+                let reads = &self.reads[g * self.warps..(g + 1) * self.warps];
+                if let Some(r) = reads.iter().find(|r| r.unordered(known, who)) {
+                    return Err((at, Conflict::race(*r, Access::Read)));
                 }
             }
-            let reads = &self.reads[g * self.warps..(g + 1) * self.warps];
-            for (w, &r) in reads.iter().enumerate() {
-                if (r >> 32) as u32 > known[w] && w != who.warp {
-                    let other = Who {
-                        warp: w,
-                        lane: (r >> 20) as usize & 31,
-                        pc: r as usize & PC_MASK,
-                    };
-                    return Err((
-                        (g << self.grain_shift) as u32,
-                        Conflict::Race {
-                            other,
-                            other_access: Access::Read,
-                        },
-                    ));
+            if me.atomic() {
+                if self.races {
+                    self.strong.note(g, me);
                 }
+                if e == Entry::NONE {
+                    self.writes[g] = Entry(ATOMIC);
+                }
+                continue;
             }
-            self.writes[g] = entry;
+            if let Some(e) = self.strong.unordered(g, known, who, true) {
+                return Err((at, Conflict::race(e, Access::Read)));
+            }
+            self.strong.forget(g);
+            self.writes[g] = me;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use super::shared::{ATOMIC, Clock, Entry, Who};
+use super::strong::Strong;
 use crate::error::Access;
 
 /// Bytes of a shadow page: small, as a block touches little of many rows.
@@ -13,11 +14,13 @@ const PAGE: u64 = 1024;
 /// Slots of the cache in front of the table of pages.
 const CACHE: usize = 64;
 
+/// Plain accesses, and the others.
 struct Page {
     writes: Box<[Entry]>,
     /// The last reader, while one says all; else also an entry of `readers`.
     reads: Box<[Entry]>,
     readers: HashMap<usize, Vec<Entry>>,
+    strong: Strong,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,6 +69,7 @@ impl WarpsGlobal {
                         writes: vec![Entry::NONE; grains].into(),
                         reads: vec![Entry::NONE; grains].into(),
                         readers: HashMap::new(),
+                        strong: Strong::default(),
                     });
                     pages.len() - 1
                 });
@@ -95,12 +99,16 @@ impl WarpsGlobal {
         let grains = self.grains(span);
         let page = self.page(span);
         for g in grains {
-            written(page.writes[g], known, who, atomic)?;
+            ordered(page.writes[g], known, who, Access::Write)?;
             if atomic {
+                page.strong.note(g, me);
                 continue;
             }
+            if let Some(e) = page.strong.unordered(g, known, who, false) {
+                return Err((e.who(), e.access(Access::Read)));
+            }
             let r = page.reads[g];
-            if r == Entry::NONE || r.warp() == who.warp || r.clock() <= known[r.warp()] {
+            if r == Entry::NONE || !r.unordered(known, who) {
                 page.reads[g] = me;
             } else {
                 let list = page.readers.entry(g).or_default();
@@ -126,39 +134,34 @@ impl WarpsGlobal {
         let grains = self.grains(span);
         let page = self.page(span);
         for g in grains {
-            written(page.writes[g], known, who, atomic)?;
-            let unordered = |e: &Entry| {
-                *e != Entry::NONE && e.warp() != who.warp && e.clock() > known[e.warp()]
-            };
-            if unordered(&page.reads[g]) {
-                return Err((page.reads[g].who(), Access::Read));
-            }
+            ordered(page.writes[g], known, who, Access::Write)?;
+            ordered(page.reads[g], known, who, Access::Read)?;
             if !page.readers.is_empty()
-                && let Some(list) = page.readers.remove(&g)
-                && let Some(e) = list.iter().find(|e| unordered(e))
+                && let Some(list) = page.readers.get(&g)
             {
-                return Err((e.who(), Access::Read));
+                for e in list {
+                    ordered(*e, known, who, Access::Read)?;
+                }
             }
+            if atomic {
+                page.strong.note(g, me);
+                continue;
+            }
+            if let Some(e) = page.strong.unordered(g, known, who, true) {
+                return Err((e.who(), e.access(Access::Read)));
+            }
+            // What is ordered after this write is ordered after all that was before it.
+            page.readers.remove(&g);
+            page.strong.forget(g);
             page.writes[g] = me;
         }
         Ok(())
     }
 }
 
-fn written(e: Entry, known: &Clock, who: Who, atomic: bool) -> Result<(), (Who, Access)> {
-    if e == Entry::NONE
-        || e.warp() == who.warp
-        || e.clock() <= known[e.warp()]
-        || (atomic && e.atomic())
-    {
-        return Ok(());
+fn ordered(e: Entry, known: &Clock, who: Who, access: Access) -> Result<(), (Who, Access)> {
+    if e.unordered(known, who) {
+        return Err((e.who(), access));
     }
-    Err((
-        e.who(),
-        if e.atomic() {
-            Access::Atomic
-        } else {
-            Access::Write
-        },
-    ))
+    Ok(())
 }
