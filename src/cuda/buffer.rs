@@ -1,5 +1,6 @@
 //! Device memory that calls take, and its order with their streams.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{
@@ -72,7 +73,10 @@ impl<'a> Checks<'a> {
             }));
         };
         match self.held {
-            true => self.memory(argument, address(buffer), bytes as u64),
+            true => {
+                let start = address(buffer);
+                self.memory(argument, start..start + bytes as u64)
+            }
             false => Ok(()),
         }
     }
@@ -87,8 +91,8 @@ impl<'a> Checks<'a> {
     }
 
     /// Checks that the step that captures holds memory, if one does.
-    pub(super) fn memory(&self, argument: &'static str, address: u64, bytes: u64) -> Result<()> {
-        match !self.held || capture::holds(address, bytes) {
+    pub(super) fn memory(&self, argument: &'static str, memory: Range<u64>) -> Result<()> {
+        match !self.held || capture::holds(&memory) {
             true => Ok(()),
             false => Err(Error::NotHeld { argument }),
         }

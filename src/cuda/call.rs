@@ -3,7 +3,8 @@
 use cudarc::driver::CudaStream;
 
 use super::buffer::{Checks, Lent};
-use super::{BufferMut, CacheElement, Element, Error, Inputs, Kernels, Result, ViewMut};
+use super::slopes::UploadedSlopes;
+use super::{Buffer, BufferMut, CacheElement, Element, Error, Inputs, Kernels, Result, ViewMut};
 use crate::attention::Attention;
 use crate::error;
 use crate::plan::{self, Addresses, Plan};
@@ -23,9 +24,19 @@ pub(crate) enum Method {
     Decode,
 }
 
+/// Where the slopes of a call lie.
+#[derive(Clone, Copy)]
+pub(crate) enum Slopes<'a> {
+    /// With the kernels of the call.
+    Uploaded(&'a UploadedSlopes),
+    #[cfg_attr(not(feature = "candle-cuda"), expect(dead_code, reason = "candle's"))]
+    Buffer(&'a dyn Buffer<f32>),
+}
+
 /// What a call takes beside its stream.
 pub(crate) struct Call<'a, Q, KV> {
     pub(crate) method: Method,
+    pub(crate) slopes: Slopes<'a>,
     pub(crate) inputs: &'a Inputs<'a, Q, KV>,
     pub(crate) out: ViewMut<'a, Q>,
     pub(crate) lse: Option<&'a mut dyn BufferMut<f32>>,
@@ -107,19 +118,15 @@ pub(super) fn at_any_alignment(bytes: u64) -> usize {
 }
 
 /// [`Layer::forward`](super::Layer::forward) by one method, with slopes wherever they are.
-///
-/// # Safety
-/// `slopes` is the address of as many f32 as the attention has, in the context of the kernels. They are written before what
-/// `stream` does now, and stay until it is done.
-pub(crate) unsafe fn attend<Q: Element, KV: CacheElement<Q>>(
+pub(crate) fn attend<Q: Element, KV: CacheElement<Q>>(
     kernels: &Kernels,
     attention: &Attention,
-    slopes: u64,
     stream: &CudaStream,
     call: Call<'_, Q, KV>,
 ) -> Result<()> {
     let Call {
         method,
+        slopes,
         inputs,
         out,
         lse,
@@ -129,8 +136,20 @@ pub(crate) unsafe fn attend<Q: Element, KV: CacheElement<Q>>(
     let launcher = kernels.on(stream)?;
     let plan = inputs.plan(method, kernels, attention, out.layout)?;
     let checks = Checks::new(stream)?;
-    let slopes_bytes = size_of_val(attention.slopes().as_slice()) as u64;
-    checks.memory("slopes", slopes, slopes_bytes)?;
+    let found = match slopes {
+        Slopes::Uploaded(slopes) => {
+            checks.memory("slopes", slopes.memory())?;
+            slopes.len()
+        }
+        Slopes::Buffer(slopes) => {
+            checks.buffer("slopes", slopes)?;
+            slopes.len()
+        }
+    };
+    let count = attention.slopes().as_slice().len();
+    if found < count {
+        return Err(length("slopes", found, format!("at least {count}")));
+    }
     inputs.check_buffers(&checks)?;
     checks.buffer("out", &*out.buffer)?;
     if let Some(lse) = &lse {
@@ -166,7 +185,10 @@ pub(crate) unsafe fn attend<Q: Element, KV: CacheElement<Q>>(
         v: lent.read(inputs.v.buffer),
         out: lent.write(out.buffer),
         lse: lse.map_or(0, |lse| lent.write(lse)),
-        slopes,
+        slopes: match slopes {
+            Slopes::Uploaded(slopes) => slopes.memory().start,
+            Slopes::Buffer(slopes) => lent.read(slopes),
+        },
         cu_seqlens_q: lent.read_some(sequences.cu_seqlens_q),
         cu_seqlens_k: lent.read_some(sequences.cu_seqlens_k),
         seqused_k: lent.read_some(sequences.seqused_k),
@@ -179,7 +201,8 @@ pub(crate) unsafe fn attend<Q: Element, KV: CacheElement<Q>>(
         workspace: aligned,
     };
     // SAFETY: views are as long as their layouts need, the description of the sequences and the lines above have checked the
-    // rest. `lent` orders the work before anything that frees or writes the buffers; the caller vouches for the slopes.
+    // rest. `lent` orders the work before anything that frees or writes the buffers, and uploaded slopes stay until no work reads
+    // them.
     unsafe { plan.run(&launcher, &addresses) }
 }
 

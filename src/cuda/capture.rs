@@ -387,13 +387,11 @@ pub(super) fn is_of_step(stream: &CudaStream) -> Result<bool> {
     })
 }
 
-/// Whether the step that is being captured holds so many bytes from an address on.
-pub(super) fn holds(address: u64, bytes: u64) -> bool {
-    let inside = |held: &Range<u64>| {
-        held.start <= address && address.saturating_add(bytes) <= held.end || bytes == 0
-    };
+/// Whether the step that is being captured holds all of some memory.
+pub(super) fn holds(memory: &Range<u64>) -> bool {
+    let inside = |held: &Range<u64>| held.start <= memory.start && memory.end <= held.end;
     SCOPE.with_borrow(|scope| match scope {
-        Some(Scope::Step { memory, .. }) => memory.iter().any(inside),
+        Some(Scope::Step { memory: held, .. }) => memory.is_empty() || held.iter().any(inside),
         _ => true,
     })
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::call::{self, Call, Method};
+use super::call::{self, Call, Method, Slopes};
 use super::slopes::UploadedSlopes;
 use super::{BufferMut, CacheElement, Element, Inputs, Kernels, Result, ViewMut};
 use crate::attention::Attention;
@@ -173,22 +173,13 @@ impl Layer {
     ) -> Result<()> {
         let call = Call {
             method,
+            slopes: Slopes::Uploaded(&self.slopes),
             inputs,
             out: out.reborrow(),
             lse: lse.map(|lse| lse as _),
             workspace,
             report: report.map(|report| report as _),
         };
-        // SAFETY: the slopes are as many as the attention has, they were there before the layer was, and stay until no work
-        // can read them.
-        unsafe {
-            call::attend(
-                self.kernels,
-                &self.attention,
-                self.slopes.address(),
-                stream,
-                call,
-            )
-        }
+        call::attend(self.kernels, &self.attention, stream, call)
     }
 }

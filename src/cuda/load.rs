@@ -1,6 +1,8 @@
 //! All kernels that a layer's calls may need, loaded beforehand: a stream that captures cannot.
 
-use super::{Kernels, Result};
+use half::{bf16, f16};
+
+use super::{Element, Kernels, Result};
 use crate::attention::Attention;
 use crate::error;
 use crate::horizon::MIN_KEYS;
@@ -11,7 +13,7 @@ impl Kernels {
     /// Loads the kernels for a layer.
     pub(super) fn load(&self, attention: &Attention) -> Result<()> {
         let device = self.device();
-        for &dtype in Dtype::ALL {
+        for dtype in DTYPES {
             let call = small_call(attention, dtype, 1, MIN_KEYS)?;
             let mut plans = vec![
                 Plan::prefill(attention, &call, device)?,
@@ -35,7 +37,7 @@ impl Kernels {
         let key = Layout::contiguous("k", &[1, heads_k, head_dim])?;
         let page = Layout::contiguous("k_pages", &[1, PAGE_SIZE, heads_k, head_dim])?;
         let mut appends = vec![Append::new(&key, &key, &page, &page)?];
-        for &dtype in Dtype::ALL {
+        for dtype in DTYPES {
             appends.push(Append::with_radii(dtype, &key, &key, &page, &page)?);
         }
         let copy = CopyPages::new(1, &page, &page)?;
@@ -50,6 +52,8 @@ impl Kernels {
     }
 }
 
+/// The types of [`Element`].
+const DTYPES: [Dtype; 2] = [f16::DTYPE, bf16::DTYPE];
 const PAGE_SIZE: usize = 8;
 
 /// A call of few rows: it needs the kernels that larger calls of the layer do.

@@ -58,7 +58,7 @@ pub use cudarc;
 
 pub use buffer::{Buffer, BufferMut};
 #[cfg(feature = "candle-cuda")]
-pub(crate) use call::{Call, attend};
+pub(crate) use call::{Call, Slopes, attend};
 pub use capture::{Held, Step, in_unowned_capture};
 pub use driver::context;
 pub use error::{Error, Result};

@@ -24,9 +24,9 @@ pub(crate) struct UploadedSlopes {
 }
 
 impl UploadedSlopes {
-    /// Where they begin.
-    pub(crate) fn address(&self) -> u64 {
-        self.address
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.len
     }
 
     /// The addresses that they have.

@@ -125,7 +125,7 @@ impl<'a, T> ViewMut<'a, T> {
     }
 
     /// The same tensor, lent for less long.
-    pub(super) fn reborrow(&mut self) -> ViewMut<'_, T> {
+    pub fn reborrow(&mut self) -> ViewMut<'_, T> {
         ViewMut {
             buffer: &mut *self.buffer,
             layout: self.layout,
