@@ -735,11 +735,11 @@ fn errors_of_dense_calls() {
         ),
         (
             |a| a.k = zeros(&[2, 5, 3, 8]),
-            "heads_q: found 4, expected a positive multiple of heads_k = 3",
+            "k: found shape [2, 5, 3, 8], expected [batch, seqlen_k, heads_k, head_dim], its heads a divisor of the 4 of q",
         ),
         (
             |a| a.k = zeros(&[2, 5, 0, 8]),
-            "heads_k: found 0, expected at least 1",
+            "k: found shape [2, 5, 0, 8], expected [batch, seqlen_k, heads_k, head_dim], its heads a divisor of the 4 of q",
         ),
         (
             |a| (a.q, a.slopes) = (zeros(&[2, 3, 0, 8]), zeros(&[0])),
@@ -787,7 +787,22 @@ fn errors_of_dense_calls() {
         ),
         (
             |a| a.slopes = zeros(&[3]),
-            "alibi_slopes: found shape [3], expected [heads_q] or [batch, heads_q]: [4] or [2, 4]",
+            "q: found shape [2, 3, 4, 8], expected [batch, seqlen_q, heads_q, head_dim], its heads the 3 of alibi_slopes; \
+             dimensions 1 and 2 of q may need to be transposed",
+        ),
+        (
+            |a| a.slopes = zeros(&[5]),
+            "q: found shape [2, 3, 4, 8], expected [batch, seqlen_q, heads_q, head_dim], its heads the 5 of alibi_slopes",
+        ),
+        (
+            |a| a.q = a.q.transpose(1, 2).unwrap(),
+            "q: found shape [2, 4, 3, 8], expected [batch, seqlen_q, heads_q, head_dim], its heads the 4 of alibi_slopes; \
+             dimensions 1 and 2 of q may need to be transposed",
+        ),
+        (
+            |a| a.k = a.k.transpose(1, 2).unwrap(),
+            "k: found shape [2, 2, 5, 8], expected [batch, seqlen_k, heads_k, head_dim], its heads a divisor of the 4 of q; \
+             dimensions 1 and 2 of k may need to be transposed",
         ),
         (
             |a| a.slopes = zeros(&[3, 4]),
@@ -836,6 +851,11 @@ fn errors_of_packed_calls() {
         (
             |a| a.v = zeros(&[2, 5, 2, 8]),
             "v: found shape [2, 5, 2, 8], expected [10, 2, 8]",
+        ),
+        (
+            |a| a.q = a.q.transpose(0, 1).unwrap(),
+            "q: found shape [4, 6, 8], expected [total_q, heads_q, head_dim], its heads the 4 of alibi_slopes; \
+             dimensions 0 and 1 of q may need to be transposed",
         ),
         (
             |a| a.k = zeros(&[10, 2, 16]),

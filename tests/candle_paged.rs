@@ -3,7 +3,7 @@
 use std::error::Error as _;
 
 use candle_core::{DType, Device, IndexOp, NdArray, Result, Tensor};
-use flash_alibi::candle::{Lengths, append, append_with_radii, attend};
+use flash_alibi::candle::{Lengths, append, append_with_radii, attend, copy_pages};
 use flash_alibi::{Attention, Horizon, Slopes};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
@@ -280,6 +280,145 @@ fn radii_are_kept_and_used() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn copied_pages_have_the_bits_of_their_origin_and_others_stay() -> Result<()> {
+    for dtype in DTYPES {
+        for memory in 0..3 {
+            let pools = [
+                nan_pool(5, 8, dtype, memory)?,
+                nan_pool(5, 8, dtype, 2 - memory)?,
+            ];
+            let new = [1, 2].map(|seed| random(&[40, HEADS_K, HEAD_DIM], dtype, seed).unwrap());
+            let slots: Vec<i64> = (0..40).collect();
+            append(&new[0], &new[1], &pools[0], &pools[1], &tensor(&slots[..]))?;
+            let whole = random(&[7, HEADS_K], DType::F32, 3)?;
+            let radii = whole.narrow(0, 1, 5)?;
+            let before = bits(&whole)?;
+            // In order: page 1 becomes 4, and 0 what 1 has become.
+            let copies = [(4, 1), (1, 0), (2, 2)];
+            copy_pages(&pools[0], &pools[1], Some(&radii), &copies)?;
+            for (new, pool) in new.iter().zip(&pools) {
+                for (page, origin) in [4, 4, 2, 3, 4].into_iter().enumerate() {
+                    let expected = bits(&new.narrow(0, origin * 8, 8)?)?;
+                    assert_eq!(bits(&pool.i(page)?)?, expected, "{dtype:?}, page {page}");
+                }
+            }
+            let rows = [0, 5, 5, 3, 4, 5, 6];
+            let expected: Vec<u32> = (rows.iter())
+                .flat_map(|row| &before[row * HEADS_K..][..HEADS_K])
+                .copied()
+                .collect();
+            assert_eq!(bits(&whole)?, expected);
+            // Without radii, and nothing to do.
+            copy_pages(&pools[0], &pools[1], None, &[(3, 0)])?;
+            assert_eq!(bits(&pools[1].i(0)?)?, bits(&pools[1].i(3)?)?);
+            assert_eq!(bits(&whole)?, expected);
+            copy_pages(&pools[0], &pools[1], None, &[])?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn errors_of_copy_pages_leave_the_pools_as_they_were() -> Result<()> {
+    let pool = || Tensor::arange(0f32, 1024., &Device::Cpu)?.reshape((4, 16, 2, 8));
+    let (k_pages, v_pages, radii) = (pool()?, pool()?, zeros(&[4, 2]));
+    let fail = |k: &Tensor, v: &Tensor, radii: Option<&Tensor>, copies: &[(i32, i32)], message| {
+        assert_error(copy_pages(k, v, radii, copies), message);
+        for pool in [&k_pages, &v_pages] {
+            let expected = Tensor::arange(0f32, 1024., &Device::Cpu).unwrap();
+            assert_eq!(bits(pool).unwrap(), bits(&expected).unwrap(), "{message}");
+        }
+    };
+    let copies = &[(1, 0)][..];
+    fail(
+        &k_pages,
+        &v_pages,
+        None,
+        &[(1, 0), (2, 4)],
+        "copies: found page 4 at index 1, expected one of the 4 pages, from 0",
+    );
+    fail(
+        &k_pages,
+        &v_pages,
+        None,
+        &[(-1, 0)],
+        "copies: found page -1 at index 0, expected one of the 4 pages, from 0",
+    );
+    fail(
+        &k_pages,
+        &k_pages,
+        None,
+        copies,
+        "v_pages: found a tensor in the memory of k_pages, expected memory of its own",
+    );
+    fail(
+        &k_pages,
+        &v_pages.narrow(0, 0, 3)?,
+        None,
+        copies,
+        "v_pages: found shape [3, 16, 2, 8], expected [4, 16, 2, 8], as k_pages",
+    );
+    fail(
+        &k_pages.flatten(0, 1)?,
+        &v_pages,
+        None,
+        copies,
+        "k_pages: found shape [64, 2, 8], expected [pages, page_size, heads_k, head_dim]",
+    );
+    fail(
+        &k_pages.to_dtype(DType::F64)?,
+        &v_pages,
+        None,
+        copies,
+        "k_pages: found dtype F64, expected dtype F16, BF16 or F32",
+    );
+    fail(
+        &k_pages,
+        &v_pages.to_dtype(DType::F16)?,
+        None,
+        copies,
+        "v_pages: found dtype F16, expected dtype F32, as k_pages",
+    );
+    fail(
+        &k_pages.narrow(1, 0, 12)?,
+        &v_pages.narrow(1, 0, 12)?,
+        None,
+        copies,
+        "page_size: found 12, expected a positive multiple of 8",
+    );
+    fail(
+        &k_pages,
+        &v_pages,
+        Some(&zeros(&[2, 4])),
+        copies,
+        "radii: found shape [2, 4], expected [4, 2]",
+    );
+    fail(
+        &k_pages,
+        &v_pages,
+        Some(&zeros(&[2, 4]).t()?),
+        copies,
+        "radii: found strides [1, 4], expected those of a tensor without gaps",
+    );
+    fail(
+        &k_pages,
+        &v_pages,
+        Some(&radii.to_dtype(DType::F64)?),
+        copies,
+        "radii: found dtype F64, expected dtype F32",
+    );
+    let part = v_pages.flatten_all()?.narrow(0, 0, 8)?.reshape((4, 2))?;
+    fail(
+        &k_pages,
+        &v_pages,
+        Some(&part),
+        copies,
+        "radii: found a tensor in the memory of v_pages, expected memory of their own",
+    );
+    Ok(())
+}
+
 #[track_caller]
 fn assert_error<T>(result: Result<T>, message: &str) {
     let error = result
@@ -530,7 +669,7 @@ fn errors_of_append_leave_the_pools_as_they_were() -> Result<()> {
         ),
         (
             |a| a.k = a.k.i(0).unwrap(),
-            "k: found shape [2, 8], expected [batch, seqlen, heads, head_dim] or [total, heads, head_dim]",
+            "k: found shape [2, 8], expected [tokens, 2, 8]",
         ),
         (
             |a| a.v = zeros(&[4, 2, 8]),

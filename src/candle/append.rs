@@ -1,18 +1,16 @@
 //! New keys and values into a paged cache.
 
-use std::cell::RefCell;
-use std::ptr;
-
-use candle_core::{
-    CpuStorage, DType, DeviceLocation, InplaceOp1, Layout, Result, Storage, Tensor, WithDType,
-};
+use candle_core::{CpuStorage, DType, Result, Storage, Tensor, WithDType};
 use half::{bf16, f16};
 
+use super::error::{Backend, bad_dtype, bad_shape, check_device};
 use super::lengths::PageRadii;
-use super::{bad_dtype, bad_shape, check_device, no_path, to_host, view};
+use super::memory::{
+    Pool, address, check_pools, check_written_radii, elsewhere, pool, radii_of, shares, to_host,
+    view, with_pools,
+};
 use crate::cpu::{self, Element};
-use crate::error::{Error, value};
-use crate::tensor::{self, ViewMut};
+use crate::error::Error;
 
 /// Writes the keys and values of new tokens into the pools of a paged cache, in place.
 ///
@@ -88,7 +86,7 @@ pub fn append(
 ///
 /// A page is filled from row 0 on, as by [`PagedCache`](crate::PagedCache): a token in row 0 begins its page's radii anew, and
 /// every other raises them; a key that is overwritten counts until then. Where a page is copied
-/// ([`Appended::copies`](crate::Appended::copies)), its row of `radii` must be copied too.
+/// ([`Appended::copies`](crate::Appended::copies)), its row of `radii` must be copied too, as [`copy_pages`](super::copy_pages) does.
 ///
 /// # Errors
 /// As [`append`], also for centres and radii of another type or shape, and radii with gaps or in the memory of another tensor.
@@ -122,41 +120,31 @@ pub(super) struct Call<'a> {
     pub(super) radii: Option<PageRadii<'a>>,
 }
 
-/// A pool, or radii, that candle has locked for writing.
-pub(super) enum Pool<'a> {
-    Cpu(&'a mut CpuStorage),
-    #[cfg(feature = "candle-cuda")]
-    Cuda(&'a mut candle_core::CudaStorage),
-}
-
 impl Call<'_> {
     fn run(&self) -> Result<()> {
         self.check()?;
-        match self.k.device().location() {
-            DeviceLocation::Cpu => {
-                self.check_dtypes(
-                    &[DType::F16, DType::BF16, DType::F32],
-                    "dtype F16, BF16 or F32",
-                )?;
+        let backend = Backend::of("k", self.k)?;
+        let others = [
+            ("v", self.v),
+            ("k_pages", self.k_pages),
+            ("v_pages", self.v_pages),
+        ];
+        backend.check_dtypes(("k", self.k), &others)?;
+        let pools = [self.k_pages, self.v_pages];
+        let radii = self.radii.map(|of_pages| of_pages.radii);
+        match backend {
+            Backend::Cpu => {
                 let slots = to_host(self.slot_mapping)?;
-                self.with_pools(|k_pool, v_pool, radii| self.cpu(k_pool, v_pool, radii, &slots))
+                with_pools(pools, radii, |k_pool, v_pool, radii| {
+                    self.cpu(k_pool, v_pool, radii, &slots)
+                })
             }
             #[cfg(feature = "candle-cuda")]
-            DeviceLocation::Cuda { .. } => {
-                let expected = "dtype F16 or BF16 on a CUDA device";
-                self.check_dtypes(&[DType::F16, DType::BF16], expected)?;
+            Backend::Cuda => {
                 let slots = self.slot_mapping.contiguous()?;
-                self.with_pools(|k_pool, v_pool, radii| self.cuda(k_pool, v_pool, radii, &slots))
-            }
-            #[cfg(not(feature = "candle-cuda"))]
-            DeviceLocation::Cuda { .. } => Err(no_path(
-                "k",
-                "CUDA",
-                "a CPU tensor, or a build of flash-alibi with the feature `candle-cuda`",
-            )
-            .into()),
-            DeviceLocation::Metal { .. } => {
-                Err(no_path("k", "Metal", "a CPU or CUDA tensor").into())
+                with_pools(pools, radii, |k_pool, v_pool, radii| {
+                    self.cuda(k_pool, v_pool, radii, &slots)
+                })
             }
         }
     }
@@ -185,26 +173,20 @@ impl Call<'_> {
         if slots.rank() != 1 {
             return Err(bad_shape("slot_mapping", slots, "[tokens]".into()));
         }
-        if self.v_pages.dims() != self.k_pages.dims() {
-            let expected = format!("{:?}, as k_pages", self.k_pages.dims());
-            return Err(bad_shape("v_pages", self.v_pages, expected));
+        check_pools(self.k_pages, self.v_pages)?;
+        let new = [("k", self.k), ("v", self.v)];
+        for (argument, tensor) in new {
+            if tensor.rank() != 3 {
+                let (heads_k, head_dim) = (self.k_pages.dims()[2], self.k_pages.dims()[3]);
+                let expected = format!("[tokens, {heads_k}, {head_dim}]");
+                return Err(bad_shape(argument, tensor, expected));
+            }
         }
-        for (argument, pool) in [("k_pages", self.k_pages), ("v_pages", self.v_pages)] {
-            layout(argument, pool.layout())?.check_injective(argument)?;
-        }
-        // Also what keeps the locks apart.
-        let shares = |argument, tensor, of: &str| {
-            let found = format!("a tensor in the memory of {of}");
-            Err(value(argument, found, tensor))
-        };
-        let [k, v, k_pages, v_pages] = [self.k, self.v, self.k_pages, self.v_pages].map(address);
-        if v_pages == k_pages {
-            return shares("v_pages", "memory of its own", "k_pages");
-        }
-        for (argument, tensor) in [("k", k), ("v", v)] {
-            for (name, pool) in [("k_pages", k_pages), ("v_pages", v_pages)] {
-                if tensor == pool {
-                    return shares(argument, "other memory than the pools'", name);
+        let pools = [("k_pages", self.k_pages), ("v_pages", self.v_pages)];
+        for (argument, tensor) in new {
+            for (name, pool) in pools {
+                if address(tensor) == address(pool) {
+                    return Err(shares(argument, name, "other memory than the pools'"));
                 }
             }
         }
@@ -212,62 +194,14 @@ impl Call<'_> {
             return Ok(());
         };
         of_pages.check(self.k_pages)?;
-        let (centres, radii) = (address(of_pages.centres), address(of_pages.radii));
-        for (name, tensor) in [
-            ("k", k),
-            ("v", v),
-            ("k_pages", k_pages),
-            ("v_pages", v_pages),
-        ] {
-            if radii == tensor {
-                return shares("radii", "memory of their own", name);
-            }
-        }
-        for (name, tensor) in [("k_pages", k_pages), ("v_pages", v_pages), ("radii", radii)] {
-            if centres == tensor {
-                return shares("centres", "other memory than what is written", name);
-            }
-        }
-        let at = of_pages.radii.layout();
-        match at.is_contiguous() {
-            true => Ok(()),
-            false => Err(Error::Strides {
-                argument: "radii",
-                found: at.stride().to_vec(),
-                expected: "those of a tensor without gaps".into(),
-            }),
-        }
-    }
-
-    fn check_dtypes(&self, allowed: &[DType], expected: &str) -> std::result::Result<(), Error> {
-        let dtype = self.k.dtype();
-        if !allowed.contains(&dtype) {
-            return Err(bad_dtype("k", dtype, expected));
-        }
-        for (argument, tensor) in [
-            ("v", self.v),
-            ("k_pages", self.k_pages),
-            ("v_pages", self.v_pages),
-        ] {
-            if tensor.dtype() != dtype {
-                let expected = format!("dtype {dtype:?}, as k");
-                return Err(bad_dtype(argument, tensor.dtype(), &expected));
+        let ([k, v], [k_pages, v_pages]) = (new, pools);
+        check_written_radii(of_pages.radii, &[k, v, k_pages, v_pages])?;
+        for (name, tensor) in [k_pages, v_pages, ("radii", of_pages.radii)] {
+            if address(of_pages.centres) == address(tensor) {
+                return Err(shares("centres", name, "other memory than what is written"));
             }
         }
         Ok(())
-    }
-
-    /// Locks both pools, the keys' first, and the radii.
-    fn with_pools(
-        &self,
-        mut write: impl FnMut(&mut Pool<'_>, &mut Pool<'_>, Option<&mut Pool<'_>>) -> Result<()>,
-    ) -> Result<()> {
-        lend(self.k_pages, |k_pool| {
-            lend(self.v_pages, |v_pool| match self.radii {
-                None => write(k_pool, v_pool, None),
-                Some(of_pages) => lend(of_pages.radii, |radii| write(k_pool, v_pool, Some(radii))),
-            })
-        })
     }
 
     fn cpu(
@@ -278,26 +212,18 @@ impl Call<'_> {
         slots: &[i64],
     ) -> Result<()> {
         use CpuStorage::{BF16, F16, F32};
-        let other =
-            || candle_core::Error::Msg("a call on CPU tensors was given other pools".into());
         let radii = match (self.radii, radii) {
-            (None, _) => None,
-            (Some(of_pages), Some(Pool::Cpu(F32(radii)))) => {
-                let start = of_pages.radii.layout().start_offset();
-                let radii = radii.get_mut(start..).unwrap_or_default();
-                let count = of_pages.radii.elem_count();
-                Some((
-                    to_host(of_pages.centres)?,
-                    radii.get_mut(..count).unwrap_or_default(),
-                ))
+            (Some(of_pages), Some(radii)) => {
+                let radii = radii_of(radii, of_pages.radii)?;
+                Some((to_host(of_pages.centres)?, radii))
             }
-            _ => return Err(other()),
+            _ => None,
         };
         match (k_pool, v_pool) {
             (Pool::Cpu(F32(k)), Pool::Cpu(F32(v))) => self.write::<f32>(k, v, radii, slots),
             (Pool::Cpu(F16(k)), Pool::Cpu(F16(v))) => self.write::<f16>(k, v, radii, slots),
             (Pool::Cpu(BF16(k)), Pool::Cpu(BF16(v))) => self.write::<bf16>(k, v, radii, slots),
-            _ => Err(other()),
+            _ => Err(elsewhere()),
         }
     }
 
@@ -311,7 +237,7 @@ impl Call<'_> {
         let (k, k_layout) = self.k.storage_and_layout();
         let (v, v_layout) = self.v.storage_and_layout();
         let (Storage::Cpu(k), Storage::Cpu(v)) = (&*k, &*v) else {
-            candle_core::bail!("a call on CPU tensors was given another tensor")
+            return Err(elsewhere());
         };
         let (k, v) = (
             view::<T>("k", (k, k_layout))?,
@@ -326,51 +252,5 @@ impl Call<'_> {
             }
         };
         Ok(written?)
-    }
-}
-
-/// Which memory a tensor is in.
-fn address(tensor: &Tensor) -> *const Storage {
-    ptr::from_ref(&*tensor.storage_and_layout().0)
-}
-
-fn pool<'a, T>(
-    argument: &'static str,
-    data: &'a mut [T],
-    tensor: &Tensor,
-) -> std::result::Result<ViewMut<'a, T>, Error> {
-    let at = tensor.layout();
-    let data = data.get_mut(at.start_offset()..).unwrap_or_default();
-    let layout = layout(argument, at)?;
-    layout.check_buffer(argument, data.len())?;
-    Ok(ViewMut { data, layout })
-}
-
-pub(super) fn layout(
-    argument: &'static str,
-    at: &Layout,
-) -> std::result::Result<tensor::Layout, Error> {
-    tensor::Layout::new(argument, at.dims(), at.stride())
-}
-
-/// Gives a tensor's storage to write to: candle does that for operations only.
-fn lend(tensor: &Tensor, write: impl FnMut(&mut Pool<'_>) -> Result<()>) -> Result<()> {
-    tensor.inplace_op1(&Lent(RefCell::new(write)))
-}
-
-struct Lent<F>(RefCell<F>);
-
-impl<F: FnMut(&mut Pool<'_>) -> Result<()>> InplaceOp1 for Lent<F> {
-    fn name(&self) -> &'static str {
-        "flash-alibi-append"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> Result<()> {
-        (self.0.borrow_mut())(&mut Pool::Cpu(storage))
-    }
-
-    #[cfg(feature = "candle-cuda")]
-    fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, _: &Layout) -> Result<()> {
-        (self.0.borrow_mut())(&mut Pool::Cuda(storage))
     }
 }

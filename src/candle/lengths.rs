@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::{NAMES, bad_dtype, bad_shape, rename, to_host};
+use super::error::{NAMES, bad_dtype, bad_shape, rename};
+use super::memory::to_host;
 use crate::error::{Error, value};
 use crate::problem::Problem;
 use crate::{Attention, Inputs};
@@ -32,6 +33,7 @@ pub struct Lengths<'a> {
     block_table: Option<&'a Tensor>,
     seqused_k: Option<&'a Tensor>,
     leftpad_k: Option<&'a Tensor>,
+    offset: Option<&'a Tensor>,
     radii: Option<PageRadii<'a>>,
 }
 
@@ -112,6 +114,20 @@ impl<'a> Lengths<'a> {
         self
     }
 
+    /// Row `i` of sequence `b` stands at key position `i + offset[b]`. Without this, the last query stands at the last key.
+    ///
+    /// `offset` is `[batch]`, I32 or I64, with the values of an i32. Queries may stand before all keys or far after them. The
+    /// bias, the causal limit and windows follow the position. A batch that is padded at its right end has offsets of 0. For
+    /// queries against keys that begin elsewhere (another device's part of a context, a shared prefix), the offset is the
+    /// first query's position minus the first key's, and [`merge_states`](super::merge_states) puts the results together.
+    ///
+    /// On the CPU another value is an error. On a CUDA device I64 is converted there, and only the low 32 bits of a value
+    /// count.
+    pub fn offset(mut self, offset: &'a Tensor) -> Self {
+        self.offset = Some(offset);
+        self
+    }
+
     /// How far the keys of a paged cache are from a centre, as [`append_with_radii`](super::append_with_radii) keeps it: by it,
     /// pages that the [`Horizon`](crate::Horizon) leaves out are not even read.
     ///
@@ -141,13 +157,14 @@ impl<'a> Lengths<'a> {
         ]
     }
 
-    pub(super) fn tensors(&self) -> [(&'static str, Option<&'a Tensor>); 5] {
+    pub(super) fn tensors(&self) -> [(&'static str, Option<&'a Tensor>); 6] {
         [
             ("seqlens_q", self.packed_q.map(|packed| packed.seqlens)),
             ("seqlens_k", self.packed_k.map(|packed| packed.seqlens)),
             ("block_table", self.block_table),
             ("seqused_k", self.seqused_k),
             ("leftpad_k", self.leftpad_k),
+            ("offset", self.offset),
         ]
     }
 
@@ -155,8 +172,12 @@ impl<'a> Lengths<'a> {
     pub(super) fn check(&self, q: &Tensor, k: &Tensor) -> std::result::Result<(), Error> {
         for (argument, tensor) in self.tensors() {
             let Some(tensor) = tensor else { continue };
-            if tensor.dtype() != DType::U32 {
-                return Err(bad_dtype(argument, tensor.dtype(), "dtype U32"));
+            let (allowed, expected): (&[DType], _) = match argument {
+                "offset" => (&[DType::I32, DType::I64], "dtype I32 or I64"),
+                _ => (&[DType::U32], "dtype U32"),
+            };
+            if !allowed.contains(&tensor.dtype()) {
+                return Err(bad_dtype(argument, tensor.dtype(), expected));
             }
             let cumulative = argument.starts_with("seqlens");
             if argument == "block_table" {
@@ -191,15 +212,23 @@ impl<'a> Lengths<'a> {
     /// Their values, read from the CPU.
     pub(super) fn to_host(self, q: &Tensor, k: &Tensor) -> Result<HostLengths> {
         self.check(q, k)?;
-        let mut values = [const { None }; 5];
+        let mut values = [const { None }; 6];
         for (values, (argument, tensor)) in values.iter_mut().zip(self.tensors()) {
             *values = match (argument, tensor) {
                 (_, None) => None,
                 ("block_table", Some(tensor)) => Some(read_pages(tensor)?),
+                ("offset", Some(tensor)) => Some(read_positions(tensor)?),
                 (_, Some(tensor)) => Some(read_lengths(argument, tensor)?),
             };
         }
-        let [seqlens_q, seqlens_k, block_table, seqused_k, leftpad_k] = values;
+        let [
+            seqlens_q,
+            seqlens_k,
+            block_table,
+            seqused_k,
+            leftpad_k,
+            offset,
+        ] = values;
         let max =
             |packed: Option<Packed<'_>>| packed.map_or(usize::MAX, |packed| packed.max_seqlen);
         Ok(HostLengths {
@@ -210,6 +239,7 @@ impl<'a> Lengths<'a> {
             block_table,
             seqused_k,
             leftpad_k,
+            offset,
             radii: match self.radii {
                 Some(radii) => Some([to_host(radii.centres)?, to_host(radii.radii)?]),
                 None => None,
@@ -248,6 +278,7 @@ pub(super) struct HostLengths {
     block_table: Option<Vec<i32>>,
     seqused_k: Option<Vec<i32>>,
     leftpad_k: Option<Vec<i32>>,
+    offset: Option<Vec<i32>>,
     radii: Option<[Vec<f32>; 2]>,
 }
 
@@ -266,6 +297,7 @@ impl HostLengths {
         sequences.block_table = self.block_table.as_deref();
         sequences.seqused_k = self.seqused_k.as_deref();
         sequences.leftpad_k = self.leftpad_k.as_deref();
+        sequences.offset = self.offset.as_deref();
         if let Some([centres, radii]) = &self.radii {
             inputs = inputs.radii(centres, radii);
         }
@@ -283,6 +315,20 @@ fn read_lengths(argument: &'static str, tensor: &Tensor) -> Result<Vec<i32>> {
         })
     });
     lengths.collect()
+}
+
+fn read_positions(offset: &Tensor) -> Result<Vec<i32>> {
+    if offset.dtype() == DType::I32 {
+        return to_host(offset);
+    }
+    let positions = to_host::<i64>(offset)?;
+    let positions = positions.iter().enumerate().map(|(at, &position)| {
+        i32::try_from(position).map_err(|_| {
+            let expected = format!("{} to {}", i32::MIN, i32::MAX);
+            value("offset", format!("{position} at index {at}"), expected).into()
+        })
+    });
+    positions.collect()
 }
 
 /// Pages above `i32::MAX` become negative, which no page is: whether one is needed is not known here.

@@ -118,22 +118,27 @@ pub fn append_with_radii<T: Element>(
 pub fn copy_pages<T: Element>(pool: ViewMut<'_, T>, copies: &[(i32, i32)]) -> Result<()> {
     let ViewMut { data, layout } = pool;
     check_pages("pool", layout)?;
-    let pages = layout.batch.unwrap_or(0);
-    for (at, &(from, to)) in copies.iter().enumerate() {
-        for page in [from, to] {
-            if !usize::try_from(page).is_ok_and(|page| page < pages) {
-                let found = format!("page {page} at index {at}");
-                let expected = format!("one of the {pages} pages, from 0");
-                return Err(value("copies", found, expected));
-            }
-        }
-    }
+    check_copies(copies, layout.batch.unwrap_or(0))?;
     for &(from, to) in copies {
         for row in 0..layout.rows {
             for head in 0..layout.heads {
                 let from = row_of(&layout, from as usize, row, head);
                 let to = row_of(&layout, to as usize, row, head);
                 data.copy_within(from..from + layout.head_dim, to);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a pool has the pages that are copied.
+pub(crate) fn check_copies(copies: &[(i32, i32)], pages: usize) -> Result<()> {
+    for (at, &(from, to)) in copies.iter().enumerate() {
+        for page in [from, to] {
+            if !usize::try_from(page).is_ok_and(|page| page < pages) {
+                let found = format!("page {page} at index {at}");
+                let expected = format!("one of the {pages} pages, from 0");
+                return Err(value("copies", found, expected));
             }
         }
     }

@@ -16,6 +16,8 @@ mod vector;
 mod work;
 
 pub use element::{CacheElement, Element};
+#[cfg(feature = "candle")]
+pub(crate) use kv_cache::check_copies;
 pub use kv_cache::{KvCache, append, append_with_radii, copy_pages};
 pub use report::Report;
 

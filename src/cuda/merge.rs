@@ -4,7 +4,7 @@ use cudarc::driver::CudaStream;
 
 use super::buffer::{Checks, Lent};
 use super::call::length;
-use super::{Buffer, BufferMut, Element, Layer, Result, View, ViewMut};
+use super::{Buffer, BufferMut, Element, Kernels, Layer, Result, View, ViewMut};
 use crate::plan::{MergeState, MergeStateAddresses};
 
 impl Layer {
@@ -24,7 +24,22 @@ impl Layer {
         other_out: View<'_, T>,
         other_lse: &dyn Buffer<f32>,
     ) -> Result<()> {
-        let launcher = self.kernels.on(stream)?;
+        self.kernels
+            .merge_state(stream, out, lse, other_out, other_lse)
+    }
+}
+
+impl Kernels {
+    /// [`Layer::merge_state`].
+    pub(crate) fn merge_state<T: Element>(
+        &self,
+        stream: &CudaStream,
+        out: ViewMut<'_, T>,
+        lse: &mut dyn BufferMut<f32>,
+        other_out: View<'_, T>,
+        other_lse: &dyn Buffer<f32>,
+    ) -> Result<()> {
+        let launcher = self.on(stream)?;
         let plan = MergeState::new(T::DTYPE, &out.layout, &other_out.layout)?;
         let expected = out.layout.batch.unwrap_or(1) * out.layout.rows * out.layout.heads;
         for (argument, found) in [("lse", lse.len()), ("other_lse", other_lse.len())] {
