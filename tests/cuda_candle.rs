@@ -250,6 +250,70 @@ fn pages() -> Result<()> {
     })
 }
 
+/// Positions of both types, of every second number; then two parts of the keys merged.
+#[test]
+fn offsets_and_merged_parts() -> Result<()> {
+    on_gpu(|gpu| {
+        let layer = Attention::new(4, 2, 64)
+            .slopes(Slopes::geometric(4))
+            .build()?;
+        for (dtype, queries) in [(DType::F16, 9), (DType::BF16, 33)] {
+            let qs = both(gpu, dtype, &[2, 4, queries, 64], transposed)?;
+            let ks = both(gpu, dtype, &[2, 93, 2, 64], narrowed)?;
+            let on = |q: &Tensor, k: &Tensor| -> Result<Vec<Tensor>> {
+                let mut found = Vec::new();
+                let (near, far) = (k.narrow(1, 50, 40)?, k.narrow(1, 0, 50)?);
+                let (out, lse) = attend(&layer, q, &near, &near, Lengths::dense())?;
+                for offset in [[90 - queries as i64; 2], [-20, 70]] {
+                    let strided = [offset[0], 7, offset[1], 7];
+                    let strided = Tensor::new(&strided, q.device())?.reshape((2, 2))?;
+                    let strided = strided.narrow(1, 0, 1)?.squeeze(1)?;
+                    let whole = Tensor::new(&offset.map(|x| x as i32), q.device())?;
+                    for offset in [strided, whole] {
+                        let lengths = Lengths::dense().offset(&offset);
+                        let (other, other_lse) = attend(&layer, q, &far, &far, lengths)?;
+                        let (merged, merged_lse) = merge_states(&out, &lse, &other, &other_lse)?;
+                        found.extend([other, other_lse, merged, merged_lse]);
+                    }
+                }
+                found.extend([out, lse]);
+                Ok(found)
+            };
+            let (cpu, gpu) = (on(&qs[0], &ks[0])?, on(&qs[1], &ks[1])?);
+            for (cpu, gpu) in cpu.iter().zip(&gpu) {
+                assert_close(cpu, gpu)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn copies_of_pages() -> Result<()> {
+    on_gpu(|gpu| {
+        for dtype in [DType::F16, DType::BF16] {
+            let ks = both(gpu, dtype, &[5, 2, 16, 40], transposed)?;
+            let vs = both(gpu, dtype, &[5, 19, 2, 40], narrowed)?;
+            let radii = both(gpu, DType::F32, &[5, 2], Ok)?;
+            for at in 0..2 {
+                let copies = [(4, 1), (1, 0), (2, 2)];
+                copy_pages(&ks[at], &vs[at], Some(&radii[at]), &copies)?;
+                copy_pages(&ks[at], &vs[at], None, &[(3, 2)])?;
+                copy_pages(&ks[at], &vs[at], None, &[])?;
+            }
+            for [cpu, gpu] in [&ks, &vs, &radii] {
+                assert_close(cpu, &gpu.contiguous()?)?;
+            }
+            let error = copy_pages(&ks[1], &vs[1], None, &[(5, 0)]).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "copies: found page 5 at index 0, expected one of the 5 pages, from 0"
+            );
+        }
+        Ok(())
+    })
+}
+
 /// So long a sequence that far pages are not read: NaN in them is not seen.
 #[test]
 fn radii_of_pages() -> Result<()> {

@@ -7,7 +7,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor,
 };
-use cudarc::driver::{CudaView, DeviceSlice, ValidAsZeroBits};
+use cudarc::driver::{CudaView, ValidAsZeroBits};
 use half::{bf16, f16};
 
 use super::{allocate, contiguous, error, from_start, view};
