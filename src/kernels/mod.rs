@@ -48,6 +48,11 @@ pub enum Dtype {
     Bf16,
 }
 
+impl Dtype {
+    /// All of them.
+    pub const ALL: &[Self] = &[Self::F16, Self::Bf16];
+}
+
 /// What nvcc made of one kernel file.
 #[derive(Debug, Clone, Copy)]
 pub struct Embedded {

@@ -124,7 +124,7 @@ fn what_lies_on_the_device_can_be_checked() {
             [3, 0, 1, 2],
             [9, 16],
             12,
-            "max_seqlen_k: found 12, expected at least 16, the rows of sequence 1",
+            "max_seqlen_k: found 12, expected at least 16, the keys of sequence 1",
         ),
     ] {
         assert_eq!(check(&table, &lengths, max_seqlen_k), Err(message.into()));
