@@ -2,7 +2,7 @@
 //! that harms memory. They mean most on the emulated driver (`cargo xtask emulate test --workspace --test cuda_soundness`),
 //! which does work as late as it may, and reports every access to memory that is not there, or not aligned, any more.
 //!
-//! What a type makes impossible is in `testing/tests/compile_fail`.
+//! What types make impossible stands in `src/cuda/mod.rs`, as examples that do not compile.
 // With candle's CUDA the driver is linked: without one, the program does not start.
 #![cfg(not(feature = "candle-cuda"))]
 
