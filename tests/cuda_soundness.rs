@@ -578,6 +578,12 @@ fn a_step_holds_all_that_its_calls_use() {
         assert!(matches!(captured, Err(Error::NotHeld { .. })), "{function}");
     }
 
+    // What is read back to the host is no part of a graph.
+    let captured = Step::capture(&stream, parts(&stream), |stream, (x, ..)| {
+        dense(&x).check(&attention(), stream)
+    });
+    assert!(matches!(captured, Err(Error::Capturing)));
+
     // Each part that is not held, and a layer with other slopes.
     for missing in ["q", "out", "workspace", "slopes"] {
         let mut theirs = parts(&stream);
