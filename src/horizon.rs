@@ -1,6 +1,6 @@
 //! The certified horizon: which keys cannot change the result, and why.
 //!
-//! Every path that leaves out keys decides here, or by these formulas (`kernels/horizon.cuh`).
+//! Every path that leaves out keys decides here, or by these formulas (`kernels/common/horizon.cuh`).
 //!
 //! # Theorem
 //!
@@ -138,7 +138,7 @@ impl Horizon {
 }
 
 /// Sequences with fewer keys are computed whole: there is little to leave out.
-pub(crate) const MIN_KEYS: usize = 2048;
+pub(crate) use crate::limits::MIN_HORIZON_KEYS as MIN_KEYS;
 
 /// What the tests of one head compare with, in units of log2.
 #[derive(Debug, Clone, Copy)]

@@ -15,6 +15,7 @@ mod inputs;
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub mod kernels;
+mod limits;
 mod merge;
 #[cfg(feature = "cuda")]
 #[doc(hidden)]

@@ -51,6 +51,28 @@ pub fn merge_state(
 /// [`merge_state`] of whole results: `out` and `other_out` are `[batch, seqlen_q, heads_q, head_dim]`, `lse` and
 /// `other_lse` `[batch, heads_q, seqlen_q]`; or `[total_q, heads_q, head_dim]` and `[heads_q, total_q]`.
 ///
+/// Here 4 queries begin at position 4. They attend to their own keys, and to a prefix of 4 keys that other sequences share:
+///
+/// ```
+/// use flash_alibi::{Attention, Inputs, View, ViewMut, cpu, merge_states};
+///
+/// let layer = Attention::new(1, 1, 8).build()?;
+/// let (shape, keys) = ([1, 4, 1, 8], [0.5f32; 8 * 8]);
+/// let q = View::new(&keys[..32], &shape)?;
+/// let prefix = View::new(&keys[..32], &shape)?;
+/// let own = View::new(&keys[32..], &shape)?;
+///
+/// let mut output = cpu::attend(&layer, &Inputs::new(q, own, own))?;
+/// let other = cpu::attend(&layer, &Inputs::new(q, prefix, prefix).offset(&[4]))?;
+/// let out = ViewMut::new(&mut output.out, &shape)?;
+/// merge_states(out, &mut output.lse, View::new(&other.out, &shape)?, &other.lse)?;
+///
+/// let whole = View::new(&keys, &[1, 8, 1, 8])?;
+/// let expected = cpu::attend(&layer, &Inputs::new(q, whole, whole))?;
+/// assert!(output.lse.iter().zip(&expected.lse).all(|(a, b)| (a - b).abs() < 1e-5));
+/// # Ok::<(), flash_alibi::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::Shape`] unless the outputs have the same shape, [`Error::Length`] unless each lse has an element a row;
 /// nothing is written then.

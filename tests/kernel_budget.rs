@@ -135,7 +135,7 @@ fn budget() -> BTreeMap<String, u32> {
 fn sass(kernel: &Embedded) -> String {
     let nvcc = PathBuf::from(env::var_os("NVCC").expect("NVCC is set by `cargo xtask test`"));
     let file = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join(kernel.name)
+        .join(kernel.name.replace('/', "-"))
         .with_extension("fatbin");
     fs::write(&file, kernel.fatbin).unwrap();
     let program = nvcc.with_file_name("cuobjdump");
@@ -193,7 +193,7 @@ fn no_kernel_spills_or_uses_local_memory() {
 #[test]
 fn the_bias_costs_one_multiply_add_a_score() {
     let mut table = Table::new();
-    read_sass(&sass(kernels::named("prefill").unwrap()), &mut table);
+    read_sass(&sass(kernels::named("sm80/prefill").unwrap()), &mut table);
     for (head_dim, scores) in [(32, 128), (64, 128), (80, 64), (128, 64), (256, 32)] {
         for dtype in ["f16", "bf16"] {
             let name = format!("prefill_{dtype}_d{head_dim}");

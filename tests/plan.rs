@@ -83,7 +83,7 @@ fn a_head_dim_takes_the_kernel_of_the_next_that_there_is() {
             ..dense(1, 5, 5, (1, 1), head_dim)
         };
         let plan = Plan::prefill(&layer((1, 1), head_dim), &call, &DEVICE).unwrap();
-        let launch = plan.launches()[0];
+        let launch = &plan.launches()[0];
         let text = format!(".entry {}(", launch.kernel);
         assert!(launch.file.ptx.contains(&text), "{}", launch.kernel);
         launch.kernel
@@ -109,7 +109,7 @@ fn nothing_to_write_is_nothing_to_launch() {
 }
 
 #[test]
-fn windows_that_reach_over_all_keys_are_none() {
+fn windows_that_reach_over_all_positions_are_none() {
     let window = |left, right, seqlen_q, seqlen_k| {
         let attention = Attention::new(1, 1, 8)
             .mask(Mask::Bidirectional)
@@ -122,8 +122,11 @@ fn windows_that_reach_over_all_keys_are_none() {
         (params.window_left, params.window_right)
     };
     assert_eq!(window(Some(usize::MAX), Some(usize::MAX), 9, 7), (-1, -1));
-    assert_eq!(window(Some(7), Some(9), 9, 7), (-1, -1));
-    assert_eq!(window(Some(6), Some(8), 9, 7), (6, 8));
+    // A row may stand anywhere: what reaches over all keys from the last of them does not from farther behind.
+    assert_eq!(window(Some(7), Some(9), 9, 7), (7, 9));
+    let farthest = (1 << 33) - 1;
+    let all = Some(farthest + 1);
+    assert_eq!(window(Some(farthest), all, 9, 7), (farthest as i64, -1));
     assert_eq!(window(None, Some(0), 9, 7), (-1, 0));
 }
 
@@ -363,8 +366,8 @@ fn lists_of_live_tiles() {
             ..Addresses::default()
         };
         let params = plan.params(&addresses);
-        let first = plan.launches()[0];
-        let live = first.file.name == "live";
+        let first = &plan.launches()[0];
+        let live = first.file.name == "sm80/live";
         let of_cache = (params.cache_centres, params.page_radii);
         assert_eq!((params.live > 0, of_cache), (live, (1, 2)));
         live.then(|| {
@@ -409,7 +412,7 @@ fn lists_of_live_tiles() {
     }
     // What a caller allocates is enough.
     for seqlen_q in [1, 9, 65] {
-        let most = Plan::decode_workspace_bytes(&certified, &DEVICE, 3, seqlen_q, 130 * 16);
+        let most = Plan::workspace_bytes_up_to(&certified, &DEVICE, 3, seqlen_q, 130 * 16);
         let call = call(seqlen_q, 130, true);
         let plan = Plan::decode(&certified, &call, &DEVICE).unwrap();
         assert!(plan.workspace_bytes() <= most);

@@ -103,7 +103,7 @@ fn run<T: Element + Scalar>(name: &str, case: &Case, tolerance: f64) {
         row: (heads * d) as i64,
         head: d as i64,
     };
-    let window = |side: Option<usize>| side.map_or(-1, |n| n as i32);
+    let window = |side: Option<usize>| side.map_or(-1, |n| n as i64);
     let params = AttentionParams {
         q: put(&memory, &q).0,
         k: put(&memory, &k).0,
@@ -153,7 +153,7 @@ fn run<T: Element + Scalar>(name: &str, case: &Case, tolerance: f64) {
         splits: 1,
         ..AttentionParams::default()
     };
-    let module = Module::parse(kernels::named("reference").unwrap().ptx).unwrap();
+    let module = Module::parse(kernels::named("tests/reference").unwrap().ptx).unwrap();
     let grid = (max_q.div_ceil(4) as u32, heads_q as u32, batch as u32);
     let config = LaunchConfig::new(grid, (128, 1, 1)).seed(7);
     if let Err(fault) = module.launch(&memory, name, &config, params.bytes()) {

@@ -14,23 +14,8 @@ use half::{bf16, f16};
 
 use super::append::{self, Pool};
 use super::{Call, NAMES, lse_shape, rename};
-use crate::cuda::{self, Element, Inputs, Kernels, View, ViewMut};
+use crate::cuda::{self, Buffer, BufferMut, Element, Inputs, Kernels, View, ViewMut};
 use crate::{Attention, tensor};
-
-/// The most queries a sequence for which the kernels for decoding are the faster ones.
-const MAX_DECODED: usize = 16;
-
-/// The kernels of a context. They stay loaded until the program ends: a call brings nothing that could keep them.
-fn kernels(context: &Arc<CudaContext>) -> Result<Arc<Kernels>> {
-    static ALL: Mutex<Vec<Arc<Kernels>>> = Mutex::new(Vec::new());
-    let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(found) = all.iter().find(|kernels| kernels.context() == context) {
-        return Ok(found.clone());
-    }
-    let made = Kernels::of(context).map_err(error)?;
-    all.push(made.clone());
-    Ok(made)
-}
 
 impl Call<'_> {
     /// Slopes and lengths are passed by address: nothing is read from the device.
@@ -121,7 +106,7 @@ impl CudaOp {
     ) -> Result<CudaStorage> {
         let (device, shape) = (&q.0.device, q.1.shape());
         let stream = device.cuda_stream();
-        let kernels = kernels(stream.context())?;
+        let kernels = Kernels::of(stream.context()).map_err(error)?;
 
         let parts = [
             from_start::<T>(q.0, q.1)?,
@@ -168,15 +153,17 @@ impl CudaOp {
             inputs = inputs.radii(centres, radii);
         }
 
-        let (held, uploaded);
+        let (held, of_tensor, uploaded);
         let slopes = match &self.slopes {
             Some(slopes) => {
                 held = slopes.storage_and_layout();
-                contiguous::<f32>(&held.0, held.1)?
+                of_tensor = contiguous::<f32>(&held.0, held.1)?;
+                cuda::Slopes::Buffer(&of_tensor)
             }
             None => {
-                uploaded = device.clone_htod(self.attention.slopes().as_slice())?;
-                uploaded.as_view()
+                let values = self.attention.slopes().as_slice();
+                uploaded = kernels.slopes(&stream, values).map_err(error)?;
+                cuda::Slopes::Uploaded(&uploaded)
             }
         };
 
@@ -186,38 +173,20 @@ impl CudaOp {
         let rows = lse_shape.elem_count();
         let mut out = allocate::<T>(device, shape.elem_count(), zero)?;
         let mut lse = allocate::<f32>(device, rows, zero)?;
-        let queries = match seqlens_q {
-            Some(_) => max_seqlen_q,
-            None => q_view.layout().rows,
-        };
-        let method = match queries <= MAX_DECODED {
-            true => cuda::Method::Decode,
-            false => cuda::Method::Prefill,
-        };
+        let (attention, method) = (&self.attention, inputs.method());
         let of_out = tensor::Layout::contiguous("out", shape.dims())?;
-        let len = cuda::workspace(method, &kernels, &self.attention, &inputs, of_out);
-        let mut workspace = allocate::<f32>(device, len.map_err(error)?, false)?;
-        {
-            let (slopes, _guard) = slopes.device_ptr(&stream);
-            let out = ViewMut::new(&mut out, shape.dims())?;
-            let lse = &mut lse.slice_mut(..rows);
-            // SAFETY: the slopes were counted when the attention was described, and the guard orders what is done to them.
-            unsafe {
-                cuda::attend(
-                    method,
-                    &kernels,
-                    &self.attention,
-                    slopes,
-                    &stream,
-                    &inputs,
-                    out,
-                    Some(lse),
-                    &mut workspace,
-                    None,
-                )
-            }
-            .map_err(error)?;
-        }
+        let len = inputs.workspace_bytes(method, kernels, attention, of_out);
+        let mut workspace = allocate::<u8>(device, len.map_err(error)?, false)?;
+        let call = cuda::Call {
+            method,
+            slopes,
+            inputs: &inputs,
+            out: ViewMut::new(&mut out, shape.dims())?,
+            lse: Some(&mut lse.slice_mut(..rows)),
+            workspace: &mut workspace,
+            report: None,
+        };
+        cuda::attend(kernels, attention, &stream, call).map_err(error)?;
         let lse = Storage::Cuda(CudaStorage::wrap_cuda_slice(lse, device.clone()));
         let lse = Tensor::from_storage(lse, lse_shape, BackpropOp::none(), false);
         *self.lse.lock().unwrap_or_else(PoisonError::into_inner) = Some(lse);
@@ -256,7 +225,7 @@ impl append::Call<'_> {
         slots: &Tensor,
     ) -> Result<()> {
         let stream = k_pool.device.cuda_stream();
-        let kernels = kernels(stream.context())?;
+        let kernels = Kernels::of(stream.context()).map_err(error)?;
         let [(k, k_layout), (v, v_layout), (slots, slots_layout)] =
             [self.k, self.v, slots].map(Tensor::storage_and_layout);
         let (Storage::Cuda(k), Storage::Cuda(v)) = (&*k, &*v) else {
@@ -270,7 +239,7 @@ impl append::Call<'_> {
         let k_pages = view_mut("k_pages", &mut k_pages, self.k_pages)?;
         let v_pages = view_mut("v_pages", &mut v_pages, self.v_pages)?;
         let (Some(of_pages), Some(radii)) = (self.radii, radii) else {
-            let appended = kernels.append(&stream, k, v, k_pages, v_pages, &slots);
+            let appended = kernels.append(&stream, k, v, k_pages, v_pages, &slots, None);
             return appended.map_err(error);
         };
         let centres = of_pages.centres.contiguous()?;
@@ -278,9 +247,9 @@ impl append::Call<'_> {
         let centres = contiguous::<f32>(&centres, centres_layout)?;
         let mut radii = pool::<f32>(radii, of_pages.radii)?;
         let mut radii = radii.slice_mut(..of_pages.radii.elem_count());
-        let appended = kernels.append_with_radii(
-            &stream, k, v, k_pages, v_pages, &slots, &centres, &mut radii,
-        );
+        let radii: Option<(&dyn Buffer<f32>, &mut dyn BufferMut<f32>)> =
+            Some((&centres, &mut radii));
+        let appended = kernels.append(&stream, k, v, k_pages, v_pages, &slots, radii);
         appended.map_err(error)
     }
 }
@@ -302,7 +271,7 @@ fn view_mut<'a, T>(
     pool: &Tensor,
 ) -> Result<ViewMut<'a, T>> {
     let layout = append::layout(argument, pool.layout())?;
-    Ok(ViewMut::from_layout(argument, part, layout)?)
+    Ok(ViewMut::from_layout([argument; 2], part, layout)?)
 }
 
 /// A tensor's storage from the tensor's first element on.

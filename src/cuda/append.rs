@@ -1,26 +1,24 @@
-//! New keys and values into a paged cache.
+//! New keys and values into a paged cache, and copies within it.
 
-use std::sync::Arc;
+use cudarc::driver::CudaStream;
 
-use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
-
-use super::{Element, Error, Kernels, Result, View, ViewMut};
+use super::buffer::{Checks, Lent};
+use super::call::length;
+use super::{Buffer, BufferMut, Element, Error, Kernels, Layer, Result, View, ViewMut};
 use crate::error;
-use crate::plan::{Append, AppendAddresses};
-use crate::sequences::check_radii as check_radii_lengths;
-use crate::tensor::Layout;
+use crate::plan::{Append, AppendAddresses, CopyPages, CopyPagesAddresses};
+use crate::sequences::check_radii;
 
-impl Kernels {
+impl Layer {
     /// Writes the keys and values of new tokens, `[tokens, heads_k, head_dim]`, into the pools `k_pages` and `v_pages`,
     /// `[pages, page_size, heads_k, head_dim]`.
     ///
     /// Token `t` goes to row `slot_mapping[t] % page_size` of page `slot_mapping[t] / page_size`, as in vLLM. A token whose
     /// slot is negative, or beyond the last page, is left out; which of two tokens with the same slot stays is not said.
-    /// The work is enqueued on `stream`; it allocates nothing, and can be captured in a graph.
+    /// The work is enqueued on `stream`; it allocates nothing, and can be captured in a [`Step`](super::Step).
     ///
     /// # Errors
-    /// [`Error::Argument`] for tensors that do not fit each other, [`Error::Context`] for a stream or a buffer of another
-    /// context: nothing is launched then. [`Error::Driver`] when the driver refuses.
+    /// As [`Layer::forward`].
     pub fn append<T: Element>(
         &self,
         stream: &CudaStream,
@@ -28,12 +26,14 @@ impl Kernels {
         v: View<'_, T>,
         k_pages: ViewMut<'_, T>,
         v_pages: ViewMut<'_, T>,
-        slot_mapping: &dyn DevicePtr<i64>,
+        slot_mapping: &dyn Buffer<i64>,
     ) -> Result<()> {
-        self.append_to(stream, k, v, k_pages, v_pages, slot_mapping, None)
+        self.check_new(&k)?;
+        self.kernels
+            .append(stream, k, v, k_pages, v_pages, slot_mapping, None)
     }
 
-    /// As [`Kernels::append`], for a cache that keeps how far its keys are from a centre: [`Inputs::radii`](super::Inputs::radii).
+    /// As [`Layer::append`], for a cache that keeps how far its keys are from a centre: [`Inputs::radii`](super::Inputs::radii).
     ///
     /// `centres` is `[heads_k, head_dim]`, a vector for each head that stays the same while the cache has keys. Any is
     /// sound: bounds are tightest around the mean key, and zeros do where it is not known. `radii` is `[pages, heads_k]`, of
@@ -41,10 +41,10 @@ impl Kernels {
     ///
     /// A page is filled from row 0 on, as by [`PagedCache`](crate::PagedCache): a token in row 0 begins its page's radii
     /// anew, and every other raises them; a key that is overwritten counts until then. Where a page is copied
-    /// ([`Appended::copies`](crate::Appended::copies)), its row of `radii` must be copied too.
+    /// ([`Appended::copies`](crate::Appended::copies)), its row of `radii` must be copied too: [`Layer::copy_pages`] does.
     ///
     /// # Errors
-    /// As [`Kernels::append`], also for centres that are not `[heads_k, head_dim]` and radii that are not
+    /// As [`Layer::append`], also for centres that are not `[heads_k, head_dim]` and radii that are not
     /// `[pages, heads_k]`.
     #[allow(clippy::too_many_arguments)]
     pub fn append_with_radii<T: Element>(
@@ -54,84 +54,153 @@ impl Kernels {
         v: View<'_, T>,
         k_pages: ViewMut<'_, T>,
         v_pages: ViewMut<'_, T>,
-        slot_mapping: &dyn DevicePtr<i64>,
-        centres: &dyn DevicePtr<f32>,
-        radii: &mut dyn DevicePtrMut<f32>,
+        slot_mapping: &dyn Buffer<i64>,
+        centres: &dyn Buffer<f32>,
+        radii: &mut dyn BufferMut<f32>,
     ) -> Result<()> {
+        self.check_new(&k)?;
         let radii = Some((centres, radii));
-        self.append_to(stream, k, v, k_pages, v_pages, slot_mapping, radii)
+        self.kernels
+            .append(stream, k, v, k_pages, v_pages, slot_mapping, radii)
     }
 
+    /// Copies whole pages within the pools `k_pages` and `v_pages`, `[pages, page_size, heads_k, head_dim]`, and of `radii`,
+    /// `[pages, heads_k]`, if there are any: what [`PagedCache::append`](crate::PagedCache::append) asks for before sequences
+    /// that share a page diverge.
+    ///
+    /// `copies` is `[copies, 2]`: from which page to which. They are made in this order. A copy from or to a page that the
+    /// pools do not have is left out. The work is enqueued on `stream`; it allocates nothing, and can be captured in a
+    /// [`Step`](super::Step).
+    ///
+    /// # Errors
+    /// As [`Layer::forward`].
+    pub fn copy_pages<T: Element>(
+        &self,
+        stream: &CudaStream,
+        copies: &dyn Buffer<i64>,
+        k_pages: ViewMut<'_, T>,
+        v_pages: ViewMut<'_, T>,
+        radii: Option<&mut dyn BufferMut<f32>>,
+    ) -> Result<()> {
+        self.kernels
+            .copy_pages(stream, copies, k_pages, v_pages, radii)
+    }
+
+    fn check_new<T>(&self, k: &View<'_, T>) -> Result<()> {
+        let (heads, head_dim) = (self.attention.heads_k(), self.attention.head_dim());
+        if (k.layout.heads, k.layout.head_dim) != (heads, head_dim) {
+            return Err(Error::Argument(error::Error::Shape {
+                argument: "k",
+                found: k.layout.shape(),
+                expected: format!("[tokens, {heads}, {head_dim}]"),
+            }));
+        }
+        Ok(())
+    }
+}
+
+impl Kernels {
+    /// [`Layer::append`], or with centres and radii [`Layer::append_with_radii`].
     #[allow(clippy::too_many_arguments)]
-    fn append_to<T: Element>(
+    pub(crate) fn append<T: Element>(
         &self,
         stream: &CudaStream,
         k: View<'_, T>,
         v: View<'_, T>,
         k_pages: ViewMut<'_, T>,
         v_pages: ViewMut<'_, T>,
-        slot_mapping: &dyn DevicePtr<i64>,
-        radii: Option<(&dyn DevicePtr<f32>, &mut dyn DevicePtrMut<f32>)>,
+        slot_mapping: &dyn Buffer<i64>,
+        radii: Option<(&dyn Buffer<f32>, &mut dyn BufferMut<f32>)>,
     ) -> Result<()> {
         let launcher = self.on(stream)?;
-        let (new, pages) = ((&k.layout, &v.layout), (&k_pages.layout, &v_pages.layout));
+        let (layouts, pages) = ((&k.layout, &v.layout), (&k_pages.layout, &v_pages.layout));
         let append = match &radii {
-            None => Append::new(new.0, new.1, pages.0, pages.1)?,
+            None => Append::new(layouts.0, layouts.1, pages.0, pages.1)?,
             Some((centres, radii)) => {
-                let append = Append::with_radii(T::DTYPE, new.0, new.1, pages.0, pages.1)?;
-                check_radii(self, pages.0, *centres, (radii.len(), radii.stream()))?;
+                let append = Append::with_radii(T::DTYPE, layouts.0, layouts.1, pages.0, pages.1)?;
+                check_radii(pages.0, centres.len(), radii.len())?;
                 append
             }
         };
         let tokens = k.layout.rows;
         if slot_mapping.len() != tokens {
-            return Err(Error::Argument(error::Error::Length {
-                argument: "slot_mapping",
-                found: slot_mapping.len(),
-                expected: format!("{tokens}, one a token"),
-            }));
+            let expected = format!("{tokens}, one a token");
+            return Err(length("slot_mapping", slot_mapping.len(), expected));
         }
-        for (argument, other) in [
-            ("k", k.buffer.stream()),
-            ("v", v.buffer.stream()),
-            ("k_pages", k_pages.buffer.stream()),
-            ("v_pages", v_pages.buffer.stream()),
-            ("slot_mapping", slot_mapping.stream()),
-        ] {
-            self.check_context(argument, other.context())?;
+        let checks = Checks::new(stream)?;
+        checks.buffer("k", k.buffer)?;
+        checks.buffer("v", v.buffer)?;
+        checks.buffer("k_pages", &*k_pages.buffer)?;
+        checks.buffer("v_pages", &*v_pages.buffer)?;
+        checks.buffer("slot_mapping", slot_mapping)?;
+        if let Some((centres, radii)) = &radii {
+            checks.buffer("centres", *centres)?;
+            checks.buffer("radii", &**radii)?;
+        }
+        if append.launches().is_empty() {
+            return Ok(());
         }
 
-        let (k, _k) = k.buffer.device_ptr(stream);
-        let (v, _v) = v.buffer.device_ptr(stream);
-        let (slot_mapping, _slot_mapping) = slot_mapping.device_ptr(stream);
-        let (k_pages, _k_pages) = k_pages.buffer.device_ptr_mut(stream);
-        let (v_pages, _v_pages) = v_pages.buffer.device_ptr_mut(stream);
+        let mut lent = Lent::new(stream);
         let (centres, radii) = radii.unzip();
-        let (centres, _centres) = centres.map(|centres| centres.device_ptr(stream)).unzip();
-        let (radii, _radii) = radii.map(|radii| radii.device_ptr_mut(stream)).unzip();
         let addresses = AppendAddresses {
-            k,
-            v,
-            k_pages,
-            v_pages,
-            slot_mapping,
-            centres: centres.unwrap_or(0),
-            radii: radii.unwrap_or(0),
+            k: lent.read(k.buffer),
+            v: lent.read(v.buffer),
+            k_pages: lent.write(k_pages.buffer),
+            v_pages: lent.write(v_pages.buffer),
+            slot_mapping: lent.read(slot_mapping),
+            centres: lent.read_some(centres),
+            radii: radii.map_or(0, |radii| lent.write(radii)),
         };
         // SAFETY: views are as long as their layouts need, there is a slot for each token, and `check_radii` has checked the
-        // rest; the kernels leave out slots that the pools do not have. The guards order the work before anything that frees or writes the buffers.
+        // rest; the kernels leave out slots that the pools do not have. `lent` orders the work before anything that frees
+        // or writes the buffers.
         unsafe { append.run(&launcher, &addresses) }
     }
-}
 
-/// Checks the centres, and the radii by their length and stream, of pages `[pages, page_size, heads_k, head_dim]`.
-pub(super) fn check_radii(
-    kernels: &Kernels,
-    pages: &Layout,
-    centres: &dyn DevicePtr<f32>,
-    (radii, stream): (usize, &Arc<CudaStream>),
-) -> Result<()> {
-    check_radii_lengths(pages, centres.len(), radii).map_err(Error::Argument)?;
-    kernels.check_context("centres", centres.stream().context())?;
-    kernels.check_context("radii", stream.context())
+    /// [`Layer::copy_pages`].
+    pub(crate) fn copy_pages<T: Element>(
+        &self,
+        stream: &CudaStream,
+        copies: &dyn Buffer<i64>,
+        k_pages: ViewMut<'_, T>,
+        v_pages: ViewMut<'_, T>,
+        radii: Option<&mut dyn BufferMut<f32>>,
+    ) -> Result<()> {
+        let launcher = self.on(stream)?;
+        if !copies.len().is_multiple_of(2) {
+            let expected = "pairs of pages: an even number".into();
+            return Err(length("copies", copies.len(), expected));
+        }
+        let plan = CopyPages::new(copies.len() / 2, &k_pages.layout, &v_pages.layout)?;
+        if let Some(radii) = &radii {
+            let (pages, heads) = (k_pages.layout.batch.unwrap_or(0), k_pages.layout.heads);
+            let expected = pages.saturating_mul(heads);
+            if radii.len() != expected {
+                let expected = format!("pages * heads_k = {expected}");
+                return Err(length("radii", radii.len(), expected));
+            }
+        }
+        let checks = Checks::new(stream)?;
+        checks.buffer("copies", copies)?;
+        checks.buffer("k_pages", &*k_pages.buffer)?;
+        checks.buffer("v_pages", &*v_pages.buffer)?;
+        if let Some(radii) = &radii {
+            checks.buffer("radii", &**radii)?;
+        }
+        if plan.launches().is_empty() {
+            return Ok(());
+        }
+
+        let mut lent = Lent::new(stream);
+        let addresses = CopyPagesAddresses {
+            copies: lent.read(copies),
+            k_pages: lent.write(k_pages.buffer),
+            v_pages: lent.write(v_pages.buffer),
+            radii: radii.map_or(0, |radii| lent.write(radii)),
+        };
+        // SAFETY: views are as long as their layouts need, and the lines above have checked the rest; the kernel leaves out
+        // pages that the pools do not have. `lent` orders the work before anything that frees or writes the buffers.
+        unsafe { plan.run(&launcher, &addresses) }
+    }
 }

@@ -1,8 +1,9 @@
 //! What kernels cannot refuse: lengths and page numbers that lie on the device.
 
-use cudarc::driver::{CudaStream, DevicePtr, result};
+use cudarc::driver::{CudaStream, result};
 
-use super::{Element, Error, Inputs, Result};
+use super::buffer::{Checks, Lent};
+use super::{Buffer, Element, Error, Inputs, Result, capture};
 use crate::attention::Attention;
 use crate::problem::Problem;
 use crate::sequences::Sequences;
@@ -15,14 +16,28 @@ impl<T: Element> Inputs<'_, T> {
     /// and waits for them: it is for looking for mistakes, and cannot be captured in a graph.
     ///
     /// # Errors
-    /// [`Error::Argument`] for what does not fit, [`Error::Driver`] when the driver refuses.
+    /// As [`Layer::forward`](super::Layer::forward), and [`Error::Argument`] for values that do not fit.
     pub fn check(&self, attention: &Attention, stream: &CudaStream) -> Result<()> {
-        let arrays = &self.sequences;
+        if capture::is_of_step(stream)? {
+            return Err(Error::Capturing);
+        }
+        let (arrays, checks) = (&self.sequences, Checks::new(stream)?);
+        for (argument, array) in [
+            ("cu_seqlens_q", arrays.cu_seqlens_q),
+            ("cu_seqlens_k", arrays.cu_seqlens_k),
+            ("block_table", arrays.block_table),
+            ("seqused_k", arrays.seqused_k),
+            ("leftpad_k", arrays.leftpad_k),
+            ("offset", arrays.offset),
+        ] {
+            checks.some(argument, array)?;
+        }
         let cu_seqlens_q = read(arrays.cu_seqlens_q, stream)?;
         let cu_seqlens_k = read(arrays.cu_seqlens_k, stream)?;
         let block_table = read(arrays.block_table, stream)?;
         let seqused_k = read(arrays.seqused_k, stream)?;
         let leftpad_k = read(arrays.leftpad_k, stream)?;
+        let offset = read(arrays.offset, stream)?;
         stream
             .synchronize()
             .map_err(Error::driver("when lengths were read"))?;
@@ -41,7 +56,7 @@ impl<T: Element> Inputs<'_, T> {
                 block_table: block_table.as_deref(),
                 seqused_k: seqused_k.as_deref(),
                 leftpad_k: leftpad_k.as_deref(),
-                offset: None,
+                offset: offset.as_deref(),
                 radii: None,
             },
         };
@@ -51,15 +66,16 @@ impl<T: Element> Inputs<'_, T> {
 }
 
 /// Begins to copy integers to the host.
-fn read(buffer: Option<&dyn DevicePtr<i32>>, stream: &CudaStream) -> Result<Option<Vec<i32>>> {
+fn read(buffer: Option<&dyn Buffer<i32>>, stream: &CudaStream) -> Result<Option<Vec<i32>>> {
     let Some(buffer) = buffer else {
         return Ok(None);
     };
     let failed = Error::driver("when lengths were read");
     stream.context().bind_to_thread().map_err(&failed)?;
     let mut host = vec![0; buffer.len()];
-    let (address, _guard) = buffer.device_ptr(stream);
-    // SAFETY: the buffer is as long as its copy, and the guard orders the copy before anything that writes or frees it. A
+    let mut lent = Lent::new(stream);
+    let address = lent.read(buffer);
+    // SAFETY: the buffer is as long as its copy, and `lent` orders the copy before anything that writes or frees it. A
     // copy to memory of the host that is not pinned is over before the call returns.
     unsafe { result::memcpy_dtoh_async(&mut host, address, stream.cu_stream()) }
         .map_err(&failed)?;

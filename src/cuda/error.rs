@@ -75,6 +75,47 @@ pub enum Error {
         /// The layer's device's ordinal.
         expected_device: usize,
     },
+    /// A buffer that another stream may still use, or may release or use too early, since nothing orders both.
+    #[error(
+        "{argument}: found a buffer of stream {found} for a call on stream {expected}, but {reason}: launch on the buffer's \
+         stream, or make both streams in one CudaContext that tracks events"
+    )]
+    #[non_exhaustive]
+    Unordered {
+        /// The argument's name.
+        argument: &'static str,
+        /// The buffer's stream, as an address.
+        found: String,
+        /// The call's stream, as an address.
+        expected: String,
+        /// Why they are not ordered.
+        reason: &'static str,
+    },
+    /// A call on a stream that captures a graph, which could be launched when what the call uses is gone.
+    #[error(
+        "found a stream that captures a graph: capture with cuda::Step, which owns what the graph uses, or vouch for it with \
+         cuda::in_unowned_capture"
+    )]
+    Capturing,
+    /// A capture in a context whose events could not be waited for in it.
+    #[error(
+        "{argument}: found a CudaContext that tracks events, expected one that does not: call \
+         `unsafe {{ context.disable_event_tracking() }}` before the buffers of the step are made"
+    )]
+    #[non_exhaustive]
+    Tracked {
+        /// The argument's name.
+        argument: &'static str,
+    },
+    /// What a captured call uses, and its step does not own.
+    #[error(
+        "{argument}: found what the step that is captured does not hold: pass it to Step::capture"
+    )]
+    #[non_exhaustive]
+    NotHeld {
+        /// The argument's name.
+        argument: &'static str,
+    },
     /// Any other error of the driver. It can be one of work that was launched before.
     #[error("the CUDA driver said {name} ({description}) {doing}{hint}", hint = hint(name))]
     Driver {

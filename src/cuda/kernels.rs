@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use cudarc::driver::sys::{CUdevice_attribute, CUfunction, CUfunction_attribute, CUresult};
 use cudarc::driver::{
@@ -10,18 +10,21 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 
+use super::buffer::check_context;
+use super::slopes::Interned;
 use super::{Error, Result};
 use crate::plan::{Device, Executor, Launch};
 
-/// The kernels of one context.
+/// The kernels of one context, and the slopes of its layers.
 ///
-/// A context has them once, shared by its layers and unloaded with the last of them. Each is loaded when it is first asked
-/// for; [`Layer::new`](super::Layer::new) does so.
+/// A context has them once. They are never unloaded, so that nothing need wait until they have run; and they hold the
+/// context, whose handle is never another's.
 #[derive(Debug)]
-pub struct Kernels {
+pub(crate) struct Kernels {
     context: Arc<CudaContext>,
     device: Device,
     loaded: RwLock<Loaded>,
+    pub(super) slopes: Mutex<Interned>,
 }
 
 /// By file, and by file and kernel.
@@ -39,35 +42,29 @@ impl Kernels {
     ///
     /// # Errors
     /// [`Error::DeviceTooOld`] or [`Error::Driver`].
-    pub fn of(context: &Arc<CudaContext>) -> Result<Arc<Self>> {
-        // Weak, so that nothing here keeps a context alive.
-        static ALL: Mutex<Vec<Weak<Kernels>>> = Mutex::new(Vec::new());
-        let mut all: MutexGuard<'_, _> = ALL.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|kernels| kernels.strong_count() > 0);
-        // Whoever upgrades may come to be the last to hold them: dropping them here unloads them, and takes no lock.
-        let found = all
-            .iter()
-            .filter_map(Weak::upgrade)
-            .find(|kernels| kernels.context == *context);
-        if let Some(found) = found {
+    pub(crate) fn of(context: &Arc<CudaContext>) -> Result<&'static Self> {
+        static ALL: Mutex<Vec<&Kernels>> = Mutex::new(Vec::new());
+        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = all.iter().find(|kernels| kernels.context == *context) {
             return Ok(found);
         }
-        let made = Arc::new(Self {
+        let made: &'static Self = Box::leak(Box::new(Self {
             context: context.clone(),
             device: device(context)?,
             loaded: RwLock::default(),
-        });
-        all.push(Arc::downgrade(&made));
+            slopes: Mutex::default(),
+        }));
+        all.push(made);
         Ok(made)
     }
 
     /// What plans depend on of the context's device.
-    pub fn device(&self) -> &Device {
+    pub(crate) fn device(&self) -> &Device {
         &self.device
     }
 
     /// Their context.
-    pub fn context(&self) -> &Arc<CudaContext> {
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
         &self.context
     }
 
@@ -75,29 +72,11 @@ impl Kernels {
     ///
     /// # Errors
     /// [`Error::Context`] for a stream of another context.
-    pub fn on<'a>(&'a self, stream: &'a CudaStream) -> Result<Launcher<'a>> {
-        self.check_context("stream", stream.context())?;
+    pub(super) fn on<'a>(&'a self, stream: &'a CudaStream) -> Result<Launcher<'a>> {
+        check_context("stream", stream.context(), &self.context)?;
         Ok(Launcher {
             kernels: self,
             stream,
-        })
-    }
-
-    pub(super) fn check_context(
-        &self,
-        argument: &'static str,
-        context: &CudaContext,
-    ) -> Result<()> {
-        if *context == *self.context {
-            return Ok(());
-        }
-        let address = |context: &CudaContext| format!("{:p}", context.cu_ctx());
-        Err(Error::Context {
-            argument,
-            found: address(context),
-            found_device: context.ordinal(),
-            expected: address(&self.context),
-            expected_device: self.context.ordinal(),
         })
     }
 
@@ -180,7 +159,7 @@ fn device(context: &CudaContext) -> Result<Device> {
 
 /// Carries out plans on a stream. See [`Kernels::on`].
 #[derive(Debug, Clone, Copy)]
-pub struct Launcher<'a> {
+pub(super) struct Launcher<'a> {
     kernels: &'a Kernels,
     stream: &'a CudaStream,
 }
@@ -194,7 +173,7 @@ impl Executor for Launcher<'_> {
         // Also reports what failed since, such as waiting for a buffer.
         self.stream.context().bind_to_thread().map_err(&failed)?;
         let params: *const c_void = params.as_ptr().cast();
-        // SAFETY: the kernels, which are borrowed, keep the function loaded. The driver reads the parameters before it
+        // SAFETY: kernels stay loaded. The driver reads the parameters before it
         // returns, and only as many bytes as the kernel has; the caller vouches for what they point to.
         unsafe {
             launch_kernel(

@@ -40,19 +40,29 @@
 //! both wait for work to end.
 
 mod append;
+mod buffer;
+mod call;
+mod capture;
 mod check;
 mod driver;
 mod error;
+mod inputs;
 mod kernels;
 mod layer;
+mod load;
+mod merge;
+mod slopes;
 mod tensor;
 
 pub use cudarc;
 
+pub use buffer::{Buffer, BufferMut};
+#[cfg(feature = "candle-cuda")]
+pub(crate) use call::{Call, Slopes, attend};
+pub use capture::{Held, Step, in_unowned_capture};
 pub use driver::context;
 pub use error::{Error, Result};
-pub use kernels::{Kernels, Launcher};
+pub use inputs::Inputs;
+pub(crate) use kernels::Kernels;
 pub use layer::Layer;
-#[cfg(feature = "candle-cuda")]
-pub(crate) use layer::{Method, attend, workspace};
-pub use tensor::{Element, Inputs, View, ViewMut};
+pub use tensor::{CacheElement, Element, View, ViewMut};

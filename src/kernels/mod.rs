@@ -1,16 +1,64 @@
-//! The compiled CUDA kernels and their parameters.
+//! The compiled CUDA kernels, the table of them, and their parameters.
 //!
 //! They are data here: nothing of this module needs a driver or a GPU.
 
 #[rustfmt::skip]
 mod params;
+mod table;
 
-pub use params::{AppendParams, AttentionParams, TensorStrides};
+pub use params::{AppendParams, AttentionParams, CopyPagesParams, MergeStateParams, TensorStrides};
+pub use table::NAMES;
+pub(crate) use table::{Decode, Kernel, Live, Prefill, Table};
+
+/// What kernels are written for. A device runs those of the newest that is no newer than itself.
+///
+/// Another is added by a variant, after those that are older; by a folder of kernels with a table, as
+/// `kernels/sm80/kernels.def` says; and where [`Table`] lacks what its launches need, in `src/plan`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Architecture {
+    /// `mma.sync` and `cp.async`: compute capability 8.0 and later.
+    Sm80,
+}
+
+impl Architecture {
+    /// From the oldest to the newest.
+    pub const ALL: &[Self] = &[Self::Sm80];
+
+    /// The oldest devices that run its kernels: major and minor.
+    pub fn compute_capability(self) -> (u32, u32) {
+        match self {
+            Self::Sm80 => (8, 0),
+        }
+    }
+
+    pub(crate) fn table(self) -> &'static Table {
+        match self {
+            Self::Sm80 => &table::SM80,
+        }
+    }
+}
+
+/// The element types that kernels take. Another is added as `kernels/common/elements.cuh` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Dtype {
+    /// All of them.
+    pub const ALL: &[Self] = &[Self::F16, Self::Bf16];
+}
 
 /// What nvcc made of one kernel file.
 #[derive(Debug, Clone, Copy)]
 pub struct Embedded {
-    /// The file's name, without `.cu`.
+    /// What the kernels are written for.
+    pub architecture: Architecture,
+    /// The file's name with its folder, without `.cu`, such as `sm80/prefill`.
     pub name: &'static str,
     /// Machine code for the architectures of the build, and PTX for later ones: what a driver loads.
     pub fatbin: &'static [u8],
@@ -30,8 +78,10 @@ pub fn named(name: &str) -> Option<&'static Embedded> {
 }
 
 const _: () = assert!(
-    size_of::<AttentionParams>() == 20 * 8 + 4 * size_of::<TensorStrides>() + 4 * 8 + 18 * 4
-        && size_of::<AppendParams>() == 7 * 8 + 4 * size_of::<TensorStrides>() + 8 + 4 * 4,
+    size_of::<AttentionParams>() == 21 * 8 + 4 * size_of::<TensorStrides>() + 6 * 8 + 16 * 4
+        && size_of::<AppendParams>() == 7 * 8 + 4 * size_of::<TensorStrides>() + 8 + 4 * 4
+        && size_of::<CopyPagesParams>() == 4 * 8 + 2 * size_of::<TensorStrides>() + 8 + 4 * 4
+        && size_of::<MergeStateParams>() == 4 * 8 + 2 * size_of::<TensorStrides>() + 4 * 4,
     "no padding, so every byte is initialised"
 );
 
@@ -56,4 +106,9 @@ macro_rules! params {
         }
     )*};
 }
-params!(AttentionParams, AppendParams);
+params!(
+    AttentionParams,
+    AppendParams,
+    CopyPagesParams,
+    MergeStateParams
+);

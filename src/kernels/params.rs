@@ -1,4 +1,4 @@
-//! Generated from kernels/params.h; do not edit. `xtask/tests/params.rs` compares.
+//! Generated from kernels/common/params.h; do not edit. `xtask/tests/params.rs` compares.
 #![allow(clippy::all, clippy::undocumented_unsafe_blocks, missing_docs)]
 
 
@@ -42,6 +42,8 @@ pub struct AttentionParams {
     /// i32 `[batch]`.
     pub seqused_k: u64,
     pub leftpad_k: u64,
+    /// i32 `[batch]`: query row i stands at i + offset. 0: at i + seqlen_k - seqlen_q.
+    pub offset: u64,
     /** i32 `[batch, table_columns]`: keys and values in pages. Their strides are then those of
  `[pages, page_size, heads_k, head_dim]`.*/
     pub block_table: u64,
@@ -70,6 +72,9 @@ pub struct AttentionParams {
     pub lse_head_stride: i64,
     pub slopes_batch_stride: i64,
     pub table_stride: i64,
+    /// Keys before and after its own position that a query sees; -1: all. 0 after it is causal.
+    pub window_left: i64,
+    pub window_right: i64,
     /// Rows of a sequence; of the longest, where sequences are packed.
     pub seqlen_q: i32,
     pub seqlen_k: i32,
@@ -81,9 +86,6 @@ pub struct AttentionParams {
     /// Query heads for each key head.
     pub group: i32,
     pub head_dim: i32,
-    /// Keys before and after its own position that a query sees; -1: all. 0 after it is causal.
-    pub window_left: i32,
-    pub window_right: i32,
     pub page_size: i32,
     pub pages: i32,
     pub table_columns: i32,
@@ -99,7 +101,7 @@ pub struct AttentionParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 360usize];
+    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 376usize];
     ["Alignment of AttentionParams"][::std::mem::align_of::<AttentionParams>() - 8usize];
     [
         "Offset of field: AttentionParams::q",
@@ -132,113 +134,116 @@ const _: () = {
         "Offset of field: AttentionParams::leftpad_k",
     ][::std::mem::offset_of!(AttentionParams, leftpad_k) - 72usize];
     [
+        "Offset of field: AttentionParams::offset",
+    ][::std::mem::offset_of!(AttentionParams, offset) - 80usize];
+    [
         "Offset of field: AttentionParams::block_table",
-    ][::std::mem::offset_of!(AttentionParams, block_table) - 80usize];
+    ][::std::mem::offset_of!(AttentionParams, block_table) - 88usize];
     [
         "Offset of field: AttentionParams::partial_out",
-    ][::std::mem::offset_of!(AttentionParams, partial_out) - 88usize];
+    ][::std::mem::offset_of!(AttentionParams, partial_out) - 96usize];
     [
         "Offset of field: AttentionParams::partial_lse",
-    ][::std::mem::offset_of!(AttentionParams, partial_lse) - 96usize];
+    ][::std::mem::offset_of!(AttentionParams, partial_lse) - 104usize];
     [
         "Offset of field: AttentionParams::centres",
-    ][::std::mem::offset_of!(AttentionParams, centres) - 104usize];
+    ][::std::mem::offset_of!(AttentionParams, centres) - 112usize];
     [
         "Offset of field: AttentionParams::radii",
-    ][::std::mem::offset_of!(AttentionParams, radii) - 112usize];
+    ][::std::mem::offset_of!(AttentionParams, radii) - 120usize];
     [
         "Offset of field: AttentionParams::cache_centres",
-    ][::std::mem::offset_of!(AttentionParams, cache_centres) - 120usize];
+    ][::std::mem::offset_of!(AttentionParams, cache_centres) - 128usize];
     [
         "Offset of field: AttentionParams::page_radii",
-    ][::std::mem::offset_of!(AttentionParams, page_radii) - 128usize];
+    ][::std::mem::offset_of!(AttentionParams, page_radii) - 136usize];
     [
         "Offset of field: AttentionParams::order",
-    ][::std::mem::offset_of!(AttentionParams, order) - 136usize];
+    ][::std::mem::offset_of!(AttentionParams, order) - 144usize];
     [
         "Offset of field: AttentionParams::report",
-    ][::std::mem::offset_of!(AttentionParams, report) - 144usize];
+    ][::std::mem::offset_of!(AttentionParams, report) - 152usize];
     [
         "Offset of field: AttentionParams::live",
-    ][::std::mem::offset_of!(AttentionParams, live) - 152usize];
+    ][::std::mem::offset_of!(AttentionParams, live) - 160usize];
     [
         "Offset of field: AttentionParams::q_strides",
-    ][::std::mem::offset_of!(AttentionParams, q_strides) - 160usize];
+    ][::std::mem::offset_of!(AttentionParams, q_strides) - 168usize];
     [
         "Offset of field: AttentionParams::k_strides",
-    ][::std::mem::offset_of!(AttentionParams, k_strides) - 184usize];
+    ][::std::mem::offset_of!(AttentionParams, k_strides) - 192usize];
     [
         "Offset of field: AttentionParams::v_strides",
-    ][::std::mem::offset_of!(AttentionParams, v_strides) - 208usize];
+    ][::std::mem::offset_of!(AttentionParams, v_strides) - 216usize];
     [
         "Offset of field: AttentionParams::out_strides",
-    ][::std::mem::offset_of!(AttentionParams, out_strides) - 232usize];
+    ][::std::mem::offset_of!(AttentionParams, out_strides) - 240usize];
     [
         "Offset of field: AttentionParams::lse_batch_stride",
-    ][::std::mem::offset_of!(AttentionParams, lse_batch_stride) - 256usize];
+    ][::std::mem::offset_of!(AttentionParams, lse_batch_stride) - 264usize];
     [
         "Offset of field: AttentionParams::lse_head_stride",
-    ][::std::mem::offset_of!(AttentionParams, lse_head_stride) - 264usize];
+    ][::std::mem::offset_of!(AttentionParams, lse_head_stride) - 272usize];
     [
         "Offset of field: AttentionParams::slopes_batch_stride",
-    ][::std::mem::offset_of!(AttentionParams, slopes_batch_stride) - 272usize];
+    ][::std::mem::offset_of!(AttentionParams, slopes_batch_stride) - 280usize];
     [
         "Offset of field: AttentionParams::table_stride",
-    ][::std::mem::offset_of!(AttentionParams, table_stride) - 280usize];
-    [
-        "Offset of field: AttentionParams::seqlen_q",
-    ][::std::mem::offset_of!(AttentionParams, seqlen_q) - 288usize];
-    [
-        "Offset of field: AttentionParams::seqlen_k",
-    ][::std::mem::offset_of!(AttentionParams, seqlen_k) - 292usize];
-    [
-        "Offset of field: AttentionParams::rows_q",
-    ][::std::mem::offset_of!(AttentionParams, rows_q) - 296usize];
-    [
-        "Offset of field: AttentionParams::rows_k",
-    ][::std::mem::offset_of!(AttentionParams, rows_k) - 300usize];
-    [
-        "Offset of field: AttentionParams::batch",
-    ][::std::mem::offset_of!(AttentionParams, batch) - 304usize];
-    [
-        "Offset of field: AttentionParams::heads_q",
-    ][::std::mem::offset_of!(AttentionParams, heads_q) - 308usize];
-    [
-        "Offset of field: AttentionParams::group",
-    ][::std::mem::offset_of!(AttentionParams, group) - 312usize];
-    [
-        "Offset of field: AttentionParams::head_dim",
-    ][::std::mem::offset_of!(AttentionParams, head_dim) - 316usize];
+    ][::std::mem::offset_of!(AttentionParams, table_stride) - 288usize];
     [
         "Offset of field: AttentionParams::window_left",
-    ][::std::mem::offset_of!(AttentionParams, window_left) - 320usize];
+    ][::std::mem::offset_of!(AttentionParams, window_left) - 296usize];
     [
         "Offset of field: AttentionParams::window_right",
-    ][::std::mem::offset_of!(AttentionParams, window_right) - 324usize];
+    ][::std::mem::offset_of!(AttentionParams, window_right) - 304usize];
+    [
+        "Offset of field: AttentionParams::seqlen_q",
+    ][::std::mem::offset_of!(AttentionParams, seqlen_q) - 312usize];
+    [
+        "Offset of field: AttentionParams::seqlen_k",
+    ][::std::mem::offset_of!(AttentionParams, seqlen_k) - 316usize];
+    [
+        "Offset of field: AttentionParams::rows_q",
+    ][::std::mem::offset_of!(AttentionParams, rows_q) - 320usize];
+    [
+        "Offset of field: AttentionParams::rows_k",
+    ][::std::mem::offset_of!(AttentionParams, rows_k) - 324usize];
+    [
+        "Offset of field: AttentionParams::batch",
+    ][::std::mem::offset_of!(AttentionParams, batch) - 328usize];
+    [
+        "Offset of field: AttentionParams::heads_q",
+    ][::std::mem::offset_of!(AttentionParams, heads_q) - 332usize];
+    [
+        "Offset of field: AttentionParams::group",
+    ][::std::mem::offset_of!(AttentionParams, group) - 336usize];
+    [
+        "Offset of field: AttentionParams::head_dim",
+    ][::std::mem::offset_of!(AttentionParams, head_dim) - 340usize];
     [
         "Offset of field: AttentionParams::page_size",
-    ][::std::mem::offset_of!(AttentionParams, page_size) - 328usize];
+    ][::std::mem::offset_of!(AttentionParams, page_size) - 344usize];
     [
         "Offset of field: AttentionParams::pages",
-    ][::std::mem::offset_of!(AttentionParams, pages) - 332usize];
+    ][::std::mem::offset_of!(AttentionParams, pages) - 348usize];
     [
         "Offset of field: AttentionParams::table_columns",
-    ][::std::mem::offset_of!(AttentionParams, table_columns) - 336usize];
+    ][::std::mem::offset_of!(AttentionParams, table_columns) - 352usize];
     [
         "Offset of field: AttentionParams::splits",
-    ][::std::mem::offset_of!(AttentionParams, splits) - 340usize];
+    ][::std::mem::offset_of!(AttentionParams, splits) - 356usize];
     [
         "Offset of field: AttentionParams::scale",
-    ][::std::mem::offset_of!(AttentionParams, scale) - 344usize];
+    ][::std::mem::offset_of!(AttentionParams, scale) - 360usize];
     [
         "Offset of field: AttentionParams::softcap",
-    ][::std::mem::offset_of!(AttentionParams, softcap) - 348usize];
+    ][::std::mem::offset_of!(AttentionParams, softcap) - 364usize];
     [
         "Offset of field: AttentionParams::tolerance",
-    ][::std::mem::offset_of!(AttentionParams, tolerance) - 352usize];
+    ][::std::mem::offset_of!(AttentionParams, tolerance) - 368usize];
     [
         "Offset of field: AttentionParams::tiles",
-    ][::std::mem::offset_of!(AttentionParams, tiles) - 356usize];
+    ][::std::mem::offset_of!(AttentionParams, tiles) - 372usize];
 };
 /// New keys and values for a paged cache.
 #[repr(C)]
@@ -318,4 +323,115 @@ const _: () = {
     [
         "Offset of field: AppendParams::head_dim",
     ][::std::mem::offset_of!(AppendParams, head_dim) - 172usize];
+};
+/// Pages of a cache to copy.
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
+pub struct CopyPagesParams {
+    /// i64 `[copies, 2]`: from which page to which, in this order; a pair with a page that the cache does not have is left out.
+    pub copies: u64,
+    /// `[pages, page_size, heads_k, head_dim]`.
+    pub k_pages: u64,
+    pub v_pages: u64,
+    /// f32 `[pages, heads_k]`: copied with the pages; 0 where nobody keeps it.
+    pub radii: u64,
+    pub k_page_strides: TensorStrides,
+    pub v_page_strides: TensorStrides,
+    pub pages: i64,
+    pub count: i32,
+    pub page_size: i32,
+    pub heads_k: i32,
+    pub head_dim: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of CopyPagesParams"][::std::mem::size_of::<CopyPagesParams>() - 104usize];
+    ["Alignment of CopyPagesParams"][::std::mem::align_of::<CopyPagesParams>() - 8usize];
+    [
+        "Offset of field: CopyPagesParams::copies",
+    ][::std::mem::offset_of!(CopyPagesParams, copies) - 0usize];
+    [
+        "Offset of field: CopyPagesParams::k_pages",
+    ][::std::mem::offset_of!(CopyPagesParams, k_pages) - 8usize];
+    [
+        "Offset of field: CopyPagesParams::v_pages",
+    ][::std::mem::offset_of!(CopyPagesParams, v_pages) - 16usize];
+    [
+        "Offset of field: CopyPagesParams::radii",
+    ][::std::mem::offset_of!(CopyPagesParams, radii) - 24usize];
+    [
+        "Offset of field: CopyPagesParams::k_page_strides",
+    ][::std::mem::offset_of!(CopyPagesParams, k_page_strides) - 32usize];
+    [
+        "Offset of field: CopyPagesParams::v_page_strides",
+    ][::std::mem::offset_of!(CopyPagesParams, v_page_strides) - 56usize];
+    [
+        "Offset of field: CopyPagesParams::pages",
+    ][::std::mem::offset_of!(CopyPagesParams, pages) - 80usize];
+    [
+        "Offset of field: CopyPagesParams::count",
+    ][::std::mem::offset_of!(CopyPagesParams, count) - 88usize];
+    [
+        "Offset of field: CopyPagesParams::page_size",
+    ][::std::mem::offset_of!(CopyPagesParams, page_size) - 92usize];
+    [
+        "Offset of field: CopyPagesParams::heads_k",
+    ][::std::mem::offset_of!(CopyPagesParams, heads_k) - 96usize];
+    [
+        "Offset of field: CopyPagesParams::head_dim",
+    ][::std::mem::offset_of!(CopyPagesParams, head_dim) - 100usize];
+};
+/// Attention over other keys, to be merged into what there is.
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
+pub struct MergeStateParams {
+    /// `[batch, seqlen_q, heads_q, head_dim]`, packed `[total_q, heads_q, head_dim]`.
+    pub out: u64,
+    /// f32 `[batch, heads_q, seqlen_q]`, packed `[heads_q, total_q]`.
+    pub lse: u64,
+    pub other_out: u64,
+    pub other_lse: u64,
+    pub out_strides: TensorStrides,
+    pub other_out_strides: TensorStrides,
+    pub batch: i32,
+    pub rows: i32,
+    pub heads_q: i32,
+    pub head_dim: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of MergeStateParams"][::std::mem::size_of::<MergeStateParams>() - 96usize];
+    [
+        "Alignment of MergeStateParams",
+    ][::std::mem::align_of::<MergeStateParams>() - 8usize];
+    [
+        "Offset of field: MergeStateParams::out",
+    ][::std::mem::offset_of!(MergeStateParams, out) - 0usize];
+    [
+        "Offset of field: MergeStateParams::lse",
+    ][::std::mem::offset_of!(MergeStateParams, lse) - 8usize];
+    [
+        "Offset of field: MergeStateParams::other_out",
+    ][::std::mem::offset_of!(MergeStateParams, other_out) - 16usize];
+    [
+        "Offset of field: MergeStateParams::other_lse",
+    ][::std::mem::offset_of!(MergeStateParams, other_lse) - 24usize];
+    [
+        "Offset of field: MergeStateParams::out_strides",
+    ][::std::mem::offset_of!(MergeStateParams, out_strides) - 32usize];
+    [
+        "Offset of field: MergeStateParams::other_out_strides",
+    ][::std::mem::offset_of!(MergeStateParams, other_out_strides) - 56usize];
+    [
+        "Offset of field: MergeStateParams::batch",
+    ][::std::mem::offset_of!(MergeStateParams, batch) - 80usize];
+    [
+        "Offset of field: MergeStateParams::rows",
+    ][::std::mem::offset_of!(MergeStateParams, rows) - 84usize];
+    [
+        "Offset of field: MergeStateParams::heads_q",
+    ][::std::mem::offset_of!(MergeStateParams, heads_q) - 88usize];
+    [
+        "Offset of field: MergeStateParams::head_dim",
+    ][::std::mem::offset_of!(MergeStateParams, head_dim) - 92usize];
 };

@@ -1,13 +1,11 @@
-//! The kernel of `kernels/append.cu`: new keys and values into the pages of a cache.
+//! The kernels of `append.cu`: new keys and values into the pages of a cache.
 
-use super::{Dtype, Executor, Launch, MAX_ROWS, grid, strides};
+use super::launch::{self, Executor, Launch};
+use super::sizes::{MAX_ROWS, grid, strides};
+use super::{Dtype, moving};
 use crate::error::{Error, Result};
-use crate::kernels::{self, AppendParams, Params as _};
+use crate::kernels::{AppendParams, Kernel, Params as _};
 use crate::tensor::Layout;
-
-const THREADS: usize = 256;
-/// The elements that a thread copies.
-const CHUNK: usize = 8;
 
 /// What an append launches.
 #[derive(Debug, Clone)]
@@ -49,38 +47,20 @@ impl Append {
             found: found.shape(),
             expected,
         };
-        if k.batch.is_some() || !k.head_dim.is_multiple_of(CHUNK) || k.rows > MAX_ROWS {
+        let append = &moving().append;
+        let chunk = append.elements;
+        if k.batch.is_some() || !k.head_dim.is_multiple_of(chunk) || k.rows > MAX_ROWS {
             let expected =
-                format!("[tokens, heads_k, a multiple of {CHUNK}], up to {MAX_ROWS} tokens");
+                format!("[tokens, heads_k, a multiple of {chunk}], up to {MAX_ROWS} tokens");
             return Err(shape("k", k, expected));
         }
         let (heads, head_dim) = (k.heads, k.head_dim);
         if v.shape() != k.shape() {
             return Err(shape("v", v, format!("{:?}, as k", k.shape())));
         }
-        let fits = |pages: &Layout| {
-            let limits = pages.batch.unwrap_or(0) <= MAX_ROWS && pages.rows <= MAX_ROWS;
-            pages.batch.is_some() && pages.heads == heads && pages.head_dim == head_dim && limits
-        };
-        if !fits(k_pages) {
-            let expected = format!("[pages, page_size, {heads}, {head_dim}]");
-            return Err(shape("k_pages", k_pages, expected));
-        }
-        if v_pages.shape() != k_pages.shape() {
-            let expected = format!("{:?}, as k_pages", k_pages.shape());
-            return Err(shape("v_pages", v_pages, expected));
-        }
-        for (argument, pages) in [("k_pages", k_pages), ("v_pages", v_pages)] {
-            if !pages.is_injective() {
-                return Err(Error::Strides {
-                    argument,
-                    found: pages.strides(),
-                    expected: "strides that keep the elements apart".into(),
-                });
-            }
-        }
+        check_pages(k_pages, v_pages, Some((heads, head_dim)))?;
 
-        let mut append = Self {
+        let mut plan = Self {
             launches: Vec::new(),
             params: AppendParams {
                 k_strides: strides(k),
@@ -95,8 +75,8 @@ impl Append {
                 ..AppendParams::default()
             },
         };
-        append.launch(k, &[("append", head_dim / CHUNK)])?;
-        Ok(append)
+        plan.launch(k, &append.kernel, head_dim / chunk)?;
+        Ok(plan)
     }
 
     /// As [`Append::new`], for a cache that keeps for each page and head how far its keys are from the head's centre: a
@@ -113,32 +93,23 @@ impl Append {
     ) -> Result<Self> {
         let mut append = Self::new(k, v, k_pages, v_pages)?;
         append.launches.clear();
-        let kernel = match dtype {
-            Dtype::F16 => "append_f16",
-            Dtype::Bf16 => "append_bf16",
-        };
+        let (restart, raise) = (&moving().restart_radii, &moving().raise_radii);
+        append.launch(k, &restart.kernel, 1)?;
         // The threads of a head are a power of two, so that none has parts of two warps.
-        let threads = (k.head_dim / CHUNK).next_power_of_two();
-        append.launch(k, &[("restart_radii", 1), (kernel, threads)])?;
+        let threads = (k.head_dim / raise.elements).next_power_of_two();
+        append.launch(k, raise.kernel.of(dtype), threads)?;
         Ok(append)
     }
 
-    /// Adds launches of kernels that have so many threads for each token and head.
-    fn launch(&mut self, k: &Layout, kernels: &[(&'static str, usize)]) -> Result<()> {
+    /// Adds the launch of a kernel that has so many threads for each token and head.
+    fn launch(&mut self, k: &Layout, kernel: &Kernel, threads: usize) -> Result<()> {
         let slots = self.params.pages > 0 && self.params.page_size > 0;
-        for &(kernel, threads) in kernels {
-            let threads = k.rows.checked_mul(k.heads * threads);
-            let blocks = threads.map(|threads| threads.div_ceil(THREADS));
-            let grid = grid("k", k, &format!("{} elements", THREADS * CHUNK), blocks)?;
-            if grid > 0 && slots {
-                self.launches.push(Launch {
-                    file: kernels::named("append").expect("the build has all kernels"),
-                    kernel,
-                    grid,
-                    block: THREADS as u32,
-                    shared_bytes: 0,
-                });
-            }
+        let threads = (k.heads.checked_mul(threads)).and_then(|n| n.checked_mul(k.rows));
+        let blocks = threads.map(|threads| threads.div_ceil(kernel.threads as usize));
+        let part = format!("{} threads", kernel.threads);
+        let grid = grid("k", k, &part, blocks)?;
+        if grid > 0 && slots {
+            self.launches.push(Launch::new(kernel, grid));
         }
         Ok(())
     }
@@ -170,10 +141,45 @@ impl Append {
             radii: addresses.radii,
             ..self.params
         };
-        for launch in &self.launches {
-            // SAFETY: the caller vouches for the addresses.
-            unsafe { executor.launch(launch, params.bytes()) }?;
-        }
-        Ok(())
+        // SAFETY: the caller vouches for the addresses.
+        unsafe { launch::run(executor, &self.launches, params.bytes()) }
     }
+}
+
+/// Checks pools `[pages, page_size, heads_k, head_dim]`: of these heads, if any are given.
+pub(super) fn check_pages(
+    k_pages: &Layout,
+    v_pages: &Layout,
+    heads: Option<(usize, usize)>,
+) -> Result<()> {
+    let (heads_k, head_dim) = heads.unwrap_or((k_pages.heads, k_pages.head_dim));
+    let limits = k_pages.batch.unwrap_or(0) <= MAX_ROWS && k_pages.rows <= MAX_ROWS;
+    let fits = (k_pages.heads, k_pages.head_dim) == (heads_k, head_dim);
+    if k_pages.batch.is_none() || !limits || !fits {
+        return Err(Error::Shape {
+            argument: "k_pages",
+            found: k_pages.shape(),
+            expected: match heads {
+                Some(_) => format!("[pages, page_size, {heads_k}, {head_dim}]"),
+                None => "[pages, page_size, heads_k, head_dim]".into(),
+            },
+        });
+    }
+    if v_pages.shape() != k_pages.shape() {
+        return Err(Error::Shape {
+            argument: "v_pages",
+            found: v_pages.shape(),
+            expected: format!("{:?}, as k_pages", k_pages.shape()),
+        });
+    }
+    for (argument, pages) in [("k_pages", k_pages), ("v_pages", v_pages)] {
+        if !pages.is_injective() {
+            return Err(Error::Strides {
+                argument,
+                found: pages.strides(),
+                expected: "strides that keep the elements apart".into(),
+            });
+        }
+    }
+    Ok(())
 }

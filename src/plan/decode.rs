@@ -1,72 +1,50 @@
-//! The kernels of `kernels/decode.cu`: a block has (token, head) rows of one key head, and a part of its keys.
+//! The kernels of `decode.cu`: a block has (token, head) rows of one key head, and a part of its keys. Of a cache with radii,
+//! those of `live.cu` first.
 
-use super::{Call, Device, Dtype, Launch, MAX_SEQLEN, Sizes, Workspace, grid, rows_of_all};
+use super::launch::Launch;
+use super::sizes::{ELEMENT_BYTES, Sizes, grid, rows_of_all};
+use super::workspace::{Workspace, words};
+use super::{Call, Device};
 use crate::attention::Attention;
 use crate::error::{Error, Result, value};
-use crate::horizon::{self, Horizon};
-use crate::kernels;
-
-/// One kernel: the largest head dimension and number of rows of a block, and its names.
-struct Kernel {
-    head_dim: usize,
-    rows: usize,
-    names: [&'static str; 2],
-}
-
-const fn kernel(head_dim: usize, rows: usize, names: [&'static str; 2]) -> Kernel {
-    Kernel {
-        head_dim,
-        rows,
-        names,
-    }
-}
-
-/// For up to 16 rows, and for more. Head dimensions that are not here take the next.
-const FEW: usize = 16;
-const FOR_FEW: [Kernel; 4] = [
-    kernel(64, FEW, ["decode_f16_d64_r16", "decode_bf16_d64_r16"]),
-    kernel(96, FEW, ["decode_f16_d96_r16", "decode_bf16_d96_r16"]),
-    kernel(128, FEW, ["decode_f16_d128_r16", "decode_bf16_d128_r16"]),
-    kernel(256, FEW, ["decode_f16_d256_r16", "decode_bf16_d256_r16"]),
-];
-const FOR_MANY: [Kernel; 3] = [
-    kernel(64, 128, ["decode_f16_d64_r128", "decode_bf16_d64_r128"]),
-    kernel(128, 128, ["decode_f16_d128_r128", "decode_bf16_d128_r128"]),
-    kernel(256, 64, ["decode_f16_d256_r64", "decode_bf16_d256_r64"]),
-];
-/// The kernels of `kernels/live.cu`, by the rows of the blocks that they work for.
-const LIVE: [(usize, [&str; 2]); 3] = [
-    (16, ["live_f16_r16", "live_bf16_r16"]),
-    (64, ["live_f16_r64", "live_bf16_r64"]),
-    (128, ["live_f16_r128", "live_bf16_r128"]),
-];
-const LIVE_THREADS: u32 = 256;
-const THREADS: u32 = 128;
-const WARPS: usize = 4;
+use crate::horizon::Horizon;
+use crate::kernels::{Decode, Live, Table};
+use crate::limits::{MAX_SEQLEN, MIN_HORIZON_KEYS};
 
 /// Beyond this, merging the parts costs more than they save.
 const MAX_SPLITS: usize = 128;
 /// The fewest keys that are worth a block.
 const MIN_KEYS: usize = 128;
+/// As full as a device must be, of what any number of parts does.
+const FULL_ENOUGH: f64 = 0.85;
 
-impl Kernel {
-    fn of(attention: &Attention, rows: usize) -> &'static Self {
-        let kernels: &[Self] = if rows <= FEW { &FOR_FEW } else { &FOR_MANY };
-        kernels
-            .iter()
-            .find(|kernel| kernel.head_dim >= attention.head_dim())
-            .expect("a layer has no larger head_dim")
-    }
+/// The most rows that the kernels for few rows have.
+fn few(table: &Table) -> usize {
+    table
+        .decode
+        .iter()
+        .map(|kernel| kernel.rows)
+        .min()
+        .unwrap_or(0)
+}
 
-    /// The keys of a tile.
-    fn keys(&self) -> usize {
-        if self.rows > 64 { 32 } else { 64 }
-    }
+/// The kernel for so many rows of a key head: with the fewest rows if these suffice, or else with many.
+fn kernel(attention: &Attention, table: &'static Table, rows: usize) -> &'static Decode {
+    let few = few(table);
+    let fits = |kernel: &&Decode| {
+        kernel.head_dim >= attention.head_dim() && (kernel.rows == few) == (rows <= few)
+    };
+    table
+        .decode
+        .iter()
+        .find(fits)
+        .expect("a layer has no larger head_dim")
+}
 
-    /// The rows of Q, and a ring of up to 64 KiB of tiles of K and V.
+impl Decode {
+    /// The rows of Q, and the ring of tiles of K and V.
     fn shared_bytes(&self) -> usize {
-        let tile = self.keys() * self.head_dim * 2;
-        self.rows * self.head_dim * 2 + (65536 / tile).clamp(2, 8) / 2 * 2 * tile
+        (self.rows + self.stages * self.keys) * self.head_dim * ELEMENT_BYTES
     }
 
     /// Blocks without splits.
@@ -76,6 +54,28 @@ impl Kernel {
             .checked_mul(attention.heads_k())?
             .checked_mul(sizes.batch)
     }
+
+    /// As few parts as fill the device nearly as well as any number up to `most` does: blocks come in waves, of as many as
+    /// run at once, and the last wave takes as long as a full one.
+    ///
+    /// With a larger `most` there are no fewer.
+    fn splits(&self, blocks: usize, most: usize, device: &Device) -> usize {
+        let at_once = self.at_once(device);
+        let filled = |splits: usize| {
+            let blocks = blocks.saturating_mul(splits);
+            blocks as f64 / (blocks.div_ceil(at_once).saturating_mul(at_once)) as f64
+        };
+        let best = (1..=most).map(filled).fold(0.0, f64::max);
+        (1..=most)
+            .find(|&splits| filled(splits) >= FULL_ENOUGH * best)
+            .unwrap_or(1)
+    }
+
+    /// The blocks that run at once. What a multiprocessor has is little more than what one block may have.
+    fn at_once(&self, device: &Device) -> usize {
+        let resident = (device.shared_bytes_per_block as usize / self.shared_bytes()).max(1);
+        resident * (device.multiprocessors as usize).max(1)
+    }
 }
 
 /// The rows of a key head.
@@ -83,10 +83,19 @@ fn rows(attention: &Attention, sizes: &Sizes) -> Option<usize> {
     sizes.seqlen_q.checked_mul(attention.group())
 }
 
+fn kernel_of(attention: &Attention, table: &'static Table, sizes: &Sizes) -> &'static Decode {
+    kernel(
+        attention,
+        table,
+        rows(attention, sizes).unwrap_or(usize::MAX),
+    )
+}
+
 /// Tiles of keys of the longest sequence.
-pub(super) fn tiles(attention: &Attention, sizes: &Sizes) -> usize {
-    let kernel = Kernel::of(attention, rows(attention, sizes).unwrap_or(usize::MAX));
-    sizes.seqlen_k.div_ceil(kernel.keys())
+pub(super) fn tiles(attention: &Attention, table: &'static Table, sizes: &Sizes) -> usize {
+    sizes
+        .seqlen_k
+        .div_ceil(kernel_of(attention, table, sizes).keys)
 }
 
 /// Whether keys are left out, of a cache with `radii`. A bitwise horizon would need the maxima that the parts of the keys
@@ -98,32 +107,31 @@ fn has_horizon(attention: &Attention, sizes: &Sizes, radii: bool) -> bool {
         (Some(left), Some(right)) => left.saturating_add(right).saturating_add(1),
         _ => usize::MAX,
     };
-    radii && certified && window.min(sizes.seqlen_k) >= horizon::MIN_KEYS
+    radii && certified && window.min(sizes.seqlen_k) >= MIN_HORIZON_KEYS
 }
 
-/// As few as fill the device nearly as well as any number does: blocks come in waves, of as many as run at once, and the last
-/// wave takes as long as a full one.
-pub(super) fn splits(attention: &Attention, sizes: &Sizes, device: &Device) -> usize {
-    let kernel = Kernel::of(attention, rows(attention, sizes).unwrap_or(usize::MAX));
-    let Some(blocks) = kernel.blocks(attention, sizes).filter(|&n| n > 0) else {
-        return 1;
-    };
-    // What a multiprocessor has is little more than what one block may have.
-    let resident = (device.shared_bytes_per_block as usize / kernel.shared_bytes()).max(1);
-    let at_once = resident * device.multiprocessors as usize;
-    let most = (sizes.seen(attention) / MIN_KEYS).clamp(1, MAX_SPLITS);
-    let filled = |splits: usize| {
-        let blocks = blocks.saturating_mul(splits);
-        blocks as f64 / (blocks.div_ceil(at_once).saturating_mul(at_once)) as f64
-    };
-    let best = (1..=most).map(filled).fold(0.0, f64::max);
-    (1..=most)
-        .find(|&splits| filled(splits) >= 0.85 * best)
-        .unwrap_or(1)
+/// The most parts that are worth it.
+fn most_splits(attention: &Attention, sizes: &Sizes) -> usize {
+    (sizes.seen(attention) / MIN_KEYS).clamp(1, MAX_SPLITS)
+}
+
+/// In how many parts the keys are divided.
+pub(super) fn splits(
+    attention: &Attention,
+    table: &'static Table,
+    sizes: &Sizes,
+    device: &Device,
+) -> usize {
+    let kernel = kernel_of(attention, table, sizes);
+    match kernel.blocks(attention, sizes) {
+        None | Some(0) => 1,
+        Some(blocks) => kernel.splits(blocks, most_splits(attention, sizes), device),
+    }
 }
 
 pub(super) fn launches(
     attention: &Attention,
+    table: &'static Table,
     call: &Call,
     sizes: &Sizes,
     device: &Device,
@@ -140,9 +148,9 @@ pub(super) fn launches(
             expected: format!("at most {MAX_SEQLEN} rows of the heads that share keys"),
         });
     }
-    let kernel = Kernel::of(attention, rows.unwrap_or(usize::MAX));
+    let kernel = kernel_of(attention, table, sizes);
     let shared_bytes = kernel.shared_bytes() as u32;
-    device.check((8, 0), shared_bytes)?;
+    device.check_shared_bytes(shared_bytes)?;
     let blocks = kernel
         .blocks(attention, sizes)
         .and_then(|blocks| blocks.checked_mul(splits));
@@ -150,77 +158,106 @@ pub(super) fn launches(
     if grid_of_parts == 0 {
         return Ok((Vec::new(), Workspace::default()));
     }
-    let dtype = match call.dtype {
-        Dtype::F16 => 0,
-        Dtype::Bf16 => 1,
-    };
-    let file = kernels::named("decode").expect("the build has all kernels");
     let radii = call.paged.is_some_and(|paged| paged.radii);
-    let workspace = workspace(attention, sizes, splits, radii);
+    let workspace = workspace(attention, table, sizes, splits, radii);
     let mut launches = Vec::new();
     if workspace.live > 0 {
-        let (_, names) = (LIVE.iter())
-            .find(|(rows, _)| *rows == kernel.rows)
-            .expect("every decode kernel has one");
-        launches.push(Launch {
-            file: kernels::named("live").expect("the build has all kernels"),
-            kernel: names[dtype],
-            // A block for each that has all keys.
-            grid: grid_of_parts / splits as u32,
-            block: LIVE_THREADS,
-            shared_bytes: 0,
-        });
+        let same_blocks = |live: &&Live| (live.rows, live.keys) == (kernel.rows, kernel.keys);
+        let live = table.live.iter().find(same_blocks);
+        let live = live.expect("every decode kernel has one");
+        // A block for each that has all keys.
+        let grid = grid_of_parts / splits as u32;
+        launches.push(Launch::new(live.kernel.of(call.dtype), grid));
     }
     launches.push(Launch {
-        file,
-        kernel: kernel.names[dtype],
-        grid: grid_of_parts,
-        block: THREADS,
         shared_bytes,
+        ..Launch::new(kernel.kernel.of(call.dtype), grid_of_parts)
     });
     if splits == 1 {
         return Ok((launches, workspace));
     }
 
+    let combine = &table.combine;
     let merged = rows
         .and_then(|rows| rows.checked_mul(attention.heads_k()))
-        .and_then(|rows| rows.checked_mul(sizes.batch));
-    launches.push(Launch {
-        file,
-        kernel: ["combine_f16", "combine_bf16"][dtype],
-        grid: grid(
-            "q",
-            &call.q,
-            &rows_of_all(WARPS),
-            merged.map(|rows| rows.div_ceil(WARPS)),
-        )?,
-        block: THREADS,
-        shared_bytes: 0,
-    });
+        .and_then(|rows| rows.checked_mul(sizes.batch))
+        .map(|rows| rows.div_ceil(combine.rows));
+    let grid = grid("q", &call.q, &rows_of_all(combine.rows), merged)?;
+    launches.push(Launch::new(combine.kernel.of(call.dtype), grid));
     Ok((launches, workspace))
 }
 
 /// What so many parts leave; one part writes the result itself. And the lists of the tiles of a cache with `radii`.
-pub(super) fn workspace(
+fn workspace(
     attention: &Attention,
+    table: &'static Table,
     sizes: &Sizes,
     splits: usize,
     radii: bool,
 ) -> Workspace {
-    let product =
-        |sizes: &[usize]| (sizes.iter()).fold(1u64, |product, &n| product.saturating_mul(n as u64));
     let parts = if splits == 1 { 0 } else { splits };
-    let results = product(&[attention.heads_q(), sizes.seqlen_q, sizes.batch, parts]);
-    let lists = if has_horizon(attention, sizes, radii) {
-        let kernel = Kernel::of(attention, rows(attention, sizes).unwrap_or(usize::MAX));
-        kernel.blocks(attention, sizes).unwrap_or(usize::MAX)
-    } else {
-        0
+    let results = words(&[attention.heads_q(), sizes.seqlen_q, sizes.batch, parts]);
+    let lists = match has_horizon(attention, sizes, radii) {
+        true => {
+            let blocks = kernel_of(attention, table, sizes).blocks(attention, sizes);
+            blocks.unwrap_or(usize::MAX)
+        }
+        false => 0,
     };
     Workspace {
-        out: results.saturating_mul(4 * attention.head_dim() as u64),
-        lse: results.saturating_mul(4),
-        live: product(&[lists, 1 + tiles(attention, sizes), 4]),
+        out: results.saturating_mul(attention.head_dim() as u64),
+        lse: results,
+        live: words(&[lists, 1 + tiles(attention, table, sizes)]),
         ..Workspace::default()
     }
+}
+
+/// At least what any call needs whose sizes are no larger than these, on a cache with radii or without.
+///
+/// What parts leave does not grow with the batch or the rows: fewer blocks have more parts. But where there are many waves of
+/// blocks, none has parts, so that all numbers of blocks up to there can be tried.
+pub(super) fn workspace_up_to(
+    attention: &Attention,
+    table: &'static Table,
+    device: &Device,
+    most: &Sizes,
+) -> u64 {
+    let (heads_k, group) = (attention.heads_k(), attention.group());
+    let all_rows = rows(attention, most).unwrap_or(usize::MAX);
+    let few_rows = few(table).min(all_rows) / group * group;
+    let most_splits = most_splits(attention, most);
+    // Sequences of so many rows of a key head or fewer, all by one kernel.
+    let of_kernel = |kernel: &Decode, rows: usize| -> u64 {
+        let blocks_of_sequence = rows.div_ceil(kernel.rows);
+        let most_blocks = blocks_of_sequence.saturating_mul(most.batch);
+        let rows_of_block = kernel.rows.min(rows);
+        // A device is full enough with f / (1 - f) waves, whatever a part of a wave is left over.
+        let waves = (FULL_ENOUGH / (1.0 - FULL_ENOUGH)).ceil() as usize;
+        let never_split = (waves * kernel.at_once(device)).div_ceil(heads_k.max(1));
+        let results = (1..=most_blocks.min(never_split)).map(|blocks| {
+            let rows = (blocks * rows_of_block).min(rows.saturating_mul(most.batch));
+            match kernel.splits(blocks * heads_k, most_splits, device) {
+                1 => 0,
+                splits => words(&[rows, heads_k, splits, attention.head_dim() + 1]),
+            }
+        });
+        let lists = match has_horizon(attention, most, true) {
+            true => words(&[
+                most_blocks,
+                heads_k,
+                1 + most.seqlen_k.div_ceil(kernel.keys),
+            ]),
+            false => 0,
+        };
+        results.max().unwrap_or(0).saturating_add(lists)
+    };
+    let of_few = match few_rows {
+        0 => 0,
+        rows => of_kernel(kernel(attention, table, rows), rows),
+    };
+    let of_many = match all_rows > few(table) {
+        true => of_kernel(kernel(attention, table, all_rows), all_rows),
+        false => 0,
+    };
+    of_few.max(of_many)
 }

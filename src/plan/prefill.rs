@@ -1,56 +1,47 @@
-//! The kernels of `kernels/prefill.cu`: a block has some rows of one head. With a horizon, those of `kernels/bounds.cu` first.
-//! These read all keys, unless the pages of a cache have radii.
+//! The kernels of `prefill.cu`: a block has some rows of one head. With a horizon, those of `bounds.cu` first. These read all
+//! keys, unless the pages of a cache have radii.
 
-use super::{Call, Device, Dtype, Launch, Sizes, Workspace, grid, rows_of_all};
+use super::launch::Launch;
+use super::sizes::{ELEMENT_BYTES, Sizes, grid, rows_of_all};
+use super::workspace::{Workspace, words};
+use super::{Call, Device};
 use crate::attention::Attention;
 use crate::error::Result;
-use crate::horizon::{Horizon, MIN_KEYS};
-use crate::kernels;
+use crate::horizon::Horizon;
+use crate::kernels::{Kernel, Prefill, Table};
+use crate::limits::MIN_HORIZON_KEYS;
 
-/// The head dimensions that there are kernels for; others take the next.
-const KERNELS: [(usize, [&str; 2]); 8] = [
-    (32, ["prefill_f16_d32", "prefill_bf16_d32"]),
-    (64, ["prefill_f16_d64", "prefill_bf16_d64"]),
-    (80, ["prefill_f16_d80", "prefill_bf16_d80"]),
-    (96, ["prefill_f16_d96", "prefill_bf16_d96"]),
-    (112, ["prefill_f16_d112", "prefill_bf16_d112"]),
-    (128, ["prefill_f16_d128", "prefill_bf16_d128"]),
-    (192, ["prefill_f16_d192", "prefill_bf16_d192"]),
-    (256, ["prefill_f16_d256", "prefill_bf16_d256"]),
-];
-const THREADS: u32 = 128;
-
-/// Query rows of a block, and keys of a tile.
-const fn tile(head_dim: usize) -> (usize, usize) {
-    match head_dim {
-        ..=64 => (128, 128),
-        65..=128 => (128, 64),
-        _ => (64, 64),
-    }
+/// The kernel for a layer's head dimension.
+fn kernel(attention: &Attention, table: &'static Table) -> &'static Prefill {
+    let fits = |kernel: &&Prefill| kernel.head_dim >= attention.head_dim();
+    table
+        .prefill
+        .iter()
+        .find(fits)
+        .expect("a layer has no larger head_dim")
 }
 
-/// The threads of a block that looks at keys.
-const BOUNDS_THREADS: u32 = 256;
+/// Q, and a tile each of K and V.
+fn shared_bytes(kernel: &Prefill) -> usize {
+    (kernel.rows + 2 * kernel.keys) * kernel.head_dim * ELEMENT_BYTES
+}
 
 /// Tiles of keys of the longest sequence, if the horizon may leave out some.
-pub(super) fn tiles(attention: &Attention, sizes: &Sizes) -> Option<usize> {
-    let may = attention.horizon() != Horizon::Off && sizes.seen(attention) >= MIN_KEYS;
-    may.then(|| sizes.seqlen_k.div_ceil(tile(attention.head_dim()).1))
+pub(super) fn tiles(attention: &Attention, table: &'static Table, sizes: &Sizes) -> Option<usize> {
+    let may = attention.horizon() != Horizon::Off && sizes.seen(attention) >= MIN_HORIZON_KEYS;
+    may.then(|| sizes.seqlen_k.div_ceil(kernel(attention, table).keys))
 }
 
-/// What the horizon knows of the keys.
-pub(super) fn workspace(attention: &Attention, sizes: &Sizes) -> Workspace {
-    let Some(tiles) = tiles(attention, sizes) else {
+/// What the horizon knows of the keys. It grows with each of the sizes.
+pub(super) fn workspace(attention: &Attention, table: &'static Table, sizes: &Sizes) -> Workspace {
+    let Some(tiles) = tiles(attention, table, sizes) else {
         return Workspace::default();
-    };
-    let bytes = |counts: [usize; 3]| {
-        (counts.iter()).fold(4, |bytes: u64, &n| bytes.saturating_mul(n as u64))
     };
     let (batch, heads_k) = (sizes.batch, attention.heads_k());
     Workspace {
-        centres: bytes([batch, heads_k, attention.head_dim()]),
-        radii: bytes([batch, heads_k, 3 * tiles]),
-        order: bytes([batch, attention.heads_q(), 1]),
+        centres: words(&[batch, heads_k, attention.head_dim()]),
+        radii: words(&[batch, heads_k, 3, tiles]),
+        order: words(&[batch, attention.heads_q()]),
         ..Workspace::default()
     }
 }
@@ -58,61 +49,45 @@ pub(super) fn workspace(attention: &Attention, sizes: &Sizes) -> Workspace {
 /// None where there are no rows, and nothing to write.
 pub(super) fn launches(
     attention: &Attention,
+    table: &'static Table,
     call: &Call,
     sizes: &Sizes,
     device: &Device,
 ) -> Result<Vec<Launch>> {
-    let (head_dim, names) = *KERNELS
-        .iter()
-        .find(|(head_dim, _)| *head_dim >= attention.head_dim())
-        .expect("a layer has no larger head_dim");
-    let (rows, keys) = tile(head_dim);
-    let shared_bytes = ((rows + 2 * keys) * head_dim * 2) as u32;
-    device.check((8, 0), shared_bytes)?;
+    let chosen = kernel(attention, table);
+    let shared_bytes = shared_bytes(chosen) as u32;
+    device.check_shared_bytes(shared_bytes)?;
     let blocks = sizes
         .seqlen_q
-        .div_ceil(rows)
+        .div_ceil(chosen.rows)
         .checked_mul(attention.heads_q())
         .and_then(|blocks| blocks.checked_mul(sizes.batch));
-    let blocks = grid("q", &call.q, &rows_of_all(rows), blocks)?;
+    let blocks = grid("q", &call.q, &rows_of_all(chosen.rows), blocks)?;
     if blocks == 0 {
         return Ok(Vec::new());
     }
-    let dtype = match call.dtype {
-        Dtype::F16 => 0,
-        Dtype::Bf16 => 1,
-    };
     let mut launches = Vec::new();
-    if let Some(tiles) = tiles(attention, sizes) {
-        let file = kernels::named("bounds").expect("the build has all kernels");
-        let of_tiles = match call.paged.is_some_and(|paged| paged.radii) {
-            true => &[(
-                ["radii_of_pages"; 2],
-                tiles.div_ceil(BOUNDS_THREADS as usize),
-            )][..],
-            false => &[
-                (["centres_f16", "centres_bf16"], 1),
-                (["radii_f16", "radii_bf16"], tiles),
-            ],
-        };
-        for (names, blocks) in of_tiles.iter().chain(&[(["farther_radii"; 2], 1)]) {
+    if let Some(tiles) = tiles(attention, table, sizes) {
+        // With as many blocks for each sequence and head.
+        let mut bounds = |kernel: &Kernel, blocks: usize| -> Result<()> {
             let all = (sizes.batch.checked_mul(attention.heads_k()))
-                .and_then(|heads| heads.checked_mul(*blocks));
-            launches.push(Launch {
-                file,
-                kernel: names[dtype],
-                grid: grid("k", &call.k, "tiles of one head", all)?,
-                block: BOUNDS_THREADS,
-                shared_bytes: 0,
-            });
+                .and_then(|heads| heads.checked_mul(blocks));
+            let grid = grid("k", &call.k, "tiles of one head", all)?;
+            launches.push(Launch::new(kernel, grid));
+            Ok(())
+        };
+        if call.paged.is_some_and(|paged| paged.radii) {
+            let kernel = &table.page_radii.kernel;
+            bounds(kernel, tiles.div_ceil(kernel.threads as usize))?;
+        } else {
+            bounds(table.centres.kernel.of(call.dtype), 1)?;
+            bounds(table.tile_radii.kernel.of(call.dtype), tiles)?;
         }
+        bounds(&table.farther_radii.kernel, 1)?;
     }
     launches.push(Launch {
-        file: kernels::named("prefill").expect("the build has all kernels"),
-        kernel: names[dtype],
-        grid: blocks,
-        block: THREADS,
         shared_bytes,
+        ..Launch::new(chosen.kernel.of(call.dtype), blocks)
     });
     Ok(launches)
 }

@@ -2,11 +2,8 @@
 
 use std::sync::Arc;
 
-use flash_alibi::cuda::cudarc::driver::{
-    CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, DriverError,
-};
-use flash_alibi::cuda::{self, Inputs, Layer, View, ViewMut};
-use flash_alibi::plan::Plan;
+use flash_alibi::cuda::cudarc::driver::{CudaSlice, CudaStream, CudaView, DeviceRepr, DriverError};
+use flash_alibi::cuda::{self, Buffer, BufferMut, Inputs, Layer, View, ViewMut};
 
 use crate::problem::{Attended, Failure, OnDevice, Placed, Problem};
 use crate::{LaidOut, Rows};
@@ -37,7 +34,7 @@ impl<T: DeviceRepr + Clone> Uploaded<T> {
     }
 
     /// The tensor, of its part.
-    pub fn view<'a>(&self, part: &'a dyn DevicePtr<T>) -> Result<View<'a, T>, cuda::Error> {
+    pub fn view<'a>(&self, part: &'a dyn Buffer<T>) -> Result<View<'a, T>, cuda::Error> {
         Ok(View::strided(part, &self.shape, &self.strides)?)
     }
 }
@@ -61,15 +58,15 @@ pub struct OnGpu<T> {
     pub seqused_k: Option<CudaSlice<i32>>,
     leftpad_k: Option<CudaSlice<i32>>,
     block_table: Option<CudaSlice<i32>>,
-    /// For prefill.
-    workspace: CudaSlice<f32>,
+    offset: Option<CudaSlice<i32>>,
+    /// Sequences, queries and keys.
+    most: [usize; 3],
     radii: Option<[CudaSlice<f32>; 2]>,
 }
 
 impl<T: OnDevice> OnGpu<T> {
     /// Enqueues the copies.
     pub fn new(stream: &Arc<CudaStream>, problem: &Problem<'_, T>) -> Result<Self, Failure> {
-        problem.without_offset()?;
         let longest = |cu: &[i32]| cu.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0) as usize;
         let integers = |data: Option<&[i32]>| {
             data.map(|data| stream.clone_htod(data))
@@ -87,20 +84,8 @@ impl<T: OnDevice> OnGpu<T> {
         };
         let cu_q = integers(problem.cu_seqlens_q)?;
         let cu_k = integers(problem.cu_seqlens_k)?;
-        let shape = problem.q.layout.shape();
-        let batch = match problem.cu_seqlens_q {
-            Some(cu_q) => cu_q.len() - 1,
-            None => shape[0],
-        };
-        let [.., rows_k, _, _] = problem.k.layout.shape()[..] else {
-            unreachable!("a tensor has at least 3 dimensions")
-        };
-        // Of packed tensors, of all sequences together.
-        let seqlen_k = (problem.block_table).map_or(rows_k, |(_, paged)| paged.columns * rows_k);
-        let bytes = Plan::prefill_workspace_bytes(problem.attention, batch, seqlen_k);
-        let len = (bytes as usize / size_of::<f32>()).max(1);
         Ok(Self {
-            workspace: stream.alloc_zeros(len).map_err(Failure::new)?,
+            most: problem.most(),
             q: tensor(&problem.q)?,
             k: tensor(&problem.k)?,
             v: tensor(&problem.v)?,
@@ -114,6 +99,7 @@ impl<T: OnDevice> OnGpu<T> {
             ),
             seqused_k: integers(problem.seqused_k)?,
             leftpad_k: integers(problem.leftpad_k)?,
+            offset: integers(problem.offset)?,
             block_table: integers(problem.block_table.map(|(table, _)| table))?,
             radii: match problem.radii {
                 Some((centres, radii)) => Some([
@@ -125,12 +111,23 @@ impl<T: OnDevice> OnGpu<T> {
         })
     }
 
-    /// Enqueues the call: prefill, or with a workspace decoding.
+    /// What the layer needs for the call.
+    pub fn workspace(
+        &self,
+        layer: &Layer,
+        stream: &Arc<CudaStream>,
+    ) -> Result<CudaSlice<u8>, DriverError> {
+        let [batch, seqlen_q, seqlen_k] = self.most;
+        stream.alloc_zeros(layer.workspace_bytes(batch, seqlen_q, seqlen_k))
+    }
+
+    /// Enqueues the call, by the kernels for decoding or those for prefill.
     pub fn attend(
         &mut self,
         layer: &Layer,
         stream: &CudaStream,
-        workspace: Option<&mut CudaSlice<f32>>,
+        decode: bool,
+        workspace: &mut CudaSlice<u8>,
     ) -> Result<(), cuda::Error> {
         let (q, k, v) = (self.q.part(), self.k.part(), self.v.part());
         let (q, k, v) = (self.q.view(&q)?, self.k.view(&k)?, self.v.view(&v)?);
@@ -148,6 +145,9 @@ impl<T: OnDevice> OnGpu<T> {
         if let Some(lengths) = &self.leftpad_k {
             inputs = inputs.leftpad_k(lengths);
         }
+        if let Some(offset) = &self.offset {
+            inputs = inputs.offset(offset);
+        }
         if let Some([centres, radii]) = &self.radii {
             inputs = inputs.radii(centres, radii);
         }
@@ -160,10 +160,10 @@ impl<T: OnDevice> OnGpu<T> {
         let mut out = buffer.slice_mut(*offset..);
         let out = ViewMut::strided(&mut out, shape, strides)?;
         let mut lse = self.lse.as_mut().map(|lse| lse.slice_mut(..lse.len() - 1));
-        let lse = lse.as_mut().map(|lse| lse as &mut dyn DevicePtrMut<f32>);
-        match workspace {
-            None => layer.prefill(stream, &inputs, out, lse, &mut self.workspace),
-            Some(workspace) => layer.decode(stream, &inputs, out, lse, workspace),
+        let lse = lse.as_mut().map(|lse| lse as &mut dyn BufferMut<f32>);
+        match decode {
+            false => layer.prefill(stream, &inputs, out, lse, workspace),
+            true => layer.decode(stream, &inputs, out, lse, workspace),
         }
     }
 
@@ -183,34 +183,34 @@ impl<T: OnDevice> OnGpu<T> {
 impl<T: OnDevice> Problem<'_, T> {
     /// Runs it on the stream's device.
     pub fn attend_on(&self, stream: &Arc<CudaStream>) -> Result<Attended<T>, Failure> {
-        let mut call = OnGpu::new(stream, self)?;
-        let layer = Layer::new(stream, self.attention.clone()).map_err(Failure::new)?;
-        call.attend(&layer, stream, None).map_err(Failure::new)?;
-        call.outputs(stream)
+        self.run_on(stream, false)
     }
 
     /// Likewise with the kernels for decoding.
     pub fn decode_on(&self, stream: &Arc<CudaStream>) -> Result<Attended<T>, Failure> {
+        self.run_on(stream, true)
+    }
+
+    fn run_on(&self, stream: &Arc<CudaStream>, decode: bool) -> Result<Attended<T>, Failure> {
         let mut call = OnGpu::new(stream, self)?;
         let layer = Layer::new(stream, self.attention.clone()).map_err(Failure::new)?;
-        let batch = match self.cu_seqlens_q {
-            Some(cu) => cu.len() - 1,
-            None => self.q.layout.shape()[0],
-        };
-        let [.., rows_q, _, _] = self.q.layout.shape()[..] else {
-            unreachable!("a tensor has at least 3 dimensions")
-        };
-        let [.., rows_k, _, _] = self.k.layout.shape()[..] else {
-            unreachable!("a tensor has at least 3 dimensions")
-        };
-        let keys = self
-            .block_table
-            .map_or(rows_k, |(_, paged)| paged.columns * rows_k);
-        let len = layer.decode_workspace(batch, rows_q, keys);
-        let mut workspace = stream.alloc_zeros(len).map_err(Failure::new)?;
-        call.attend(&layer, stream, Some(&mut workspace))
+        let mut workspace = call.workspace(&layer, stream).map_err(Failure::new)?;
+        call.attend(&layer, stream, decode, &mut workspace)
             .map_err(Failure::new)?;
         call.outputs(stream)
+    }
+
+    /// The number of sequences, and at least the queries and keys of the longest.
+    fn most(&self) -> [usize; 3] {
+        let (q, k) = (self.q.layout.shape(), self.k.layout.shape());
+        let batch = match self.cu_seqlens_q {
+            Some(cu_q) => cu_q.len() - 1,
+            None => q[0],
+        };
+        // Of packed tensors, of all sequences together.
+        let (rows_q, rows_k) = (q[q.len() - 3], k[k.len() - 3]);
+        let seqlen_k = (self.block_table).map_or(rows_k, |(_, paged)| paged.columns * rows_k);
+        [batch, rows_q, seqlen_k]
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 use flash_alibi::Attention;
 use flash_alibi::plan::{Addresses, Call, Device, Executor, Launch, Packed, Paged, Plan};
-use ptx_emulator::{DevicePtr, Fault, LaunchConfig, Memory, Module, Report, Scalar};
+use ptx_emulator::{DevicePtr, LaunchConfig, Memory, Module, Report, Scalar};
 
 use crate::problem::{Attended, Failure, OnDevice, Placed, Problem};
 use crate::{LaidOut, Rows};
@@ -66,9 +66,10 @@ impl Emulator {
 }
 
 impl Executor for Emulator {
-    type Error = Box<Fault>;
+    type Error = Failure;
 
-    unsafe fn launch(&self, launch: &Launch, params: &[u8]) -> Result<(), Box<Fault>> {
+    unsafe fn launch(&self, launch: &Launch, params: &[u8]) -> Result<(), Failure> {
+        launch.check_plain().map_err(Failure::new)?;
         static MODULES: LazyLock<Mutex<HashMap<&'static str, Arc<Module>>>> =
             LazyLock::new(Mutex::default);
         let module = MODULES
@@ -83,7 +84,8 @@ impl Executor for Emulator {
             .shared_bytes(launch.shared_bytes)
             .shared_limit(SMALLEST.shared_bytes_per_block)
             .seed(self.seed);
-        let report = module.launch(&self.memory, launch.kernel, &config, params)?;
+        let report =
+            (module.launch(&self.memory, launch.kernel, &config, params)).map_err(Failure::new)?;
         let mut reports = self.reports.lock().expect("nothing panics with it");
         reports.push(report);
         Ok(())
@@ -112,7 +114,6 @@ impl<T: OnEmulator> Problem<'_, T> {
                 ..paged
             }),
         };
-        self.without_offset()?;
         let plan = planner(self.attention, &call, &SMALLEST).map_err(Failure::new)?;
 
         let emulator = Emulator::new(seed);
@@ -143,6 +144,7 @@ impl<T: OnEmulator> Problem<'_, T> {
             cu_seqlens_k: integers(self.cu_seqlens_k)?,
             seqused_k: integers(self.seqused_k)?,
             leftpad_k: integers(self.leftpad_k)?,
+            offset: integers(self.offset)?,
             block_table: integers(self.block_table.map(|(table, _)| table))?,
             report: tiles.0,
             centres: floats(self.radii.map(|(centres, _)| centres))?,

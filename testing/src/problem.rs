@@ -76,18 +76,6 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-impl<T> Problem<'_, T> {
-    /// Kernels know no offsets.
-    pub(crate) fn without_offset(&self) -> Result<(), Failure> {
-        match self.offset {
-            None => Ok(()),
-            Some(_) => Err(Failure(
-                "offset: found one, expected none: the kernels do not take it".into(),
-            )),
-        }
-    }
-}
-
 impl Failure {
     pub(crate) fn new(error: impl fmt::Display) -> Self {
         Self(error.to_string())

@@ -1,7 +1,7 @@
-//! What a machine with a driver and without Rust needs to test and measure: the test and bench programs, their data, the
-//! peers, and one script.
+//! What a machine with a driver and without Rust needs to test and measure: one program, its data, the peers, and one script.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -12,27 +12,79 @@ use crate::toolkit::{Toolkit, target};
 
 const SCRIPT: &str = include_str!("../gpu-bundle/run.sh");
 
+/// A GPU machine may take no more at once.
+const MOST_BYTES: u64 = 40 << 20;
+
+/// Builds the program small, and gathers everything in a folder and in an archive of it.
 pub fn make() -> Result<(), String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let arguments = [
+        "--profile=bundle",
+        "--package=flash-alibi-testing",
+        "--features=cuda",
+        "--test=cuda",
+    ];
+    // Hopper's own code, and PTX for what is newer. Others are for who names them.
+    let archs = env::var_os("FLASH_ALIBI_CUDA_ARCHS").unwrap_or_else(|| "90a".into());
+    let programs = programs(&arguments, &[("FLASH_ALIBI_CUDA_ARCHS", &archs)])?;
     let bundle = target().join("gpu-bundle");
-    let _ = fs::remove_dir_all(&bundle);
-    for folder in ["tests", "benches", "package"] {
+    gather(&bundle, program(&programs)?)?;
+    let archive = bundle.with_extension("tar.gz");
+    let (parent, name) = (target(), bundle.file_name().expect("it has a name"));
+    let mut tar = Command::new("tar");
+    tar.arg("-czf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(parent)
+        .arg(name);
+    done(&mut tar)?;
+    for (what, bytes) in [(&bundle, size(&bundle)?), (&archive, size(&archive)?)] {
+        println!(
+            "{}: {:.1} MiB",
+            what.display(),
+            bytes as f64 / f64::from(1 << 20)
+        );
+        if bytes > MOST_BYTES {
+            return Err(format!(
+                "{}: found {bytes} bytes, expected at most {MOST_BYTES}",
+                what.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Runs the whole bundle on the emulated driver, with the program as `cargo xtask test` has built it.
+pub fn dry_run() -> Result<(), String> {
+    let folders = crate::emulated_driver("debug/deps/libptx_emulator_driver.so")?;
+    let programs = programs(crate::EVERYTHING, &[])?;
+    let bundle = target().join("gpu-bundle-dry-run");
+    gather(&bundle, program(&programs)?)?;
+    crate::run(
+        bundle.join("run.sh").as_os_str(),
+        &[],
+        &[("LD_LIBRARY_PATH", &folders), ("DRY_RUN", "1".as_ref())],
+    )
+}
+
+fn program(programs: &[(String, String)]) -> Result<&Path, String> {
+    let (_, program) = (programs.iter())
+        .find(|(name, _)| name == "cuda")
+        .ok_or("no test is named cuda")?;
+    Ok(Path::new(program))
+}
+
+/// Puts the program, and what goes with it, into an empty folder.
+fn gather(bundle: &Path, program: &Path) -> Result<(), String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let _ = fs::remove_dir_all(bundle);
+    // The tests read what lies beside their package, and run in its folder.
+    for folder in ["package/tests", "package/testing"] {
         let folder = bundle.join(folder);
         fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     }
-    for (kind, arguments) in [("tests", &["--tests"][..]), ("benches", &["--benches"])] {
-        let of_crate = ["--profile=bundle", "--package=flash-alibi"];
-        for (name, program) in programs(&[&of_crate, arguments].concat())? {
-            // Those that use a device; the others need none.
-            if name.starts_with("cuda") {
-                copy(Path::new(&program), &bundle.join(kind).join(name))?;
-            }
-        }
-    }
-    // What the tests read, by paths relative to the package.
-    let data = ["tests", "models"].map(|folder| root.join(folder));
-    copy_folders(&data, &bundle.join("package"))?;
-    copy_folders(&[root.join("benches/peers")], &bundle)?;
+    copy(program, &bundle.join("cuda"))?;
+    copy_folder(&root.join("tests/golden"), &bundle.join("package/tests"))?;
+    copy_folder(&root.join("benches/peers"), bundle)?;
     let commit = Command::new("git")
         .args(["describe", "--always", "--dirty"])
         .current_dir(&root)
@@ -42,13 +94,14 @@ pub fn make() -> Result<(), String> {
     let script = bundle.join("run.sh");
     write(&script, SCRIPT.as_bytes())?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
-        .map_err(|error| error.to_string())?;
-    println!("{}", bundle.display());
-    Ok(())
+        .map_err(|error| error.to_string())
 }
 
 /// The names and files of the programs that `cargo test` builds with these arguments.
-pub fn programs(arguments: &[&str]) -> Result<Vec<(String, String)>, String> {
+fn programs(
+    arguments: &[&str],
+    variables: &[(&str, &OsStr)],
+) -> Result<Vec<(String, String)>, String> {
     let toolkit = Toolkit::get()?;
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut child = Command::new(cargo)
@@ -61,6 +114,7 @@ pub fn programs(arguments: &[&str]) -> Result<Vec<(String, String)>, String> {
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .env("NVCC", env::var_os("NVCC").unwrap_or(toolkit.nvcc.into()))
         .env("LIBCLANG_PATH", &toolkit.libclang)
+        .envs(variables.iter().copied())
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| format!("cargo: {error}"))?;
@@ -81,17 +135,34 @@ pub fn programs(arguments: &[&str]) -> Result<Vec<(String, String)>, String> {
     }
 }
 
+/// The bytes of a file, or of all files of a folder.
+fn size(path: &Path) -> Result<u64, String> {
+    let failed = |error| format!("{}: {error}", path.display());
+    if !path.is_dir() {
+        return Ok(fs::metadata(path).map_err(failed)?.len());
+    }
+    let mut bytes = 0;
+    for entry in fs::read_dir(path).map_err(failed)? {
+        bytes += size(&entry.map_err(failed)?.path())?;
+    }
+    Ok(bytes)
+}
+
 fn copy(from: &Path, to: &Path) -> Result<(), String> {
     fs::copy(from, to)
         .map(drop)
         .map_err(|error| format!("{}: {error}", from.display()))
 }
 
-fn copy_folders(from: &[PathBuf], to: &Path) -> Result<(), String> {
-    let status = Command::new("cp").arg("-r").args(from).arg(to).status();
-    match status {
+fn copy_folder(from: &PathBuf, to: &Path) -> Result<(), String> {
+    done(Command::new("cp").arg("-r").arg(from).arg(to))
+}
+
+fn done(command: &mut Command) -> Result<(), String> {
+    match command.status() {
         Ok(status) if status.success() => Ok(()),
-        _ => Err(format!("cp could not copy {from:?} to {}", to.display())),
+        Ok(status) => Err(format!("{command:?}: {status}")),
+        Err(error) => Err(format!("{command:?}: {error}")),
     }
 }
 

@@ -19,26 +19,27 @@ const USAGE: &str = "usage: cargo xtask TASK
     toolkit      fetches the pinned CUDA compiler into the target directory, and prints where nvcc is
     kernels      compiles the kernels and prints their registers, shared memory and spills
     public-api   writes the listing of the public interface, public-api.txt, anew
-    gpu-bundle   gathers what tests and measures on a machine with a GPU and without Rust";
+    gpu-bundle   gathers what tests and measures on a machine with a GPU and without Rust; with --dry-run, runs it on an
+                 emulated GPU instead, as far as that goes";
+
+/// All packages, with all that can be built without CUDA's libraries. Always the same, so that nothing is built twice.
+const EVERYTHING: &[&str] = &["--workspace", "--features=flash-alibi/ptx"];
 
 fn main() -> ExitCode {
     let task = env::args().nth(1).unwrap_or_default();
     let result = match task.as_str() {
         "test" => test(),
         "toolkit" => Toolkit::get().map(|toolkit| println!("{}", toolkit.nvcc.display())),
-        "kernels" => cargo(&[
-            "test",
-            "--test",
-            "kernel_budget",
-            "--",
-            "--nocapture",
-            "--quiet",
-        ]),
+        "kernels" => {
+            let test = ["--test", "kernel_budget", "--", "--nocapture", "--quiet"];
+            cargo(&[&["test"], EVERYTHING, &test].concat())
+        }
         "emulate" => {
             let arguments: Vec<String> = env::args().skip(2).collect();
             on_emulated_device(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
         }
         "public-api" => public_api::check(true),
+        "gpu-bundle" if env::args().nth(2).as_deref() == Some("--dry-run") => bundle::dry_run(),
         "gpu-bundle" => bundle::make(),
         _ => Err(USAGE.into()),
     };
@@ -56,18 +57,14 @@ fn test() -> Result<(), String> {
     cargo(&["fmt", "--all", "--check"])?;
     // As most users build it: without nvcc, and without what the tests bring.
     cargo(&["check", "--package", "flash-alibi", "--lib"])?;
-    cargo(&[
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "-D",
-        "warnings",
-    ])?;
-    cargo(&["test", "--workspace"])?;
-    if cfg!(target_os = "linux") {
-        on_emulated_device_too()?;
-    }
+    // As they test it.
+    cargo_with(
+        &["check", "--tests", "--examples"],
+        &[("NVCC", "there-is-none".as_ref())],
+    )?;
+    let all_targets = ["--all-targets", "--", "-D", "warnings"];
+    cargo(&[&["clippy"], EVERYTHING, &all_targets].concat())?;
+    cargo(&[&["test"], EVERYTHING].concat())?;
     candle_cuda()?;
     // As docs.rs makes it: without kernels.
     cargo_with(
@@ -104,25 +101,16 @@ fn candle_cuda() -> Result<(), String> {
     )
 }
 
-/// The tests that use a device, once more with the emulator's: the programs as `cargo test --workspace` has built them, since
-/// cargo would build much anew for a part of the workspace.
-fn on_emulated_device_too() -> Result<(), String> {
-    let folders = emulated_driver("debug/deps/libptx_emulator_driver.so")?;
-    let programs = bundle::programs(&["--workspace"])?;
-    for test in ["cuda", "cuda_calls", "cuda_decode"] {
-        let (_, program) = (programs.iter())
-            .find(|(name, _)| name == test)
-            .ok_or_else(|| format!("no test is named {test}"))?;
-        run(OsStr::new(program), &[], &[("LD_LIBRARY_PATH", &folders)])?;
-    }
-    Ok(())
-}
-
 /// Runs cargo with the arguments where the emulator's CUDA driver is found before any other.
 fn on_emulated_device(arguments: &[&str]) -> Result<(), String> {
     cargo(&["build", "--package", "ptx-emulator-driver"])?;
     let folders = emulated_driver("debug/libptx_emulator_driver.so")?;
-    cargo_with(arguments, &[("LD_LIBRARY_PATH", &folders)])
+    // Tests and benches need features that they need not be given.
+    let arguments = match arguments {
+        [task @ ("test" | "bench"), rest @ ..] => [&[*task], EVERYTHING, rest].concat(),
+        _ => arguments.to_vec(),
+    };
+    cargo_with(&arguments, &[("LD_LIBRARY_PATH", &folders)])
 }
 
 /// Where programs look for libraries so that they find this one, in the target directory, as the CUDA driver.

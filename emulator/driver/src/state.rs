@@ -74,6 +74,8 @@ pub struct Stream {
     pub blocking: bool,
     /// It has no handle of its own.
     pub legacy: bool,
+    /// Its handle is given up, while its work goes on.
+    pub destroyed: bool,
     pub queue: Queue,
     /// The capture that it takes part in.
     pub joined: Option<Joined>,
@@ -187,6 +189,7 @@ impl State {
             context,
             blocking,
             legacy,
+            destroyed: false,
             queue: Queue::default(),
             joined: None,
         };
@@ -247,8 +250,10 @@ impl State {
     pub fn stream(&self, context: Handle, handle: Handle) -> Result<Handle> {
         match handle {
             0..=2 => Ok(self.contexts[&context].legacy),
-            _ if self.streams.contains_key(&handle) => Ok(handle),
-            _ => Err(Code::INVALID_HANDLE),
+            _ => match self.streams.get(&handle) {
+                Some(stream) if !stream.destroyed => Ok(handle),
+                _ => Err(Code::INVALID_HANDLE),
+            },
         }
     }
 

@@ -33,7 +33,7 @@ struct Step {
     k: CudaSlice<bf16>,
     v: CudaSlice<bf16>,
     out: CudaSlice<bf16>,
-    workspace: CudaSlice<f32>,
+    workspace: CudaSlice<u8>,
     pages: Option<Pages>,
 }
 
@@ -62,7 +62,7 @@ impl Step {
         cache: Cache,
     ) -> Result<Self> {
         let layer = Layer::new(stream, Attention::new(heads_q, heads_k, head_dim).build()?)?;
-        let workspace = stream.alloc_zeros(layer.decode_workspace(batch, 1, keys))?;
+        let workspace = stream.alloc_zeros(layer.workspace_bytes(batch, 1, keys))?;
         let pages = (batch * keys / PAGE_SIZE) as i32;
         // An odd step visits all pages, whose number is a power of two.
         let table: Vec<i32> = (0..pages)
@@ -118,7 +118,7 @@ impl Step {
         for first in (0..tokens).step_by(at_once) {
             let slots: Vec<i64> = (first..first + at_once).map(|slot| slot as i64).collect();
             let new = View::new(&new, &[at_once, heads, d])?;
-            self.layer.kernels().append_with_radii(
+            self.layer.append_with_radii(
                 &self.stream,
                 new,
                 new,

@@ -28,7 +28,7 @@ struct Call<T> {
     k: CudaSlice<T>,
     v: CudaSlice<T>,
     out: CudaSlice<T>,
-    workspace: CudaSlice<f32>,
+    workspace: CudaSlice<u8>,
 }
 
 impl<T: Element + ValidAsZeroBits> Call<T> {
@@ -44,7 +44,7 @@ impl<T: Element + ValidAsZeroBits> Call<T> {
             .horizon(horizon)
             .build()?;
         let layer = Layer::new(stream, attention)?;
-        let workspace = layer.prefill_workspace(batch, seqlen);
+        let workspace = layer.workspace_bytes(batch, seqlen, seqlen);
         let mut state = 1u64;
         let mut normal = || {
             // The sum of four uniform numbers is close to normal; this one has variance 1.

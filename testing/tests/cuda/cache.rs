@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use flash_alibi::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use flash_alibi::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
-use flash_alibi::cuda::{self, Inputs, Layer, View, ViewMut};
+use flash_alibi::cuda::cudarc::driver::{CudaSlice, CudaStream};
+use flash_alibi::cuda::{self, Buffer, BufferMut, Inputs, Layer, Step, View, ViewMut};
 use flash_alibi::{Attention, Slopes, cpu};
 use flash_alibi_testing::{Case, Lengths, SlopeKind, expect, random};
 use half::f16;
@@ -30,26 +30,14 @@ fn a_captured_step_is_replayed_while_lengths_grow() {
     let shape_pages = [PAGES, PAGE_SIZE, heads_k, d];
     let elements = |shape: &[usize]| shape.iter().product::<usize>();
     let zeros = |shape: &[usize]| stream.alloc_zeros::<f16>(elements(shape)).unwrap();
-    let (mut q, mut k, mut v, mut out) = (
-        zeros(&shape_q),
-        zeros(&shape_new),
-        zeros(&shape_new),
-        zeros(&shape_q),
-    );
     // Nothing of a page that is not written yet may be read.
     let poison = vec![f16::NAN; elements(&shape_pages)];
-    let mut pages = [(); 2].map(|()| stream.clone_htod(&poison).unwrap());
     let mut host_pages = [poison.clone(), poison];
     let table: Vec<i32> = (0..BATCH * COLUMNS)
         .map(|i| (i * 7 % PAGES) as i32)
         .collect();
-    let block_table = stream.clone_htod(&table).unwrap();
     let mut lengths = [0i32, 29, 64];
     let mut slots = [0i64; BATCH];
-    let mut seqused_k = stream.clone_htod(&lengths).unwrap();
-    let mut slot_mapping = stream.clone_htod(&slots).unwrap();
-    let len = layer.decode_workspace(BATCH, 1, COLUMNS * PAGE_SIZE);
-    let mut workspace = stream.alloc_zeros::<f32>(len).unwrap();
 
     let random = |tag: u64, step: usize, n: usize| -> Vec<f16> {
         let value = |i| f16::from_f32(random(7, tag, [step, i, 0, 0]));
@@ -65,57 +53,52 @@ fn a_captured_step_is_replayed_while_lengths_grow() {
             }
         }
     }
-    for (pages, host) in pages.iter_mut().zip(&host_pages) {
-        stream.memcpy_htod(host, pages).unwrap();
-    }
-
-    stream
-        .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-        .unwrap();
-    let [k_pages, v_pages] = &mut pages;
-    layer
-        .kernels()
-        .append(
-            &stream,
-            View::new(&k, &shape_new).unwrap(),
-            View::new(&v, &shape_new).unwrap(),
-            ViewMut::new(k_pages, &shape_pages).unwrap(),
-            ViewMut::new(v_pages, &shape_pages).unwrap(),
-            &slot_mapping,
-        )
-        .unwrap();
-    let inputs = Inputs::paged(
-        View::new(&q, &shape_q).unwrap(),
-        View::new(k_pages, &shape_pages).unwrap(),
-        View::new(v_pages, &shape_pages).unwrap(),
-        &block_table,
-        &seqused_k,
+    let len = layer.workspace_bytes(BATCH, 1, COLUMNS * PAGE_SIZE);
+    let held = (
+        zeros(&shape_q),
+        [zeros(&shape_new), zeros(&shape_new)],
+        host_pages
+            .each_ref()
+            .map(|host| stream.clone_htod(host).unwrap()),
+        stream.clone_htod(&table).unwrap(),
+        stream.clone_htod(&lengths).unwrap(),
+        stream.clone_htod(&slots).unwrap(),
+        zeros(&shape_q),
+        stream.alloc_zeros::<u8>(len).unwrap(),
+        layer,
     );
-    let to = ViewMut::new(&mut out, &shape_q).unwrap();
-    layer
-        .decode(&stream, &inputs, to, None, &mut workspace)
-        .unwrap();
-    let graph = stream
-        .end_capture(CUgraphInstantiate_flags(0))
-        .unwrap()
-        .expect("something was captured");
+    let mut step = Step::capture(&stream, held, |stream, held| {
+        let (q, [k, v], pages, table, seqused_k, slots, mut out, mut workspace, layer) = held;
+        let [mut k_pages, mut v_pages] = pages;
+        let mut k_pages = ViewMut::new(&mut k_pages, &shape_pages)?;
+        let mut v_pages = ViewMut::new(&mut v_pages, &shape_pages)?;
+        let [k, v] = [View::new(&k, &shape_new)?, View::new(&v, &shape_new)?];
+        layer.append(stream, k, v, k_pages.reborrow(), v_pages.reborrow(), &slots)?;
+        let q = View::new(&q, &shape_q)?;
+        let inputs = Inputs::paged(q, k_pages.view(), v_pages.view(), &table, &seqused_k);
+        let out = ViewMut::new(&mut out, &shape_q)?;
+        layer.forward(stream, &inputs, out, None, &mut workspace)
+    })
+    .unwrap();
 
-    for step in 0..12 {
+    for turn in 0..12 {
         for b in 0..BATCH {
             let j = lengths[b] as usize;
             slots[b] =
                 (table[b * COLUMNS + j / PAGE_SIZE] as usize * PAGE_SIZE + j % PAGE_SIZE) as i64;
             lengths[b] += 1;
         }
-        let new_q = random(1, step, elements(&shape_q));
-        let new_k = random(2, step, elements(&shape_new));
-        let new_v = random(3, step, elements(&shape_new));
+        let new_q = random(1, turn, elements(&shape_q));
+        let new_k = random(2, turn, elements(&shape_new));
+        let new_v = random(3, turn, elements(&shape_new));
+        let (mut q, [mut k, mut v], _, _, mut seqused_k, mut slot_mapping, ..) = step.views();
         stream.memcpy_htod(&new_q, &mut q).unwrap();
         stream.memcpy_htod(&new_k, &mut k).unwrap();
         stream.memcpy_htod(&new_v, &mut v).unwrap();
         stream.memcpy_htod(&slots, &mut slot_mapping).unwrap();
         stream.memcpy_htod(&lengths, &mut seqused_k).unwrap();
-        graph.launch().unwrap();
+        step.launch().unwrap();
+        let (.., out, _, _) = step.views();
         let found = stream.clone_dtoh(&out).unwrap();
 
         for (pages, new) in host_pages.iter_mut().zip([&new_k, &new_v]) {
@@ -135,7 +118,7 @@ fn a_captured_step_is_replayed_while_lengths_grow() {
         let exact = cpu::oracle::attend(&attention, &inputs).unwrap();
         for (found, exact) in found.iter().zip(&exact.out) {
             let error = (f64::from(*found) - exact).abs();
-            assert!(error <= 4e-3, "step {step}: {found}, exact {exact}");
+            assert!(error <= 4e-3, "step {turn}: {found}, exact {exact}");
         }
     }
 }
@@ -205,7 +188,7 @@ impl Cache {
     }
 
     /// Appends so many tokens to a sequence at once.
-    fn prompt(&mut self, kernels: &cuda::Kernels, b: usize, tokens: usize) {
+    fn prompt(&mut self, layer: &Layer, b: usize, tokens: usize) {
         let mut slots = Vec::new();
         let mut new = [Vec::new(), Vec::new()];
         for _ in 0..tokens {
@@ -217,12 +200,12 @@ impl Cache {
         }
         let [k, v] = new.map(|new| self.stream.clone_htod(&new).unwrap());
         let slots = self.stream.clone_htod(&slots).unwrap();
-        self.append(kernels, &k, &v, &slots);
+        self.append(layer, &k, &v, &slots);
     }
 
     fn append(
         &mut self,
-        kernels: &cuda::Kernels,
+        layer: &Layer,
         k: &CudaSlice<f16>,
         v: &CudaSlice<f16>,
         slots: &CudaSlice<i64>,
@@ -233,7 +216,7 @@ impl Cache {
         let pages = [k_pages, v_pages].map(|x| ViewMut::new(x, &pool).unwrap());
         let ([k, v], [k_pages, v_pages]) = (new, pages);
         let (centres, radii) = (&self.centres, &mut self.radii);
-        kernels
+        layer
             .append_with_radii(&self.stream, k, v, k_pages, v_pages, slots, centres, radii)
             .unwrap();
     }
@@ -276,8 +259,8 @@ fn a_captured_step_leaves_out_what_lies_beyond_the_horizon() {
         .unwrap();
     let layer = Layer::new(&stream, attention.clone()).unwrap();
     let mut cache = Cache::new(&stream, BATCH);
-    cache.prompt(layer.kernels(), 0, 50);
-    cache.prompt(layer.kernels(), 1, 2500);
+    cache.prompt(&layer, 0, 50);
+    cache.prompt(&layer, 1, 2500);
     // Values beyond the horizon would spoil everything.
     let mut values = cache.host[1].clone();
     for j in 0..1500 {
@@ -294,26 +277,30 @@ fn a_captured_step_leaves_out_what_lies_beyond_the_horizon() {
     let mut slots = stream.alloc_zeros::<i64>(BATCH).unwrap();
     let mut seqused_k = stream.alloc_zeros::<i32>(BATCH).unwrap();
     let block_table = stream.clone_htod(&cache.table).unwrap();
-    let len = layer.decode_workspace(BATCH, 1, Cache::KEYS);
-    let mut workspace = stream.alloc_zeros::<f32>(len).unwrap();
+    let len = layer.workspace_bytes(BATCH, 1, Cache::KEYS);
+    let mut workspace = stream.alloc_zeros::<u8>(len).unwrap();
 
     stream
         .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         .unwrap();
-    cache.append(layer.kernels(), &new[0], &new[1], &slots);
     let shape = cache.shape();
-    let inputs = Inputs::paged(
-        View::new(&q, &shape_q).unwrap(),
-        View::new(&cache.pools[0], &shape).unwrap(),
-        View::new(&cache.pools[1], &shape).unwrap(),
-        &block_table,
-        &seqused_k,
-    )
-    .radii(&cache.centres, &cache.radii);
-    let to = ViewMut::new(&mut out, &shape_q).unwrap();
-    layer
-        .decode(&stream, &inputs, to, None, &mut workspace)
-        .unwrap();
+    let captured = || {
+        cache.append(&layer, &new[0], &new[1], &slots);
+        let inputs = Inputs::paged(
+            View::new(&q, &shape_q).unwrap(),
+            View::new(&cache.pools[0], &shape).unwrap(),
+            View::new(&cache.pools[1], &shape).unwrap(),
+            &block_table,
+            &seqused_k,
+        )
+        .radii(&cache.centres, &cache.radii);
+        let to = ViewMut::new(&mut out, &shape_q).unwrap();
+        layer
+            .decode(&stream, &inputs, to, None, &mut workspace)
+            .unwrap();
+    };
+    // SAFETY: the graph is dropped before the layer and the buffers.
+    unsafe { cuda::in_unowned_capture(captured) };
     let graph = stream
         .end_capture(CUgraphInstantiate_flags(0))
         .unwrap()
@@ -354,7 +341,7 @@ fn a_captured_step_leaves_out_what_lies_beyond_the_horizon() {
             assert!(error <= 4e-3, "step {step}: {found}, exact {exact}");
         }
         // More tokens between the steps.
-        cache.prompt(layer.kernels(), 0, 450);
+        cache.prompt(&layer, 0, 450);
     }
 }
 
@@ -372,7 +359,7 @@ fn radii_that_do_not_fit() {
         stream.clone_htod(&cache.table).unwrap(),
         stream.clone_htod(&[100]).unwrap(),
     );
-    let mut workspace = stream.alloc_zeros::<f32>(1 << 20).unwrap();
+    let mut workspace = stream.alloc_zeros::<u8>(4 << 20).unwrap();
     let (shape, row) = (cache.shape(), [1, 1, 2, 64]);
     let pool = View::new(&cache.pools[0], &shape).unwrap();
     let paged = Inputs::paged(View::new(&x, &row).unwrap(), pool, pool, &table, &used);
@@ -397,10 +384,9 @@ fn radii_that_do_not_fit() {
     let slots = stream.alloc_zeros::<i64>(1).unwrap();
     let new = View::new(&x, &[1, 2, 64]).unwrap();
     let [k_pages, v_pages] = &mut cache.pools;
-    let mut append = |centres: &dyn DevicePtr<f32>, radii: &mut dyn DevicePtrMut<f32>| {
+    let mut append = |centres: &dyn Buffer<f32>, radii: &mut dyn BufferMut<f32>| {
         let [k, v] = [&mut *k_pages, &mut *v_pages].map(|x| ViewMut::new(x, &shape).unwrap());
-        let kernels = layer.kernels();
-        let result = kernels.append_with_radii(&stream, new, new, k, v, &slots, centres, radii);
+        let result = layer.append_with_radii(&stream, new, new, k, v, &slots, centres, radii);
         result.unwrap_err().to_string()
     };
     assert_eq!(append(&short, &mut cache.radii), centres_expected);

@@ -73,18 +73,18 @@ fn a_workspace_that_is_too_short_is_an_error() {
     let (x, keys, mut out) = (zeros(128), zeros(65536), zeros(128));
     let view = View::new(&keys, &k).unwrap();
     let inputs = Inputs::new(View::new(&x, &q).unwrap(), view, view);
-    let len = layer.decode_workspace(1, 1, 1024);
+    let len = layer.workspace_bytes(1, 1, 1024);
     let mut decode = |len: usize| {
-        let mut workspace = stream.alloc_zeros::<f32>(len).unwrap();
+        let mut workspace = stream.alloc_zeros::<u8>(len).unwrap();
         let out = ViewMut::new(&mut out, &q).unwrap();
         layer.decode(&stream, &inputs, out, None, &mut workspace)
     };
     decode(len).unwrap();
     assert_eq!(
-        decode(len - 1).unwrap_err().to_string(),
+        decode(len - 16).unwrap_err().to_string(),
         format!(
             "workspace: found {} elements, expected at least {len}",
-            len - 1
+            len - 16
         )
     );
 }
@@ -124,7 +124,7 @@ fn what_lies_on_the_device_can_be_checked() {
             [3, 0, 1, 2],
             [9, 16],
             12,
-            "max_seqlen_k: found 12, expected at least 16, the rows of sequence 1",
+            "max_seqlen_k: found 12, expected at least 16, the keys of sequence 1",
         ),
     ] {
         assert_eq!(check(&table, &lengths, max_seqlen_k), Err(message.into()));

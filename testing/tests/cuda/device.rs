@@ -27,13 +27,13 @@ impl Ran for Completion {
 }
 
 /// A test that needs no device.
-pub fn host_trial<R: Ran + 'static>(name: &str, test: fn() -> R) -> Trial {
-    Trial::ignorable_test(name, move || Ok(test().completion()))
+pub fn host_trial<R: Ran + 'static>(module: &str, name: &str, test: fn() -> R) -> Trial {
+    Trial::ignorable_test(full(module, name), move || Ok(test().completion()))
 }
 
 /// A test that needs a device: ignored where there is none.
-pub fn trial<R: Ran + 'static>(name: &str, test: fn() -> R) -> Trial {
-    Trial::ignorable_test(name, move || match cuda::context(0) {
+pub fn trial<R: Ran + 'static>(module: &str, name: &str, test: fn() -> R) -> Trial {
+    Trial::ignorable_test(full(module, name), move || match cuda::context(0) {
         Err(why @ (Error::NoDriver { .. } | Error::NoDevice { .. })) => {
             Ok(Completion::ignored_with(why))
         }
@@ -42,17 +42,23 @@ pub fn trial<R: Ran + 'static>(name: &str, test: fn() -> R) -> Trial {
     })
 }
 
+/// A test's name without that of the program.
+fn full(module: &str, name: &str) -> String {
+    let (_, module) = module.split_once("::").expect("tests are in modules");
+    format!("{module}::{name}")
+}
+
 /// The tests of a module, by name.
 macro_rules! trials {
     ($($test:ident),* $(,)?) => {
-        vec![$($crate::device::trial(concat!(module_path!(), "::", stringify!($test)), $test)),*]
+        vec![$($crate::device::trial(module_path!(), stringify!($test), $test)),*]
     };
 }
 
 /// Likewise those that need no device.
 macro_rules! host_trials {
     ($($test:ident),* $(,)?) => {
-        vec![$($crate::device::host_trial(concat!(module_path!(), "::", stringify!($test)), $test)),*]
+        vec![$($crate::device::host_trial(module_path!(), stringify!($test), $test)),*]
     };
 }
 

@@ -1,6 +1,6 @@
 //! Errors, which need no device.
 
-use flash_alibi::cuda::{self, Error, Kernels, Layer};
+use flash_alibi::cuda::{self, Error, Layer};
 use libtest_mimic::{Completion, Trial};
 
 fn without_a_driver_there_is_an_error_and_no_panic() -> Completion {
@@ -63,6 +63,11 @@ fn errors_say_what_was_found_and_what_to_do() {
              in its context",
         ),
         (
+            Error::Capturing,
+            "found a stream that captures a graph: capture with cuda::Step, which owns what the graph uses, or vouch for it \
+             with cuda::in_unowned_capture",
+        ),
+        (
             driver("CUDA_ERROR_INVALID_VALUE"),
             "the CUDA driver said CUDA_ERROR_INVALID_VALUE (as it says) when a kernel was launched",
         ),
@@ -79,7 +84,6 @@ fn errors_say_what_was_found_and_what_to_do() {
 fn layers_are_for_all_threads() {
     fn both<T: Send + Sync>() {}
     both::<Layer>();
-    both::<Kernels>();
     both::<Error>();
 }
 

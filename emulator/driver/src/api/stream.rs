@@ -58,12 +58,16 @@ api! {
 
     fn cuStreamDestroy_v2(stream: Handle) {
         with(|state, context| {
-            match state.streams.get(&stream) {
-                Some(found) if !found.legacy => {}
+            // Nothing waits for its work, which is done when something else needs it done.
+            match state.streams.get_mut(&stream) {
+                Some(found) if !found.legacy && !found.destroyed => {
+                    found.destroyed = true;
+                    if found.queue.is_empty() {
+                        state.streams.remove(&stream);
+                    }
+                }
                 _ => return Err(Code::INVALID_HANDLE),
             }
-            state.drain(stream);
-            state.streams.remove(&stream);
             state.check(context)
         })
     }

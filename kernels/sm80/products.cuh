@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "alibi.cuh"
+#include "common/alibi.cuh"
 #include "tile.cuh"
 
 // S = Q K^T.

@@ -5,16 +5,14 @@
 // once, with the largest score of the keys nearest to a row, a warp's worth: what has that is never left out, since what
 // bounds a tile is at least each of its scores.
 
-#include "horizon.cuh"
+#include "common/horizon.cuh"
+#include "common/row.cuh"
 #include "live.cuh"
-#include "row.cuh"
 #include "tile.cuh"
 
 #include <new>
 
 namespace {
-
-constexpr int THREADS = 256, WARPS = THREADS / WARP;
 
 __device__ float max_of_warp(float x) {
     for (int step = WARP / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, step));
@@ -22,9 +20,9 @@ __device__ float max_of_warp(float x) {
 }
 
 // ROWS: of a block of decode.cu. In shared memory, so that it takes no registers.
-template <typename T, int ROWS>
+template <typename T, int ROWS, int KEYS, int THREADS>
 struct Live {
-    static constexpr int KEYS = tile_keys(ROWS);
+    static constexpr int WARPS = THREADS / WARP;
 
     // What tiles are tested with.
     struct Row {
@@ -32,7 +30,7 @@ struct Live {
         Budget budget;
         // `max` is the exponent of a key. With infinity no tile is needed, with NaN every one.
         float slope_log2, max;
-        // The visible key that is nearest to the row.
+        // The visible key that is nearest to the row, from which distances count.
         int nearest;
     };
 
@@ -50,7 +48,7 @@ struct Live {
         batch = blockIdx.x / blocks / heads_k;
         s = sequence(p, batch);
         last_r = min(first_r + ROWS, s.seqlen_q * p.group) - 1;
-        span = Span(p, s, first_r / p.group, last_r / p.group);
+        span = Span(s, first_r / p.group, last_r / p.group);
         first_tile = span.begin() / KEYS;
         last_tile = (span.end() - 1) / KEYS;
         first_kept = nearest(span.first_position) / KEYS;
@@ -59,8 +57,8 @@ struct Live {
 
     __device__ bool sees_keys() const { return first_r <= last_r && span.begin() < span.end(); }
 
-    // The key that is nearest to a row that sees any.
-    __device__ int nearest(int position) const { return max(position, s.leftpad_k); }
+    // The key that is nearest to a row that stands there.
+    __device__ int nearest(int position) const { return clamp(position, s.leftpad_k, s.seqlen_k - 1); }
 
     // The largest of the pages that hold keys of the tile.
     __device__ float radius(int tile) const {
@@ -105,9 +103,8 @@ struct Live {
         row.bound = RowBound(p, sum_over_warp(dot), norm_above(sum_over_warp(q_squares)), key_norm);
         row.budget = Budget(p, alibi, max(sides, 1), KEYS);
         row.slope_log2 = alibi.slope_log2;
-        const int at = position(s, i);
-        const Visible seen = visible(p, s, at);
-        row.nearest = nearest(at);
+        const Visible seen = visible(s, i);
+        row.nearest = nearest_key(s, i);
         const int key = max(seen.first, row.nearest - (WARP - 1)) + lane;
         row.max = has_horizon(p, alibi) ? max_of_warp(exponent(q, alibi, row.nearest, key)) : NAN;
         if (seen.first > seen.last) {
@@ -218,19 +215,14 @@ struct Live {
 
 }  // namespace
 
-#define LIVE(NAME, T, ROWS)                                                                                          \
+#define LIVE_OF(NAME, T, ROWS, KEYS, THREADS)                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS) live_##NAME##_r##ROWS(                                     \
         const __grid_constant__ AttentionParams p) {                                                                 \
-        using Block = Live<T, ROWS>;                                                                                 \
+        using Block = Live<T, ROWS, KEYS, THREADS>;                                                                  \
         __shared__ __align__(alignof(Block)) unsigned char bytes[sizeof(Block)];                                     \
         if (threadIdx.x == 0) new (bytes) Block(p);                                                                  \
         __syncthreads();                                                                                             \
         ((const Block *)bytes)->run();                                                                               \
     }
-
-LIVE(f16, __half, 16)
-LIVE(f16, __half, 64)
-LIVE(f16, __half, 128)
-LIVE(bf16, __nv_bfloat16, 16)
-LIVE(bf16, __nv_bfloat16, 64)
-LIVE(bf16, __nv_bfloat16, 128)
+#define LIVE(...) FOR_EACH_ELEMENT(LIVE_OF, __VA_ARGS__)
+#include "kernels.def"

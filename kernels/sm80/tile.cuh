@@ -2,8 +2,8 @@
 
 #pragma once
 
-#include "ptx.cuh"
-#include "sequence.cuh"
+#include "common/ptx.cuh"
+#include "common/sequence.cuh"
 
 // Rows of COLUMNS elements without gaps. A row is divided in chunks of 16 bytes; chunk c of a row lies at c ^ swizzle(row),
 // so that one chunk of eight consecutive rows falls into eight different groups of banks, whatever the width.

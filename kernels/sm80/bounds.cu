@@ -1,13 +1,13 @@
 // What the horizon of the prefill kernel needs to know of keys: a centre of each head, and how far from it the keys of each
 // tile are. K is read once; not at all where it lies in a cache that keeps radii.
 
-#include "horizon.cuh"
-#include "row.cuh"
+#include "common/chunk.cuh"
+#include "common/horizon.cuh"
+#include "common/row.cuh"
+#include "table.cuh"
 
 namespace {
 
-constexpr int THREADS = 256, WARPS = THREADS / WARP;
-constexpr int CHUNK = 8;
 // Keys whose mean is the centre. Any vector is a centre.
 constexpr int SAMPLE = 256;
 
@@ -44,7 +44,7 @@ struct Keys {
 };
 
 // The mean of some keys, all over the sequence: a block a key head.
-template <typename T>
+template <typename T, int THREADS>
 __device__ void centre(const AttentionParams &p) {
     const Keys<T> keys(p, blockIdx.x);
     if (!keys.seen.enough()) return;
@@ -73,7 +73,7 @@ __device__ void centre(const AttentionParams &p) {
 }
 
 // How far from the centre the keys of a tile are: a block a tile.
-template <typename T>
+template <typename T, int THREADS>
 __device__ void radius(const AttentionParams &p) {
     const int tile = blockIdx.x % p.tiles;
     const Keys<T> keys(p, blockIdx.x / p.tiles);
@@ -81,7 +81,7 @@ __device__ void radius(const AttentionParams &p) {
     const int width = prefill_keys(p.head_dim);
     const int first = max(tile * width, keys.seen.begin), end = min((tile + 1) * width, keys.seen.end);
     // So many lanes have a key: a power of two.
-    const int chunks = p.head_dim / CHUNK, lanes = chunks <= 1 ? 1 : 1 << (32 - __clz(chunks - 1));
+    const int chunks = p.head_dim / CHUNK, lanes = lanes_of(chunks);
     const int chunk = threadIdx.x % lanes, at_once = THREADS / lanes;
     float c[CHUNK] = {};
     if (chunk < chunks) {
@@ -101,6 +101,7 @@ __device__ void radius(const AttentionParams &p) {
         for (int step = lanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
         largest = max_or_nan(largest, norm_above(sum));
     }
+    constexpr int WARPS = THREADS / WARP;
     __shared__ float of_warp[WARPS];
     for (int step = WARP / 2; step > 0; step /= 2) {
         largest = max_or_nan(largest, __shfl_xor_sync(0xffffffff, largest, step));
@@ -127,10 +128,9 @@ __device__ float running_max(float x, float *of_warp) {
     return x;
 }
 
-}  // namespace
-
 // What `centres` and `radii` make, from what a cache keeps: a thread a tile.
-extern "C" __global__ void __launch_bounds__(THREADS) radii_of_pages(const __grid_constant__ AttentionParams p) {
+template <int THREADS>
+__device__ void take_radii_of_pages(const AttentionParams &p) {
     const int heads_k = p.heads_q / p.group, blocks = (p.tiles + THREADS - 1) / THREADS;
     const int index = blockIdx.x / blocks, batch = index / heads_k, head_k = index % heads_k;
     const Sequence s = sequence(p, batch);
@@ -150,8 +150,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) radii_of_pages(const __gri
 
 // The largest radii of a tile and all before it, and of a tile and all after it: a block a key head. The first of a sequence's
 // blocks also orders its heads: those that reach farthest first, since they take longest.
-extern "C" __global__ void __launch_bounds__(THREADS) farther_radii(const __grid_constant__ AttentionParams p) {
-    __shared__ float of_warp[WARPS];
+template <int THREADS>
+__device__ void find_farther_radii(const AttentionParams &p) {
+    __shared__ float of_warp[THREADS / WARP];
     const int heads_k = p.heads_q / p.group, batch = blockIdx.x / heads_k;
     float *radii = (float *)p.radii + (int64_t)blockIdx.x * 3 * p.tiles;
     const int tiles = Seen(p, sequence(p, batch)).enough() ? p.tiles : 0;
@@ -183,13 +184,27 @@ extern "C" __global__ void __launch_bounds__(THREADS) farther_radii(const __grid
     }
 }
 
-#define BOUNDS(NAME, T)                                                                                               \
+}  // namespace
+
+#define CENTRES_OF(NAME, T, THREADS)                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS) centres_##NAME(const __grid_constant__ AttentionParams p) { \
-        centre<T>(p);                                                                                                 \
-    }                                                                                                                 \
+        centre<T, THREADS>(p);                                                                                        \
+    }
+#define CENTRES(...) FOR_EACH_ELEMENT(CENTRES_OF, __VA_ARGS__)
+
+#define TILE_RADII_OF(NAME, T, THREADS)                                                                               \
     extern "C" __global__ void __launch_bounds__(THREADS) radii_##NAME(const __grid_constant__ AttentionParams p) {   \
-        radius<T>(p);                                                                                                 \
+        radius<T, THREADS>(p);                                                                                        \
+    }
+#define TILE_RADII(...) FOR_EACH_ELEMENT(TILE_RADII_OF, __VA_ARGS__)
+
+#define PAGE_RADII(THREADS)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS) radii_of_pages(const __grid_constant__ AttentionParams p) { \
+        take_radii_of_pages<THREADS>(p);                                                                                   \
     }
 
-BOUNDS(f16, __half)
-BOUNDS(bf16, __nv_bfloat16)
+#define FARTHER_RADII(THREADS)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS) farther_radii(const __grid_constant__ AttentionParams p) {  \
+        find_farther_radii<THREADS>(p);                                                                                    \
+    }
+#include "kernels.def"

@@ -2,10 +2,7 @@
 
 #pragma once
 
-#include "params.h"
-
-// The keys of a tile, where a block has so many rows.
-constexpr int tile_keys(int rows) { return rows > 64 ? 32 : 64; }
+#include "common/params.h"
 
 // The list of a block of rows: how many tiles, and then which.
 template <int ROWS>

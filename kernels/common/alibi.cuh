@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "sequence.cuh"
+#include "bias.cuh"
 #include "ptx.cuh"
 
 constexpr float LOG2_E = 1.4426950408889634f;
@@ -28,7 +28,7 @@ struct Alibi {
 
     Alibi() = default;
     __device__ Alibi(const AttentionParams &p, int batch, int head) {
-        const float bias = ((const float *)p.slopes)[batch * p.slopes_batch_stride + head];
+        const float bias = slope_of(p, batch, head);
         // A cap so far above the scores that this is 0 does nothing.
         cap_scale = p.softcap > 0 ? p.scale / p.softcap : 0;
         sign = 1;
@@ -53,9 +53,10 @@ struct Alibi {
 // The scores of a warp: M times 16 rows and KEYS keys, as mma leaves them. Element 2 h + e of block n is row
 // lane / 4 + 8 h and key 8 n + 2 (lane % 4) + e.
 //
-// A lane's rows are described by a class with, for row (m, h): its `position`; its `nearest` visible key, from which the bias
-// counts, so that numbers stay small where padding parts a row from its keys; the keys it sees (`visible`); and its slope in
-// units of a raw score (`slope`) and of an exponent (`slope_log2`).
+// A lane's rows are described by a class with, for row (m, h): its `position` in the block's span; where its bias counts from
+// (`nearest`): that position, or the first key where it stands before that, so that numbers stay small where a row is parted
+// from its keys; the keys it sees (`visible`); and its slope in units of a raw score (`slope`) and of an exponent
+// (`slope_log2`).
 template <int M, int KEYS>
 struct Scores {
     static constexpr int BLOCKS = KEYS / 8;

@@ -1,78 +1,73 @@
-//! With the feature `cuda`: compiles each `kernels/*.cu` to a fatbin for the chosen architectures, with the feature `ptx` to
-//! PTX text too, and writes the module that embeds them. Without it: nothing.
-//!
-//! nvcc is looked for in `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `PATH`, and where `cargo xtask toolkit` puts it. Architectures
-//! come from `FLASH_ALIBI_CUDA_ARCHS` (such as `80,90a,100a`), or from `CUDA_COMPUTE_CAP` (one, such as `90`), or are 80
-//! and 90a; PTX of compute_80 is always embedded, for what comes later.
+//! What nvcc makes of the kernels.
 
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
+
+use crate::{ARCHITECTURES, nvcc, out_dir, write};
+
+/// Kernels that only tests use, of the oldest architecture.
+const TESTS: &str = "tests";
 
 /// What PTX is made for: the oldest architecture that the kernels run on.
 const PTX_ARCH: &str = "80";
 
 const FLAGS: &[&str] = &["-O3", "-std=c++17", "-Werror", "all-warnings"];
 
-fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
-    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
-        return;
-    }
-    for variable in [
-        "NVCC",
-        "CUDA_HOME",
-        "CUDA_PATH",
-        "PATH",
-        "FLASH_ALIBI_CUDA_ARCHS",
-        "CUDA_COMPUTE_CAP",
-        "DOCS_RS",
-    ] {
-        println!("cargo::rerun-if-env-changed={variable}");
-    }
-    println!("cargo::rerun-if-changed=kernels");
-    if let Err(message) = build() {
-        println!("cargo::error={}", message.replace('\n', "\ncargo::error="));
-        std::process::exit(1);
-    }
-}
-
 /// A kernel file and what is made of it.
 struct Kernel {
+    /// With its folder, such as `sm80/prefill`.
     name: String,
+    /// The variant of `Architecture`.
+    architecture: &'static str,
     source: PathBuf,
     fatbin: PathBuf,
     ptx: PathBuf,
     log: PathBuf,
 }
 
-fn build() -> Result<(), String> {
-    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let mut kernels: Vec<Kernel> = fs::read_dir("kernels")
-        .map_err(|error| format!("kernels: {error}"))?
+/// The kernel files of a folder.
+fn folder(folder: &str, architecture: &'static str, out: &Path) -> Result<Vec<Kernel>, String> {
+    let path = Path::new("kernels").join(folder);
+    let entries = fs::read_dir(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let sources = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cu"));
+    let mut kernels: Vec<Kernel> = sources
         .map(|source| {
-            let name = source
-                .file_stem()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            let made = |extension| out.join(&name).with_extension(extension);
+            let stem = source.file_stem().unwrap_or_default().to_string_lossy();
+            let made = |extension| {
+                let file = format!("{folder}-{stem}");
+                out.join(file).with_extension(extension)
+            };
             let (fatbin, ptx, log) = (made("fatbin"), made("ptx"), made("ptxas"));
             Kernel {
-                name,
-                source,
+                name: format!("{folder}/{stem}"),
+                architecture,
                 fatbin,
                 ptx,
                 log,
+                source,
             }
         })
         .collect();
     kernels.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(kernels)
+}
+
+/// Compiles all kernels, and writes the module that embeds them.
+pub(crate) fn all() -> Result<(), String> {
+    let out = out_dir();
+    let mut kernels = Vec::new();
+    for (name, architecture) in ARCHITECTURES {
+        kernels.extend(folder(name, architecture, &out)?);
+    }
+    if with_text() {
+        kernels.extend(folder(TESTS, ARCHITECTURES[0].1, &out)?);
+    }
 
     if env::var_os("DOCS_RS").is_some() {
         // The documentation needs no kernels.
@@ -82,7 +77,7 @@ fn build() -> Result<(), String> {
             }
         }
     } else {
-        let nvcc = nvcc(&out)?;
+        let nvcc = nvcc::find(&out)?;
         let archs = archs()?;
         let compile = |kernel: &Kernel| kernel.compile(&nvcc, &archs);
         let results: Vec<Result<(), String>> = thread::scope(|scope| {
@@ -100,6 +95,7 @@ fn build() -> Result<(), String> {
     let mut module = String::from("/// All kernel files.\npub const ALL: &[Embedded] = &[\n");
     for Kernel {
         name,
+        architecture,
         fatbin,
         ptx,
         log,
@@ -108,7 +104,7 @@ fn build() -> Result<(), String> {
     {
         let _ = writeln!(
             module,
-            "    Embedded {{ name: {name:?}, fatbin: include_bytes!({fatbin:?}), {} }},",
+            "    Embedded {{ architecture: Architecture::{architecture}, name: {name:?}, fatbin: include_bytes!({fatbin:?}), {} }},",
             if with_text() {
                 format!("ptx: include_str!({ptx:?}), ptxas: include_str!({log:?})")
             } else {
@@ -120,15 +116,12 @@ fn build() -> Result<(), String> {
     write(&out.join("kernels.rs"), &module)
 }
 
-fn write(path: &Path, text: &str) -> Result<(), String> {
-    fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
-}
-
 impl Kernel {
     fn compile(&self, nvcc: &Path, archs: &[String]) -> Result<(), String> {
         let run = |arguments: &[String], output: &Path| {
             let result = Command::new(nvcc)
                 .args(FLAGS)
+                .args(["-I", "kernels"])
                 .args(arguments)
                 .arg(&self.source)
                 .arg("-o")
@@ -213,42 +206,4 @@ fn archs() -> Result<Vec<String>, String> {
         }
     }
     Ok(archs)
-}
-
-/// The compiler.
-fn nvcc(out: &Path) -> Result<PathBuf, String> {
-    let program = format!("nvcc{}", env::consts::EXE_SUFFIX);
-    if let Some(nvcc) = env::var_os("NVCC") {
-        // Said outright: no other is looked for.
-        return works(Path::new(&nvcc))
-            .ok_or_else(|| format!("NVCC: {} does not run", nvcc.display()));
-    }
-    let homes = ["CUDA_HOME", "CUDA_PATH"]
-        .into_iter()
-        .filter_map(env::var_os);
-    let in_homes = homes.map(|home| Path::new(&home).join("bin").join(&program));
-    // OUT_DIR lies within the target directory.
-    let in_target = out
-        .ancestors()
-        .map(|folder| folder.join("toolkit/nvidia/cu13/bin").join(&program));
-    in_homes
-        .chain([PathBuf::from(&program)])
-        .chain(in_target)
-        .find_map(|nvcc| works(&nvcc))
-        .ok_or_else(|| {
-            "the feature `cuda` needs nvcc (CUDA 12.8 or later): set NVCC or CUDA_HOME, put it on PATH, or run \
-             `cargo xtask toolkit` in a checkout of flash-alibi"
-                .to_owned()
-        })
-}
-
-fn works(nvcc: &Path) -> Option<PathBuf> {
-    let status = Command::new(nvcc)
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    status
-        .is_ok_and(|status| status.success())
-        .then(|| nvcc.to_owned())
 }

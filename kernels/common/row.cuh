@@ -2,10 +2,8 @@
 
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include "sequence.cuh"
+#include "bias.cuh"
+#include "elements.cuh"
 
 constexpr int WARP = 32;
 constexpr int MAX_HEAD_DIM = 256;
@@ -22,7 +20,7 @@ __device__ inline float sum_over_warp(float x) {
     return x;
 }
 
-// What one row gives; lane l owns the elements l, l + 32, ...
+// What one row gives; lane l owns the elements l, l + 32, ... The distances in lse count from the key nearest to the row.
 struct RowResult {
     static constexpr int OWNED = MAX_HEAD_DIM / WARP;
     float out[OWNED], lse;
@@ -32,8 +30,8 @@ struct RowResult {
 template <typename T, typename KeyOf>
 __device__ RowResult attend_row(const AttentionParams &p, const Sequence &s, int batch, int head, int i, int count,
                                 KeyOf key_of) {
-    const int lane = threadIdx.x % WARP, head_k = head / p.group, at = position(s, i);
-    const float slope = ((const float *)p.slopes)[batch * p.slopes_batch_stride + head];
+    const int lane = threadIdx.x % WARP, head_k = head / p.group, nearest = nearest_key(s, i);
+    const float slope = slope_of(p, batch, head);
     RowResult result;
     float q[RowResult::OWNED];
     const T *q_row = row<const T>(p.q, p.q_strides, batch, s.first_q + i, head);
@@ -60,7 +58,7 @@ __device__ RowResult attend_row(const AttentionParams &p, const Sequence &s, int
         }
         float score = p.scale * sum_over_warp(dot);
         if (p.softcap > 0.0f) score = p.softcap * tanhf(score / p.softcap);
-        score -= slope * (float)abs(at - j);
+        score -= slope * (float)abs(nearest - j);
 
         const float next = fmaxf(largest, score);
         const float reference = next == -INFINITY ? 0.0f : next;
@@ -97,6 +95,7 @@ __device__ void write_row(const AttentionParams &p, const Sequence &s, int batch
         if (c < p.head_dim) narrow(result.out[e], out + c);
     }
     if (p.lse && lane == 0) {
-        ((float *)p.lse)[batch * p.lse_batch_stride + head * p.lse_head_stride + s.first_q + i] = result.lse;
+        ((float *)p.lse)[batch * p.lse_batch_stride + head * p.lse_head_stride + s.first_q + i] =
+            farther(result.lse, slope_of(p, batch, head), distance(s, i, nearest_key(s, i)));
     }
 }

@@ -1,7 +1,7 @@
 // Attention without tiles or tensor cores, one warp a row. The fast kernels are compared with it on a device, and it shows
-// that a device, its driver and this build fit together.
+// that a device, its driver and this build fit together. Only builds with the feature `ptx` have it.
 
-#include "row.cuh"
+#include "common/row.cuh"
 
 namespace {
 
@@ -12,7 +12,7 @@ __device__ void attention(const AttentionParams &p) {
     const int head = blockIdx.y, batch = blockIdx.z;
     const Sequence s = sequence(p, batch);
     if (i >= s.seqlen_q) return;
-    const RowResult result = attend_row<T>(p, s, batch, head, i, visible(p, s, position(s, i)));
+    const RowResult result = attend_row<T>(p, s, batch, head, i, visible(s, i));
     write_row<T>(p, s, batch, head, i, result);
 }
 

@@ -5,25 +5,22 @@
 //
 // Each warp has whole rows, so that nothing but keys and values is shared. V arrives while S is computed, the next K while O is.
 
-#include "horizon.cuh"
+#include "common/horizon.cuh"
+#include "common/row.cuh"
+#include "common/softmax.cuh"
 #include "products.cuh"
-#include "row.cuh"
-#include "softmax.cuh"
 
 #include <new>
 
 namespace {
 
-constexpr int WARPS = 4, THREADS = 32 * WARPS;
-
 // D: the head dimension, rounded up to one that there is.
-template <typename T, int D>
+template <typename T, int D, int ROWS, int KEYS, int THREADS>
 struct Prefill {
-    // What registers hold: 32 rows a warp and 64 keys, or more keys for small heads, or fewer rows for large ones.
-    static constexpr int ROWS = D <= 128 ? 128 : 64;
-    static constexpr int KEYS = prefill_keys(D);
+    static constexpr int WARPS = THREADS / 32;
     // Blocks of 16 rows of a warp.
     static constexpr int M = ROWS / 16 / WARPS;
+    static_assert(M * 16 * WARPS == ROWS && ROWS <= THREADS, "warps have whole blocks of rows, and threads a row to judge");
 
     using Tile = SharedTile<D>;
     using Copy = ::Copy<T, D, THREADS>;
@@ -59,7 +56,7 @@ struct Prefill {
             s = sequence(p, batch);
             alibi = Alibi(p, batch, head);
             last_row = min(first_row + ROWS, s.seqlen_q) - 1;
-            span = Span(p, s, first_row, last_row);
+            span = Span(s, first_row, last_row);
             q = rows(p.q, p.q_strides, s.first_q, head);
             k = keys(p, p.k, p.k_strides);
             v = keys(p, p.v, p.v_strides);
@@ -96,13 +93,12 @@ struct Prefill {
 
     // The rows of a lane.
     struct LaneRows {
-        const AttentionParams &p;
         const Block &block;
         int first;
 
         __device__ int position(int m, int h) const { return block.span.first_position + first + m * 16 + h * 8; }
         __device__ int nearest(int m, int h) const { return max(position(m, h), block.s.leftpad_k); }
-        __device__ Visible visible(int m, int h) const { return ::visible(p, block.s, position(m, h)); }
+        __device__ Visible visible(int m, int h) const { return block.span.visible(block.s, position(m, h)); }
         __device__ float slope(int, int) const { return block.alibi.slope; }
         __device__ float slope_log2(int, int) const { return block.alibi.slope_log2; }
     };
@@ -156,7 +152,7 @@ struct Prefill {
             const int position = block.span.first_position + r;
             const int tile = block.tile(step), first = tile * KEYS, last = first + KEYS - 1;
             const bool before = step <= block.back();
-            const Visible v = visible(p, block.s, position);
+            const Visible v = block.span.visible(block.s, position);
             // A row that sees no key here: the keys it sees may be farther.
             if (r >= ROWS || block.first_row + r > block.last_row || v.first > v.last) return STOP;
             if (v.first > last) return before ? STOP : SKIP;
@@ -232,7 +228,7 @@ struct Prefill {
         }
 
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        const LaneRows rows = {p, block, warp * 16 * M + lane / 4};
+        const LaneRows rows = {block, warp * 16 * M + lane / 4};
 
         const Fragment<D> q = Fragment<D>::rows_first({q_tile.base + warp * 16 * M * Tile::ROW_BYTES});
         const Fragment<D> k = Fragment<D>::chunks_first(k_tile), v = Fragment<D>::rows_first(v_tile);
@@ -293,8 +289,9 @@ struct Prefill {
                 }
                 if (seen && zero != 0) not_finite |= 1u << r;
                 if (p.lse && lane % 4 == 0 && warp_row + r <= block.last_row) {
-                    const float parted = (float)(rows.nearest(m, h) - rows.position(m, h));
-                    const float lse = (softmax.max[m][h] + log2_approx(sum) - block.alibi.slope_log2 * parted) * LN_2;
+                    const int64_t left_out = distance(block.s, warp_row + r, rows.nearest(m, h));
+                    const float slope = slope_of(p, block.batch, block.head);
+                    const float lse = farther((softmax.max[m][h] + log2_approx(sum)) * LN_2, slope, left_out);
                     float *to = (float *)p.lse + block.batch * p.lse_batch_stride + block.head * p.lse_head_stride;
                     to[block.s.first_q + warp_row + r] = seen ? lse : -INFINITY;
                 }
@@ -323,7 +320,7 @@ struct Prefill {
         for (; not_finite != 0; not_finite &= not_finite - 1) {
             const int i = warp_row + __ffs(not_finite) - 1;
             if (i > block.last_row) continue;
-            const Visible keys = visible(p, block.s, position(block.s, i));
+            const Visible keys = visible(block.s, i);
             const RowResult result = attend_row<T>(p, block.s, block.batch, block.head, i, keys);
             write_row<T>(p, block.s, block.batch, block.head, i, result);
         }
@@ -332,20 +329,10 @@ struct Prefill {
 
 }  // namespace
 
-#define PREFILL(NAME, T, D)                                                                                        \
+#define PREFILL_OF(NAME, T, D, ROWS, KEYS, THREADS)                                                                \
     extern "C" __global__ void __launch_bounds__(THREADS) prefill_##NAME##_d##D(                                   \
         const __grid_constant__ AttentionParams p) {                                                               \
-        Prefill<T, D>::run(p);                                                                                     \
+        Prefill<T, D, ROWS, KEYS, THREADS>::run(p);                                                                \
     }
-#define PREFILLS(NAME, T) \
-    PREFILL(NAME, T, 32)  \
-    PREFILL(NAME, T, 64)  \
-    PREFILL(NAME, T, 80)  \
-    PREFILL(NAME, T, 96)  \
-    PREFILL(NAME, T, 112) \
-    PREFILL(NAME, T, 128) \
-    PREFILL(NAME, T, 192) \
-    PREFILL(NAME, T, 256)
-
-PREFILLS(f16, __half)
-PREFILLS(bf16, __nv_bfloat16)
+#define PREFILL(...) FOR_EACH_ELEMENT(PREFILL_OF, __VA_ARGS__)
+#include "kernels.def"

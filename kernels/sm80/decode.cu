@@ -5,18 +5,14 @@
 // the warps divide the keys of a tile, and their results are merged at the end; with many they divide the rows. Where keys
 // are split over blocks, each writes its output and lse in f32, and `combine` merges them.
 
+#include "common/row.cuh"
+#include "common/softmax.cuh"
 #include "live.cuh"
 #include "products.cuh"
-#include "row.cuh"
-#include "softmax.cuh"
 
 #include <new>
 
 namespace {
-
-constexpr int WARPS = 4, THREADS = 32 * WARPS;
-
-constexpr int clamp_constant(int x, int low, int high) { return x < low ? low : x > high ? high : x; }
 
 // Where a row of a key head's rows is: row r is head r % group of token r / group.
 __device__ int64_t partial_row(const AttentionParams &p, int split, int batch, int head_k, int r) {
@@ -25,14 +21,38 @@ __device__ int64_t partial_row(const AttentionParams &p, int split, int batch, i
     return of_split * p.seqlen_q * p.group + r;
 }
 
-// D: the head dimension, rounded up. M: blocks of 16 rows of a warp.
-template <typename T, int D, int ROWS>
+__device__ float *lse_at(const AttentionParams &p, const Sequence &s, int batch, int head, int i) {
+    return (float *)p.lse + batch * p.lse_batch_stride + head * p.lse_head_stride + s.first_q + i;
+}
+
+// Writes a row of N columns: lane l has 2 l, 2 l + 1, 2 l + 64, ...
+template <typename T, int N>
+__device__ void write_columns(const AttentionParams &p, T *to, const float2 (&values)[N]) {
+    const bool aligned = (uint64_t)to % 4 == 0;
+#pragma unroll
+    for (int part = 0; part < N; ++part) {
+        const int c = part * 64 + threadIdx.x % 32 * 2;
+        if (c >= p.head_dim) continue;
+        const uint32_t two = pack(values[part].x, values[part].y, T());
+        if (aligned) {
+            *(uint32_t *)(to + c) = two;
+        } else {
+            to[c] = ((const T *)&two)[0];
+            to[c + 1] = ((const T *)&two)[1];
+        }
+    }
+}
+
+// D: the head dimension, rounded up. STAGES: a ring of tiles, of K and V in turn. M: blocks of 16 rows of a warp.
+template <typename T, int D, int ROWS, int KEYS, int STAGES, int THREADS>
 struct Decode {
+    static constexpr int WARPS = THREADS / 32;
     static constexpr int ROW_WARPS = ROWS < 64 ? 1 : WARPS, KEY_WARPS = WARPS / ROW_WARPS;
     static constexpr int M = ROWS / 16 / ROW_WARPS;
-    static constexpr int KEYS = tile_keys(ROWS), WARP_KEYS = KEYS / KEY_WARPS;
-    // A ring of tiles, of K and V in turn: up to 64 KiB.
-    static constexpr int BUFFERS = clamp_constant(65536 / (KEYS * D * 2), 2, 8) / 2 * 2;
+    static constexpr int WARP_KEYS = KEYS / KEY_WARPS;
+    static_assert(M * 16 * ROW_WARPS == ROWS && WARP_KEYS % 16 == 0, "warps have whole blocks of rows and of keys");
+    static_assert(STAGES % 2 == 0, "K and V in turn");
+    static_assert(KEY_WARPS * ROWS * D * sizeof(float) <= STAGES * KEYS * D * sizeof(T), "results are merged in the ring");
 
     using Tile = SharedTile<D>;
     using Copy = ::Copy<T, D, THREADS>;
@@ -61,7 +81,7 @@ struct Decode {
             s = sequence(p, batch);
             last_r = min(first_r + ROWS, s.seqlen_q * p.group) - 1;
             scale = Alibi(p, batch, head_k * p.group);
-            span = Span(p, s, first_r / p.group, last_r / p.group);
+            span = Span(s, first_r / p.group, last_r / p.group);
             const int begin = span.begin(), end = span.end();
             int first = begin / KEYS, tiles = begin < end ? (end - 1) / KEYS - first + 1 : 0;
             live = nullptr;
@@ -76,6 +96,13 @@ struct Decode {
             v = {(uint64_t)row<T>(p.v, p.v_strides, 0, 0, head_k), p.v_strides.batch, p.v_strides.row};
         }
 
+        // Where a row of the key head stands, in the block's span.
+        __device__ int position(const AttentionParams &p, int r) const {
+            return span.first_position + (r / p.group - first_r / p.group);
+        }
+        // Where its bias counts from.
+        __device__ int nearest(const AttentionParams &p, int r) const { return max(position(p, r), s.leftpad_k); }
+
         // Of the `step`-th tile: first those nearest to the rows.
         __device__ int first_key(int step) const {
             const int tile = end_tile - 1 - step;
@@ -85,19 +112,18 @@ struct Decode {
 
     // The rows of a lane; past the last they repeat it.
     struct LaneRows {
-        const AttentionParams &p;
         const Block &block;
         int positions[M][2];
         float slopes[M][2], slopes_log2[M][2];
 
-        __device__ LaneRows(const AttentionParams &p, const Block &block, int first) : p(p), block(block) {
+        __device__ LaneRows(const AttentionParams &p, const Block &block, int first) : block(block) {
 #pragma unroll
             for (int m = 0; m < M; ++m) {
 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
                     const int r = min(block.first_r + first + m * 16 + h * 8, block.last_r);
                     const Alibi alibi(p, block.batch, block.head_k * p.group + r % p.group);
-                    positions[m][h] = ::position(block.s, r / p.group);
+                    positions[m][h] = block.position(p, r);
                     slopes[m][h] = alibi.slope;
                     slopes_log2[m][h] = alibi.slope_log2;
                 }
@@ -106,7 +132,7 @@ struct Decode {
 
         __device__ int position(int m, int h) const { return positions[m][h]; }
         __device__ int nearest(int m, int h) const { return max(positions[m][h], block.s.leftpad_k); }
-        __device__ Visible visible(int m, int h) const { return ::visible(p, block.s, positions[m][h]); }
+        __device__ Visible visible(int m, int h) const { return block.span.visible(block.s, positions[m][h]); }
         __device__ float slope(int m, int h) const { return slopes[m][h]; }
         __device__ float slope_log2(int m, int h) const { return slopes_log2[m][h]; }
     };
@@ -120,7 +146,7 @@ struct Decode {
         __device__ Tile next() {
             const Tile tile = {at};
             at += KEYS * Tile::ROW_BYTES;
-            if (at == first + BUFFERS * KEYS * Tile::ROW_BYTES) at = first;
+            if (at == first + STAGES * KEYS * Tile::ROW_BYTES) at = first;
             return tile;
         }
     };
@@ -178,11 +204,11 @@ struct Decode {
             group = look_up(step + 1);
         };
         copy_q(p, block, q_tile);
-        for (int step = 0; step < BUFFERS / 2 - 1; ++step) {
+        for (int step = 0; step < STAGES / 2 - 1; ++step) {
             fill_k(step);
             fill_v(step);
         }
-        fill_k(BUFFERS / 2 - 1);
+        fill_k(STAGES / 2 - 1);
         if (block.scale.sign != 1) {
             cp_async_wait_all();
             __syncthreads();
@@ -199,9 +225,9 @@ struct Decode {
         Softmax<M> softmax;
         float out[M][D / 8][4] = {};
         for (int step = 0; step < steps; ++step) {
-            cp_async_wait<BUFFERS - 2>();
+            cp_async_wait<STAGES - 2>();
             __syncthreads();
-            fill_v(step + BUFFERS / 2 - 1);
+            fill_v(step + STAGES / 2 - 1);
             const Tile k_tile = reading.next();
             Scores<M, WARP_KEYS> scores;
             if (has_rows) {
@@ -212,9 +238,9 @@ struct Decode {
                 softmax.add(scores, block.scale.scale, constant, out);
             }
 
-            cp_async_wait<BUFFERS - 2>();
+            cp_async_wait<STAGES - 2>();
             __syncthreads();
-            fill_k(step + BUFFERS / 2);
+            fill_k(step + STAGES / 2);
             const Tile v_tile = reading.next();
             if (has_rows) multiply_pv<T>(out, scores, v.further(v_tile.base));
         }
@@ -261,11 +287,12 @@ struct Decode {
         const bool seen = sum != 0;
         const int lane = threadIdx.x % 32, of_head = block.first_r + r;
         const int i = of_head / p.group, head = block.head_k * p.group + of_head % p.group;
-        const Alibi alibi(p, block.batch, head);
-        const int at = position(block.s, i);
-        const float parted = (float)(max(at, block.s.leftpad_k) - at);
+        // Parts are merged before the whole distance is added: it would leave nothing of their differences.
+        const int64_t counted = p.splits > 1 ? distance(block.s, i, nearest_key(block.s, i)) : 0;
+        const int64_t left_out = distance(block.s, i, block.nearest(p, of_head)) - counted;
         const float factor = 1 / sum;
-        float lse = seen ? (largest + log2_approx(sum) - alibi.slope_log2 * parted) * LN_2 : -INFINITY;
+        float lse = -INFINITY;
+        if (seen) lse = farther((largest + log2_approx(sum)) * LN_2, slope_of(p, block.batch, head), left_out);
         float2 values[(D + 63) / 64];
         bool finite = true;
 #pragma unroll
@@ -287,7 +314,7 @@ struct Decode {
         const bool exact = !__all_sync(0xffffffff, finite);
         if (exact) {
             // A value that is not finite, of a key that another row sees: again from this row's keys alone.
-            const Visible seen = visible(p, block.s, at);
+            const Visible seen = visible(block.s, i);
             const int count = (block.end_tile - block.first_tile) * KEYS;
             again = attend_row<T>(p, block.s, block.batch, head, i, count, [&](int n) {
                 const int key = block.first_key((count - 1 - n) / KEYS) + n % KEYS;
@@ -315,38 +342,17 @@ struct Decode {
             write_row<T>(p, block.s, block.batch, head, i, again);
         } else {
             T *to = row<T>(p.out, p.out_strides, block.batch, block.s.first_q + i, head);
-            write_columns<T, D>(p, to, values);
-            if (p.lse && lane == 0) *lse_of(p, block.s, block.batch, head, i) = lse;
-        }
-    }
-
-    __device__ static float *lse_of(const AttentionParams &p, const Sequence &s, int batch, int head, int i) {
-        return (float *)p.lse + batch * p.lse_batch_stride + head * p.lse_head_stride + s.first_q + i;
-    }
-
-    template <typename U, int N>
-    __device__ static void write_columns(const AttentionParams &p, U *to, const float2 (&values)[(N + 63) / 64]) {
-        const bool aligned = (uint64_t)to % 4 == 0;
-#pragma unroll
-        for (int part = 0; part < (N + 63) / 64; ++part) {
-            const int c = part * 64 + threadIdx.x % 32 * 2;
-            if (c >= p.head_dim) continue;
-            const uint32_t two = pack(values[part].x, values[part].y, U());
-            if (aligned) {
-                *(uint32_t *)(to + c) = two;
-            } else {
-                to[c] = ((const U *)&two)[0];
-                to[c + 1] = ((const U *)&two)[1];
-            }
+            write_columns<T>(p, to, values);
+            if (p.lse && lane == 0) *lse_at(p, block.s, block.batch, head, i) = lse;
         }
     }
 };
 
 // Merges the parts of each row: a warp a row.
-template <typename T>
+template <typename T, int ROWS>
 __device__ void combine(const AttentionParams &p) {
     const int lane = threadIdx.x % 32;
-    const int64_t index = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
+    const int64_t index = (int64_t)blockIdx.x * ROWS + threadIdx.x / 32;
     const int rows = p.seqlen_q * p.group, heads_k = p.heads_q / p.group;
     const int r = index % rows, head_k = index / rows % heads_k;
     const int64_t batch = index / rows / heads_k;
@@ -383,29 +389,27 @@ __device__ void combine(const AttentionParams &p) {
         out[part] = seen ? make_float2(out[part].x / sum, out[part].y / sum) : make_float2(0, 0);
     }
     T *to = row<T>(p.out, p.out_strides, batch, s.first_q + i, head);
-    Decode<T, 64, 16>::template write_columns<T, MAX_HEAD_DIM>(p, to, out);
-    if (p.lse && lane == 0) *Decode<T, 64, 16>::lse_of(p, s, batch, head, i) = seen ? largest + logf(sum) : -INFINITY;
+    write_columns<T>(p, to, out);
+    if (p.lse && lane == 0) {
+        const int64_t left_out = distance(s, i, nearest_key(s, i));
+        *lse_at(p, s, batch, head, i) =
+            seen ? farther(largest + logf(sum), slope_of(p, batch, head), left_out) : -INFINITY;
+    }
 }
 
 }  // namespace
 
-#define DECODE(NAME, T, D, ROWS)                                                                                     \
+#define DECODE_OF(NAME, T, D, ROWS, KEYS, STAGES, THREADS)                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) decode_##NAME##_d##D##_r##ROWS(                         \
         const __grid_constant__ AttentionParams p) {                                                                 \
-        Decode<T, D, ROWS>::run(p);                                                                                  \
+        Decode<T, D, ROWS, KEYS, STAGES, THREADS>::run(p);                                                           \
     }
-// Up to 16 rows, and as many as fit. Other head dimensions take the next: they read no more, and arithmetic is idle anyway.
-#define DECODES(NAME, T)      \
-    DECODE(NAME, T, 64, 16)   \
-    DECODE(NAME, T, 96, 16)   \
-    DECODE(NAME, T, 128, 16)  \
-    DECODE(NAME, T, 256, 16)  \
-    DECODE(NAME, T, 64, 128)  \
-    DECODE(NAME, T, 128, 128) \
-    DECODE(NAME, T, 256, 64)  \
-    extern "C" __global__ void __launch_bounds__(THREADS) combine_##NAME(const __grid_constant__ AttentionParams p) { \
-        combine<T>(p);                                                                                               \
-    }
+#define DECODE(...) FOR_EACH_ELEMENT(DECODE_OF, __VA_ARGS__)
 
-DECODES(f16, __half)
-DECODES(bf16, __nv_bfloat16)
+#define COMBINE_OF(NAME, T, ROWS, THREADS)                                                                            \
+    extern "C" __global__ void __launch_bounds__(THREADS) combine_##NAME(const __grid_constant__ AttentionParams p) { \
+        static_assert(ROWS * 32 == THREADS, "a warp a row");                                                          \
+        combine<T, ROWS>(p);                                                                                          \
+    }
+#define COMBINE(...) FOR_EACH_ELEMENT(COMBINE_OF, __VA_ARGS__)
+#include "kernels.def"

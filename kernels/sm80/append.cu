@@ -1,26 +1,11 @@
 // Writes the keys and values of new tokens into the pages of a cache: 16 bytes a thread. Where the cache has radii, they are
 // kept: the largest distance of a page's keys from a centre.
 
-#include "horizon.cuh"
-#include "row.cuh"
+#include "common/chunk.cuh"
+#include "common/horizon.cuh"
+#include "common/row.cuh"
 
 namespace {
-
-constexpr int THREADS = 256;
-constexpr int CHUNK = 8;
-
-__device__ bool aligned(uint64_t tensor, const TensorStrides &strides) {
-    return (tensor | (strides.batch | strides.row | strides.head) * sizeof(uint16_t)) % 16 == 0;
-}
-
-__device__ void copy_chunk(uint16_t *to, const uint16_t *from, bool aligned) {
-    if (aligned) {
-        *(uint4 *)to = *(const uint4 *)from;
-    } else {
-#pragma unroll
-        for (int e = 0; e < CHUNK; ++e) to[e] = from[e];
-    }
-}
 
 // Where a token goes.
 struct Slot {
@@ -50,10 +35,10 @@ __device__ float *radius_of(const AppendParams &p, const Slot &slot, int head) {
     return (float *)p.radii + slot.page * p.heads_k + head;
 }
 
-// As `append`, and raises radii. The lanes that have a head of a token are a power of two, some of them idle.
-template <typename T>
+// As `append`, and raises radii.
+template <typename T, int THREADS>
 __device__ void append_and_raise(const AppendParams &p) {
-    const int chunks = p.head_dim / CHUNK, lanes = 1 << (32 - __clz(chunks - 1));
+    const int chunks = p.head_dim / CHUNK, lanes = lanes_of(chunks);
     const int64_t index = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     const int chunk = index % lanes, column = chunk * CHUNK, head = index / lanes % p.heads_k;
     const int64_t token = index / lanes / p.heads_k;
@@ -76,10 +61,9 @@ __device__ void append_and_raise(const AppendParams &p) {
     }
 }
 
-}  // namespace
-
-// Elements of 16 bits, of whatever type.
-extern "C" __global__ void __launch_bounds__(THREADS) append(const __grid_constant__ AppendParams p) {
+// Copies only.
+template <int THREADS>
+__device__ void append_chunk(const AppendParams &p) {
     const int chunks = p.head_dim / CHUNK;
     const int64_t index = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     const int column = index % chunks * CHUNK, head = index / chunks % p.heads_k;
@@ -89,16 +73,30 @@ extern "C" __global__ void __launch_bounds__(THREADS) append(const __grid_consta
 }
 
 // A page is filled from its first row on: whoever writes that begins it anew. Before any radius is raised.
-extern "C" __global__ void __launch_bounds__(THREADS) restart_radii(const __grid_constant__ AppendParams p) {
+template <int THREADS>
+__device__ void restart(const AppendParams &p) {
     const int64_t index = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     const Slot slot(p, index / p.heads_k);
     if (slot.exists && slot.row == 0) *radius_of(p, slot, index % p.heads_k) = 0;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) append_f16(const __grid_constant__ AppendParams p) {
-    append_and_raise<__half>(p);
-}
+}  // namespace
 
-extern "C" __global__ void __launch_bounds__(THREADS) append_bf16(const __grid_constant__ AppendParams p) {
-    append_and_raise<__nv_bfloat16>(p);
-}
+#define APPEND(ELEMENTS, THREADS)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(THREADS) append(const __grid_constant__ AppendParams p) {          \
+        static_assert(ELEMENTS == CHUNK, "a thread has a chunk");                                                   \
+        append_chunk<THREADS>(p);                                                                                   \
+    }
+
+#define RESTART_RADII(THREADS)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(THREADS) restart_radii(const __grid_constant__ AppendParams p) {   \
+        restart<THREADS>(p);                                                                                        \
+    }
+
+#define RAISE_RADII_OF(NAME, T, ELEMENTS, THREADS)                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS) append_##NAME(const __grid_constant__ AppendParams p) {   \
+        static_assert(ELEMENTS == CHUNK, "a thread has a chunk");                                                   \
+        append_and_raise<T, THREADS>(p);                                                                            \
+    }
+#define RAISE_RADII(...) FOR_EACH_ELEMENT(RAISE_RADII_OF, __VA_ARGS__)
+#include "kernels.def"

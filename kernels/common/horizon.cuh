@@ -4,12 +4,6 @@
 
 #include "alibi.cuh"
 
-// Sequences with fewer keys are computed whole.
-constexpr int MIN_HORIZON = 2048;
-
-// Keys of a tile of the prefill kernel.
-__host__ __device__ constexpr int prefill_keys(int head_dim) { return head_dim <= 64 ? 128 : 64; }
-
 // What the tests of one head compare with.
 struct Budget {
     // For a tile and all that is farther (A); for one tile (B), without its share.
@@ -47,12 +41,12 @@ struct Seen {
     int begin, end;
 
     __device__ Seen(const AttentionParams &p, const Sequence &s) {
-        const Span span(p, s, 0, s.seqlen_q - 1);
+        const Span span(s, 0, s.seqlen_q - 1);
         begin = span.begin();
         end = s.seqlen_q > 0 ? max(span.end(), begin) : begin;
     }
 
-    __device__ bool enough() const { return end - begin >= MIN_HORIZON; }
+    __device__ bool enough() const { return end - begin >= MIN_HORIZON_KEYS; }
 };
 
 // Whether the horizon leaves out anything of a head with this slope.

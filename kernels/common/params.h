@@ -27,6 +27,8 @@ typedef struct AttentionParams {
     /// i32 `[batch]`.
     uint64_t seqused_k;
     uint64_t leftpad_k;
+    /// i32 `[batch]`: query row i stands at i + offset. 0: at i + seqlen_k - seqlen_q.
+    uint64_t offset;
     /// i32 `[batch, table_columns]`: keys and values in pages. Their strides are then those of
     /// `[pages, page_size, heads_k, head_dim]`.
     uint64_t block_table;
@@ -55,6 +57,9 @@ typedef struct AttentionParams {
     int64_t lse_head_stride;
     int64_t slopes_batch_stride;
     int64_t table_stride;
+    /// Keys before and after its own position that a query sees; -1: all. 0 after it is causal.
+    int64_t window_left;
+    int64_t window_right;
     /// Rows of a sequence; of the longest, where sequences are packed.
     int32_t seqlen_q;
     int32_t seqlen_k;
@@ -66,9 +71,6 @@ typedef struct AttentionParams {
     /// Query heads for each key head.
     int32_t group;
     int32_t head_dim;
-    /// Keys before and after its own position that a query sees; -1: all. 0 after it is causal.
-    int32_t window_left;
-    int32_t window_right;
     int32_t page_size;
     int32_t pages;
     int32_t table_columns;
@@ -108,6 +110,42 @@ typedef struct AppendParams {
     int32_t head_dim;
 } AppendParams;
 
+/// Pages of a cache to copy.
+typedef struct CopyPagesParams {
+    /// i64 `[copies, 2]`: from which page to which, in this order; a pair with a page that the cache does not have is left out.
+    uint64_t copies;
+    /// `[pages, page_size, heads_k, head_dim]`.
+    uint64_t k_pages;
+    uint64_t v_pages;
+    /// f32 `[pages, heads_k]`: copied with the pages; 0 where nobody keeps it.
+    uint64_t radii;
+    TensorStrides k_page_strides;
+    TensorStrides v_page_strides;
+    int64_t pages;
+    int32_t count;
+    int32_t page_size;
+    int32_t heads_k;
+    int32_t head_dim;
+} CopyPagesParams;
+
+/// Attention over other keys, to be merged into what there is.
+typedef struct MergeStateParams {
+    /// `[batch, seqlen_q, heads_q, head_dim]`, packed `[total_q, heads_q, head_dim]`.
+    uint64_t out;
+    /// f32 `[batch, heads_q, seqlen_q]`, packed `[heads_q, total_q]`.
+    uint64_t lse;
+    uint64_t other_out;
+    uint64_t other_lse;
+    TensorStrides out_strides;
+    TensorStrides other_out_strides;
+    int32_t batch;
+    int32_t rows;
+    int32_t heads_q;
+    int32_t head_dim;
+} MergeStateParams;
+
 #ifdef __cplusplus
-static_assert(sizeof(AttentionParams) == 360 && sizeof(AppendParams) == 176, "the layouts that Rust has");
+static_assert(sizeof(AttentionParams) == 376 && sizeof(AppendParams) == 176 && sizeof(CopyPagesParams) == 104 &&
+                  sizeof(MergeStateParams) == 96,
+              "the layouts that Rust has");
 #endif

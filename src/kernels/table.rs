@@ -1,0 +1,33 @@
+//! The tables of kernels, as the build reads them from `kernels/<architecture>/kernels.def`: a type for each macro, with a field
+//! for each column, and a [`Table`] for each architecture.
+
+// Some columns matter to the kernels alone.
+#![allow(dead_code)]
+
+use super::{Architecture, Dtype};
+
+/// A kernel: the file that has it, its name, and the threads of a block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kernel {
+    pub(crate) file: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) threads: u32,
+}
+
+/// One for each type of elements.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PerElement<T> {
+    f16: T,
+    bf16: T,
+}
+
+impl<T> PerElement<T> {
+    pub(crate) fn of(&self, dtype: Dtype) -> &T {
+        match dtype {
+            Dtype::F16 => &self.f16,
+            Dtype::Bf16 => &self.bf16,
+        }
+    }
+}
+
+include!(concat!(env!("OUT_DIR"), "/tables.rs"));
