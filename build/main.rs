@@ -22,7 +22,11 @@ const ARCHITECTURES: &[(&str, &str)] = &[("sm80", "Sm80")];
 
 fn main() {
     println!("cargo::rerun-if-changed=build");
-    println!("cargo::rerun-if-changed=kernels");
+    // Not the notes beside them.
+    let architectures = ARCHITECTURES.iter().map(|(folder, _)| *folder);
+    for folder in ["common", "tests"].into_iter().chain(architectures) {
+        println!("cargo::rerun-if-changed=kernels/{folder}");
+    }
     finish(limits());
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;

@@ -119,11 +119,13 @@ impl<I: Array, F: Array> Sequences<I, F> {
                 return Err(value("cu_seqlens_k", "row indices", expected));
             }
             (Some(cu), None) => {
-                if sequences("cu_seqlens_k", cu.len())? != batch || !packed {
-                    let expected = match packed {
-                        true => format!("{}, as for q", batch + 1),
-                        false => "none, as for q".into(),
-                    };
+                let found = sequences("cu_seqlens_k", cu.len())?;
+                let expected = match packed {
+                    true if found == batch => None,
+                    true => Some(format!("{}, as for q", batch + 1)),
+                    false => Some("none, as for q".into()),
+                };
+                if let Some(expected) = expected {
                     return Err(length("cu_seqlens_k", cu.len(), expected));
                 }
             }
