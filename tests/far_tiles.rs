@@ -4,17 +4,17 @@ use flash_alibi::plan::{Addresses, Call, Dtype, Executor, Launch, Plan};
 use flash_alibi::{Attention, Horizon, Layout, Mask, Slopes};
 use flash_alibi_testing::emulator::{Emulator, SMALLEST};
 use flash_alibi_testing::horizon::{Path, Probe, along};
+use flash_alibi_testing::problem::Failure;
 use flash_alibi_testing::{Case, SlopeKind, random};
 use half::{bf16, f16};
-use ptx_emulator::Fault;
 
 /// Carries out the launches of one kernel.
 struct Only<'a>(&'a Emulator, &'static str);
 
 impl Executor for Only<'_> {
-    type Error = Box<Fault>;
+    type Error = Failure;
 
-    unsafe fn launch(&self, launch: &Launch, params: &[u8]) -> Result<(), Box<Fault>> {
+    unsafe fn launch(&self, launch: &Launch, params: &[u8]) -> Result<(), Failure> {
         match launch.kernel == self.1 {
             // SAFETY: the emulator checks every access itself.
             true => unsafe { self.0.launch(launch, params) },
