@@ -95,6 +95,8 @@ struct Allocation {
     bytes: u64,
     /// Its release is enqueued.
     going: bool,
+    /// It was allocated in stream order.
+    in_order: bool,
 }
 
 static INITIALISED: AtomicBool = AtomicBool::new(false);
@@ -264,7 +266,7 @@ impl State {
     }
 
     /// Allocates device memory, which holds nothing yet.
-    pub fn allocate(&mut self, context: Handle, len: usize) -> Result<u64> {
+    pub fn allocate(&mut self, context: Handle, len: usize, in_order: bool) -> Result<u64> {
         let bytes = (len as u64).checked_next_multiple_of(512);
         let fits = |state: &Self| {
             let used = bytes.and_then(|bytes| state.used.checked_add(bytes));
@@ -282,18 +284,19 @@ impl State {
             context,
             bytes: used - self.used,
             going: false,
+            in_order,
         };
         self.allocations.insert(address, allocation);
         self.used = used;
         Ok(address)
     }
 
-    /// Notes that an allocation will be released.
-    pub fn begin_release(&mut self, address: u64) -> Result {
+    /// Notes that an allocation will be released. Whether it was allocated in stream order.
+    pub fn begin_release(&mut self, address: u64) -> Result<bool> {
         match self.allocations.get_mut(&address) {
             Some(allocation) if !allocation.going => {
                 allocation.going = true;
-                Ok(())
+                Ok(allocation.in_order)
             }
             _ => Err(Code::INVALID_VALUE),
         }

@@ -119,7 +119,7 @@ api! {
             state.check_safe()?;
             match len {
                 0 => Err(Code::INVALID_VALUE),
-                _ => address.set(state.allocate(context, len)?),
+                _ => address.set(state.allocate(context, len, false)?),
             }
         })
     }
@@ -130,9 +130,11 @@ api! {
             if address == 0 {
                 return Ok(());
             }
-            state.begin_release(address)?;
-            state.drain_context(context);
-            state.check(context)?;
+            // Nothing is waited for where the memory was allocated in stream order.
+            if !state.begin_release(address)? {
+                state.drain_context(context);
+                state.check(context)?;
+            }
             state.release(address);
             Ok(())
         })
@@ -147,7 +149,7 @@ api! {
             }
             match len {
                 0 => address.set(0),
-                _ => address.set(state.allocate(context, len)?),
+                _ => address.set(state.allocate(context, len, true)?),
             }
         })
     }
