@@ -3,7 +3,7 @@
 use flash_alibi::plan::{Append, AppendAddresses, Call, Device, Plan};
 use flash_alibi::{Attention, Layout, Mask};
 use flash_alibi_testing::emulator::{Emulator, OnEmulator, Planner};
-use flash_alibi_testing::strategy::{case, config, fail};
+use flash_alibi_testing::strategy::{case_with_offsets, config, fail};
 use flash_alibi_testing::{Case, Lengths, Memory, SlopeKind, expect};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -49,18 +49,18 @@ proptest! {
     #![proptest_config(config(60))]
 
     #[test]
-    fn f16_follows_the_oracle(case in case(WORK), splits in 1usize..5) {
+    fn f16_follows_the_oracle(case in case_with_offsets(WORK), splits in 1usize..5) {
         fail(check::<f16>(&case, splits))?;
     }
 
     #[test]
-    fn bf16_follows_the_oracle(case in case(WORK), splits in 1usize..5) {
+    fn bf16_follows_the_oracle(case in case_with_offsets(WORK), splits in 1usize..5) {
         fail(check::<bf16>(&case, splits))?;
     }
 
     #[test]
     fn pages_follow_the_oracle(
-        case in case(WORK / 2),
+        case in case_with_offsets(WORK / 2),
         page_size in prop::sample::select(vec![8usize, 16, 24, 32, 64, 128, 256]),
         splits in 1usize..5,
     ) {

@@ -5,7 +5,7 @@ use flash_alibi::cpu::{self, KvCache, oracle};
 use flash_alibi::{
     Attention, Error, Horizon, Inputs, Mask, PagedCache, SequenceId, Slopes, View, ViewMut,
 };
-use flash_alibi_testing::strategy::{case, config, fail};
+use flash_alibi_testing::strategy::{case_with_offsets, config, fail};
 use flash_alibi_testing::{Case, Lengths, Memory, SlopeKind, expect, random};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -17,17 +17,17 @@ proptest! {
     #![proptest_config(config(80))]
 
     #[test]
-    fn f16_pages_change_no_bit(case in case(400_000), page_size in select(&PAGE_SIZES)) {
+    fn f16_pages_change_no_bit(case in case_with_offsets(400_000), page_size in select(&PAGE_SIZES)) {
         fail(case.check_paged::<f16>(page_size))?;
     }
 
     #[test]
-    fn bf16_pages_change_no_bit(case in case(400_000), page_size in select(&PAGE_SIZES)) {
+    fn bf16_pages_change_no_bit(case in case_with_offsets(400_000), page_size in select(&PAGE_SIZES)) {
         fail(case.check_paged::<bf16>(page_size))?;
     }
 
     #[test]
-    fn f32_pages_change_no_bit(case in case(400_000), page_size in select(&PAGE_SIZES)) {
+    fn f32_pages_change_no_bit(case in case_with_offsets(400_000), page_size in select(&PAGE_SIZES)) {
         fail(case.check_paged::<f32>(page_size))?;
     }
 }

@@ -6,7 +6,7 @@ use flash_alibi::plan::{Addresses, Call, Dtype, Plan};
 use flash_alibi::{Attention, Horizon, Inputs, Layout, Slopes, View};
 use flash_alibi_testing::emulator::{Emulator, OnEmulator, Planner, SMALLEST};
 use flash_alibi_testing::horizon::copied;
-use flash_alibi_testing::strategy::{case, config, fail};
+use flash_alibi_testing::strategy::{case_with_offsets, config, fail};
 use flash_alibi_testing::{Case, LaidOut, Rows, SlopeKind, expect, matrix, random};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -37,18 +37,18 @@ proptest! {
     #![proptest_config(config(60))]
 
     #[test]
-    fn f16_follows_the_oracle(case in case(WORK)) {
+    fn f16_follows_the_oracle(case in case_with_offsets(WORK)) {
         fail(check::<f16>(&case))?;
     }
 
     #[test]
-    fn bf16_follows_the_oracle(case in case(WORK)) {
+    fn bf16_follows_the_oracle(case in case_with_offsets(WORK)) {
         fail(check::<bf16>(&case))?;
     }
 
     #[test]
     fn a_value_that_is_not_finite_reaches_the_rows_that_see_it_and_no_other(
-        case in case(WORK / 4),
+        case in case_with_offsets(WORK / 4),
         place in [0.0..1.0, 0.0..1.0, 0.0..1.0, 0.0..1.0],
         value in prop::sample::select(vec![f32::NAN, f32::INFINITY]),
     ) {

@@ -3,7 +3,7 @@
 
 use flash_alibi::cpu::{self, Element, oracle};
 use flash_alibi::{Attention, Inputs, Mask, Slopes, View};
-use flash_alibi_testing::strategy::{case, config, fail, pick};
+use flash_alibi_testing::strategy::{case, case_with_offsets, config, fail, pick};
 use flash_alibi_testing::{Case, LaidOut, Lengths, Rows, SlopeKind, Tensor, expect, random};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -56,17 +56,17 @@ proptest! {
     #![proptest_config(config(160))]
 
     #[test]
-    fn f16_follows_the_oracle(case in case(WORK)) {
+    fn f16_follows_the_oracle(case in case_with_offsets(WORK)) {
         fail(case.check::<f16>())?;
     }
 
     #[test]
-    fn bf16_follows_the_oracle(case in case(WORK)) {
+    fn bf16_follows_the_oracle(case in case_with_offsets(WORK)) {
         fail(case.check::<bf16>())?;
     }
 
     #[test]
-    fn f32_follows_the_oracle(case in case(WORK)) {
+    fn f32_follows_the_oracle(case in case_with_offsets(WORK)) {
         fail(case.check::<f32>())?;
     }
 }
@@ -75,7 +75,7 @@ proptest! {
     #![proptest_config(config(100))]
 
     #[test]
-    fn the_oracle_finds_sequences_wherever_they_lie(case in case(WORK)) {
+    fn the_oracle_finds_sequences_wherever_they_lie(case in case_with_offsets(WORK)) {
         fail(case.lay_out::<bf16>().check_oracle())?;
     }
 

@@ -148,7 +148,7 @@ proptest! {
         let device = device(shared, multiprocessors);
         let smaller: Sizes = std::array::from_fn(|i| match exact[i] {
             true => most[i],
-            false => (most[i] as f64 * f64::from(parts[i])) as usize,
+            false => (most[i] as f64 * parts[i]) as usize,
         });
         let bound = up_to(&attention, &device, most);
         let needed = needed(&attention, &device, smaller);

@@ -168,6 +168,7 @@ impl Executor for Launcher<'_> {
     type Error = Error;
 
     unsafe fn launch(&self, launch: &Launch, params: &[u8]) -> Result<()> {
+        launch.check_plain()?;
         let failed = Error::driver("when a kernel was launched");
         let function = self.kernels.function(launch)?;
         // Also reports what failed since, such as waiting for a buffer.

@@ -151,6 +151,18 @@ pub fn case(work: usize) -> impl Strategy<Value = Case> {
     })
 }
 
+/// Likewise; half of them have offsets: queries before, among and behind the keys.
+pub fn case_with_offsets(work: usize) -> impl Strategy<Value = Case> {
+    let offsets = proptest::option::of(prop::collection::vec(-200i32..=500, 4));
+    (case(work), offsets).prop_map(|(mut case, offsets)| {
+        case.offsets = offsets.map(|mut offsets| {
+            offsets.truncate(case.sequences.len());
+            offsets
+        });
+        case
+    })
+}
+
 /// One of `of` things, by a number from 0 to 1.
 pub fn pick(fraction: f64, of: usize) -> usize {
     (fraction * of as f64) as usize

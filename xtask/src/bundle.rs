@@ -55,8 +55,10 @@ pub fn make() -> Result<(), String> {
 
 /// Runs the whole bundle on the emulated driver, with the program as `cargo xtask test` has built it.
 pub fn dry_run() -> Result<(), String> {
+    // The driver's own test brings the driver.
+    let tests = ["--test=cuda", "--test=driver"];
+    let programs = programs(&[crate::EVERYTHING, &tests].concat(), &[])?;
     let folders = crate::emulated_driver("debug/deps/libptx_emulator_driver.so")?;
-    let programs = programs(crate::EVERYTHING, &[])?;
     let bundle = target().join("gpu-bundle-dry-run");
     gather(&bundle, program(&programs)?)?;
     crate::run(

@@ -109,9 +109,14 @@ fn candle_cuda() -> Result<(), String> {
 fn on_emulated_device(arguments: &[&str]) -> Result<(), String> {
     cargo(&["build", "--package", "ptx-emulator-driver"])?;
     let folders = emulated_driver("debug/libptx_emulator_driver.so")?;
-    // Tests and benches need features that they need not be given.
+    // Tests and benches are those of the whole workspace, unless something else is said.
+    let said = arguments.iter().any(|argument| {
+        ["--workspace", "--package", "-p", "--features", "-F"]
+            .iter()
+            .any(|option| argument.starts_with(option))
+    });
     let arguments = match arguments {
-        [task @ ("test" | "bench"), rest @ ..] => [&[*task], EVERYTHING, rest].concat(),
+        [task @ ("test" | "bench"), rest @ ..] if !said => [&[*task], EVERYTHING, rest].concat(),
         _ => arguments.to_vec(),
     };
     cargo_with(&arguments, &[("LD_LIBRARY_PATH", &folders)])

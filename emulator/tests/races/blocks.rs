@@ -21,9 +21,11 @@ enum Step {
     Set(usize, bool),
     /// Looks at a flag.
     See(usize),
+    /// Looks until it is set.
+    Poll(usize),
 }
 
-use Step::{Do, Fence, See, Set};
+use Step::{Do, Fence, Poll, See, Set};
 
 const SEEDS: u64 = 16;
 
@@ -49,6 +51,11 @@ fn ptx(parts: &[Vec<Step>], word: usize) -> String {
                     flag(f)
                 ),
                 See(f) => format!("ld.volatile.global.u32 %r20, [%rd1+{}];", flag(f)),
+                Poll(f) => format!(
+                    "POLL:\nld.volatile.global.u32 %r20, [%rd1+{}];\nsetp.eq.u32 %p2, %r20, 0;\n\
+                     @%p2 bra POLL;",
+                    flag(f)
+                ),
             };
             t.push('\n');
         }
@@ -59,7 +66,9 @@ fn ptx(parts: &[Vec<Step>], word: usize) -> String {
 
 fn run(parts: &[Vec<Step>], word: usize, threads: usize, check: impl Fn(Option<&Fault>)) {
     let module = Module::parse(&ptx(parts, word)).expect("the text is well formed");
-    for seed in 0..SEEDS {
+    // Polling takes long: a block gives way after millions of instructions.
+    let polls = parts.iter().flatten().any(|s| matches!(s, Poll(_)));
+    for seed in 0..if polls { 1 } else { SEEDS } {
         let memory = Memory::new();
         let p = memory.alloc_zeroed(4096).expect("memory");
         let config = LaunchConfig::new(parts.len() as u32, 32)
@@ -162,6 +171,35 @@ fn each_access_of_a_block_counts() {
                 }
             }
         }
+    }
+}
+
+/// Order is handed on: who looks at the flag of one that has looked at another's is behind both.
+#[test]
+fn order_is_handed_on() {
+    for a in GLOBAL {
+        for b in GLOBAL {
+            silent(&[
+                vec![Do(a), Fence, Set(0, true)],
+                vec![See(0), Fence, Set(1, true)],
+                vec![See(1), Fence, Do(b)],
+            ]);
+        }
+    }
+}
+
+/// A block that did something first does not stand for another that did it too.
+#[test]
+fn a_block_is_not_taken_for_all() {
+    for a in [Kind::Read, Kind::Atomic] {
+        let parts = [
+            vec![Do(a), Poll(0), Do(Kind::Write)],
+            vec![Do(a), Set(0, true)],
+        ];
+        run(&parts, 0, 1, |f| {
+            let f = f.expect("the other's access is not forgotten");
+            assert!(matches!(f.kind, FaultKind::Race { .. }), "{f}");
+        });
     }
 }
 

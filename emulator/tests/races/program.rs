@@ -139,6 +139,8 @@ pub struct Program {
     pub space: Space,
     pub warps: usize,
     pub steps: Vec<Step>,
+    /// Whether all arrivals are at one barrier. They have to come one after the other then.
+    one_barrier: bool,
 }
 
 impl Program {
@@ -147,6 +149,13 @@ impl Program {
             space,
             warps,
             steps: Vec::new(),
+            one_barrier: false,
+        }
+    }
+    pub fn one_barrier(self) -> Self {
+        Self {
+            one_barrier: true,
+            ..self
         }
     }
     pub fn does(mut self, warp: usize, kind: Kind, word: usize) -> Self {
@@ -190,6 +199,7 @@ impl Program {
                         next - 1
                     }
                 },
+                Step::Arrive { .. } if self.one_barrier => 15,
                 Step::Arrive { .. } => {
                     next += 1;
                     next - 1

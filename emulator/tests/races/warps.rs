@@ -215,6 +215,44 @@ fn each_access_of_a_warp_counts() {
     }
 }
 
+/// What was released at a barrier is not acquired by those who use it next.
+#[test]
+fn a_barrier_used_again_forgets() {
+    for space in [Space::Shared, Space::Global] {
+        for [w, x, y, z] in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]] {
+            let p = Program::new(space, 4)
+                .one_barrier()
+                .does(w, Kind::Write, 1)
+                .arrive(w, x)
+                .delay(y)
+                .delay(z)
+                .arrive(y, z)
+                .does(z, Kind::Read, 1);
+            found(&p, (w, Kind::Write), (z, Kind::Read));
+        }
+    }
+}
+
+/// A reader beside one that it has no order to reads again, after the writer has met its first read.
+#[test]
+fn the_last_read_beside_another_reader_counts() {
+    for space in [Space::Shared, Space::Global] {
+        for [x, y, z] in [[0, 1, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            let read = Kind::Read;
+            let p = Program::new(space, 3)
+                .does(z, read, 0)
+                .delay(x)
+                .does(x, read, 0)
+                .sync(&[x, y])
+                .does(x, read, 0)
+                .delay(y)
+                .sync(&[z, y])
+                .does(y, Kind::Write, 0);
+            found(&p, (x, read), (y, Kind::Write));
+        }
+    }
+}
+
 /// Random programs: reported on every seed if two conflicting accesses have no order, else on none.
 fn random(space: Space) {
     let mut rng = Rng(2022);

@@ -6,7 +6,7 @@ use flash_alibi::Attention;
 use flash_alibi::cuda::cudarc::driver::CudaStream;
 use flash_alibi::cuda::{Inputs, Layer, View, ViewMut};
 use flash_alibi_testing::problem::OnDevice;
-use flash_alibi_testing::strategy::{case, config, fail};
+use flash_alibi_testing::strategy::{case_with_offsets, config, fail};
 use flash_alibi_testing::{Case, Lengths, expect};
 use half::{bf16, f16};
 use libtest_mimic::Trial;
@@ -35,7 +35,10 @@ fn check<T: OnDevice>(
 
 fn random_problems_follow_the_oracle() {
     let (_shared, stream) = stream();
-    let cases = (case(WORK), prop::sample::select(vec![8usize, 16, 64, 256]));
+    let cases = (
+        case_with_offsets(WORK),
+        prop::sample::select(vec![8usize, 16, 64, 256]),
+    );
     proptest!(config(20), |((case, page_size) in cases)| {
         fail(check::<f16>(&stream, &case, page_size))?;
         fail(check::<bf16>(&stream, &case, page_size))?;

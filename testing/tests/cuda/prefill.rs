@@ -6,7 +6,7 @@ use std::sync::Arc;
 use flash_alibi::cuda::cudarc::driver::CudaStream;
 use flash_alibi_testing::golden::{self, Golden, Runner, Stored};
 use flash_alibi_testing::problem::OnDevice;
-use flash_alibi_testing::strategy::{case, config, fail};
+use flash_alibi_testing::strategy::{case_with_offsets, config, fail};
 use flash_alibi_testing::{Case, LaidOut, Lengths, SlopeKind, expect, matrix};
 use half::{bf16, f16};
 use libtest_mimic::Trial;
@@ -34,7 +34,7 @@ fn check_both(stream: &Arc<CudaStream>, case: &Case) {
 fn random_problems() {
     fn of<T: OnDevice>(stream: &Arc<CudaStream>) {
         let cases = config(60);
-        proptest!(cases, |(case in case(WORK))| fail(check::<T>(stream, &case))?);
+        proptest!(cases, |(case in case_with_offsets(WORK))| fail(check::<T>(stream, &case))?);
     }
     on_gpu(of::<f16>);
     on_gpu(of::<bf16>);
@@ -45,7 +45,7 @@ fn a_value_that_is_not_finite_reaches_the_rows_that_see_it_and_no_other() {
         let attend = |laid_out: &LaidOut<_>| laid_out.attend_on_device(stream);
         let part = || 0.0..1.0;
         proptest!(config(60), |(
-            case in case(WORK / 4),
+            case in case_with_offsets(WORK / 4),
             place in [part(), part(), part(), part()],
             value in prop::sample::select(vec![f32::NAN, f32::INFINITY]),
         )| fail(matrix::not_finite(case, place, value, attend))?);
