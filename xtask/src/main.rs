@@ -65,6 +65,10 @@ fn test() -> Result<(), String> {
     let all_targets = ["--all-targets", "--", "-D", "warnings"];
     cargo(&[&["clippy"], EVERYTHING, &all_targets].concat())?;
     cargo(&[&["test"], EVERYTHING].concat())?;
+    if cfg!(target_os = "linux") {
+        // On the driver that reports every access to memory that is not there any more.
+        on_emulated_device(&["test", "--test", "cuda_soundness"])?;
+    }
     candle_cuda()?;
     // As docs.rs makes it: without kernels.
     cargo_with(
