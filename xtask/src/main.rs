@@ -64,10 +64,16 @@ fn test() -> Result<(), String> {
     )?;
     let all_targets = ["--all-targets", "--", "-D", "warnings"];
     cargo(&[&["clippy"], EVERYTHING, &all_targets].concat())?;
+    // The bundle's dry run, among these, has all tests of the testing crate on an emulated GPU.
     cargo(&[&["test"], EVERYTHING].concat())?;
     if cfg!(target_os = "linux") {
         // On the driver that reports every access to memory that is not there any more.
-        on_emulated_device(&["test", "--test", "cuda_soundness"])?;
+        let folders = emulated_driver("debug/deps/libptx_emulator_driver.so")?;
+        let test = ["--test=cuda_soundness"];
+        cargo_with(
+            &[&["test"], EVERYTHING, &test].concat(),
+            &[("LD_LIBRARY_PATH", &folders)],
+        )?;
     }
     candle_cuda()?;
     // As docs.rs makes it: without kernels.
