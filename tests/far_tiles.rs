@@ -225,7 +225,6 @@ fn some_of_many_tiles() {
         let compared = probe.certified();
         println!("{path:?}, {head_dim}: {compared:?}");
         assert!((0.3..0.6).contains(&compared.part), "{compared:?}");
-        probe.follow_the_oracle().unwrap();
     }
 }
 
