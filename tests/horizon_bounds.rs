@@ -47,7 +47,7 @@ fn rows_in_padding(path: Path) {
 
 /// Equal keys whose scores cancel to all but their last channel: the order of a sum decides whether that is seen, and the bound
 /// must allow for every order.
-fn cancelling(path: Path, channels: [usize; 3], softcap: Option<f32>) {
+fn cancelling(path: Path, large: [usize; 2], small: Option<usize>, softcap: Option<f32>) {
     let case = Case {
         slopes: SlopeKind::All(0.01),
         softcap,
@@ -56,13 +56,13 @@ fn cancelling(path: Path, channels: [usize; 3], softcap: Option<f32>) {
         ..Case::dense(1, 1, 2560, (path.group(), 1), 64)
     };
     let mut probe = Probe::<f16>::new(path, case, 64);
-    let [a, b, small] = channels;
+    // Without one channel, all others are small.
     let of = |[x, y, z]: [f32; 3]| {
-        move |c| match c {
-            _ if c == a => x,
-            _ if c == b => y,
-            _ if c == small => z,
-            _ => 0.0,
+        move |c| match large.iter().position(|&large| c == large) {
+            Some(0) => x,
+            Some(_) => y,
+            None if small.is_none_or(|small| c == small) => z,
+            None => 0.0,
         }
     };
     probe.set_queries(0, of([30000.0, 30000.0, 1.0]));
@@ -70,7 +70,7 @@ fn cancelling(path: Path, channels: [usize; 3], softcap: Option<f32>) {
     probe.set_keys_of(0, 0, |_, c| key(c));
     probe
         .certify()
-        .unwrap_or_else(|why| panic!("{path:?}, channels {channels:?}: {why}"));
+        .unwrap_or_else(|why| panic!("{path:?}, channels {large:?}, {small:?}: {why}"));
 }
 
 fn sums_that_cancel(path: Path) {
@@ -84,10 +84,12 @@ fn sums_that_cancel(path: Path) {
         [62, 3, 61],
         [16, 48, 17],
     ];
-    for channels in channels {
-        cancelling(path, channels, None);
+    for [x, y, small] in channels {
+        cancelling(path, [x, y], Some(small), None);
     }
+    // Each of many is lost.
+    cancelling(path, [0, 63], None, None);
     // Below a cap so loose that it changes no score.
-    cancelling(path, [15, 16, 63], Some(1e4));
-    cancelling(path, [1, 2, 0], Some(1e4));
+    cancelling(path, [15, 16], Some(63), Some(1e4));
+    cancelling(path, [1, 2], Some(0), Some(1e4));
 }
