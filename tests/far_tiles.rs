@@ -284,7 +284,7 @@ fn tiles_before_a_long_key(to_the_right: bool) {
     probe.centre = Some(0.0);
     probe.set_queries(0, along(1.0));
     // Of every warp but the first, so that nothing of that one stands for the others.
-    let group = |t: usize| (TILES - 1 - t) % 32 >= 24 && (TILES - 1 - t) / 32 % 8 != 0;
+    let group = |t: usize| (TILES - 1 - t) % 32 >= 24 && !((TILES - 1 - t) / 32).is_multiple_of(8);
     // Of the nearest keys one alone weighs. The long key is for the second warp.
     let score = |distance: usize| match (distance, distance / 64) {
         (0, _) => 0.0,
