@@ -13,7 +13,7 @@ use super::call::{Call, Description, Layer};
 /// symmetric. Returns a tensor of q's shape.
 ///
 /// # Errors
-/// As [`attend`].
+/// As [`attend`](super::attend).
 pub fn flash_attn_alibi(
     q: &Tensor,
     k: &Tensor,
@@ -30,7 +30,7 @@ pub fn flash_attn_alibi(
 /// `p - window_size_left ..= p + window_size_right`; `None` leaves a side open. `(None, Some(0))` is causal.
 ///
 /// # Errors
-/// As [`attend`].
+/// As [`attend`](super::attend).
 pub fn flash_attn_alibi_windowed(
     q: &Tensor,
     k: &Tensor,
@@ -56,7 +56,7 @@ pub fn flash_attn_alibi_windowed(
 /// bias is added. Without slopes there is no bias; with a `softcap` of zero or below, no cap.
 ///
 /// # Errors
-/// As [`attend`].
+/// As [`attend`](super::attend).
 #[allow(clippy::too_many_arguments)] // candle-flash-attn's signature.
 pub fn flash_attn_alibi_windowed_softcap(
     q: &Tensor,
@@ -93,7 +93,7 @@ pub fn flash_attn_alibi_windowed_softcap(
 /// `max_seqlen_k`. Returns a tensor of q's shape.
 ///
 /// # Errors
-/// As [`attend`].
+/// As [`attend`](super::attend).
 #[allow(clippy::too_many_arguments)] // candle-flash-attn's signature.
 pub fn flash_attn_varlen_alibi(
     q: &Tensor,
@@ -125,7 +125,7 @@ pub fn flash_attn_varlen_alibi(
 /// [`flash_attn_varlen_alibi`] with the window of [`flash_attn_alibi_windowed`].
 ///
 /// # Errors
-/// As [`attend`].
+/// As [`attend`](super::attend).
 #[allow(clippy::too_many_arguments)] // candle-flash-attn's signature.
 pub fn flash_attn_varlen_alibi_windowed(
     q: &Tensor,
@@ -159,7 +159,7 @@ pub fn flash_attn_varlen_alibi_windowed(
 /// [`flash_attn_varlen_alibi`] with the window and softcap of [`flash_attn_alibi_windowed_softcap`].
 ///
 /// # Errors
-/// As [`attend`].
+/// As [`attend`](super::attend).
 #[allow(clippy::too_many_arguments)] // candle-flash-attn's signature.
 pub fn flash_attn_varlen_alibi_windowed_softcap(
     q: &Tensor,

@@ -49,7 +49,7 @@
 //!
 //! # Errors
 //! Whatever does not fit is an error that names the argument, what was found and what was expected. The
-//! [`Error`] is the [source](std::error::Error::source) of the `candle_core::Error`:
+//! [`Error`](crate::Error) is the [source](std::error::Error::source) of the `candle_core::Error`:
 //!
 //! ```
 //! # use candle_core::{DType, Device, Tensor};

@@ -13,7 +13,7 @@ pub(crate) use table::{Decode, Kernel, Live, Prefill, Table};
 /// What kernels are written for. A device runs those of the newest that is no newer than itself.
 ///
 /// Another is added by a variant, after those that are older; by a folder of kernels with a table, as
-/// `kernels/sm80/kernels.def` says; and where [`Table`] lacks what its launches need, in `src/plan`.
+/// `kernels/sm80/kernels.def` says; and where `Table` lacks what its launches need, in `src/plan`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Architecture {

@@ -1,6 +1,6 @@
 //! What a call launches: pure data, made without a device and tested without one.
 //!
-//! A layer ([`Attention`]), the shapes of a call ([`Call`]) and what matters of a device ([`Device`]) make a [`Plan`]: which
+//! A layer ([`Attention`](crate::Attention)), the shapes of a call ([`Call`]) and what matters of a device ([`Device`]) make a [`Plan`]: which
 //! kernel, with what grid, block, shared memory and parameters. An [`Executor`] carries it out on addresses that it
 //! understands: the driver's, or an emulator's.
 

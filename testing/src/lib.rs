@@ -5,7 +5,7 @@
 //! [alone](accuracy::Sequence), from which the oracle takes the reference: so a mistake in finding the rows of a sequence
 //! shows, though the oracle and the fast path share that code. [`golden`] has problems and results from files.
 //!
-//! The kernels are run by [`emulator`], with the feature `emulator`, and on a GPU by [`device`], with the feature `cuda`.
+//! The kernels are run by `emulator`, with the feature `emulator`, and on a GPU by `device`, with the feature `cuda`.
 
 pub mod accuracy;
 mod argument;
