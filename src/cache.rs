@@ -248,6 +248,11 @@ impl PagedCache {
             let expected = format!("at least {longest}, the pages of the longest sequence");
             return Err(value("columns", columns, expected));
         }
+        let entries = columns.checked_mul(sequences.len());
+        if entries.is_none_or(|entries| Vec::<i32>::new().try_reserve_exact(entries).is_err()) {
+            let expected = "as many as a block table that fits in memory has";
+            return Err(value("columns", columns, expected));
+        }
         Ok(Batch::new(&sequences, columns))
     }
 

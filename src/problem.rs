@@ -270,6 +270,21 @@ impl Sequence {
         i as i64 + self.offset
     }
 
+    /// The key from which the distances of a row count: the one that it sees nearest to its position. Where it stands
+    /// elsewhere, the rest is in [`Sequence::apart`]: so numbers stay small, whatever the offset.
+    pub(crate) fn nearest(&self, attention: &Attention, i: usize) -> i64 {
+        let (position, seen) = (self.position(i), self.visible(attention, i));
+        match seen.is_empty() {
+            true => position,
+            false => position.clamp(seen.start as i64, seen.end as i64 - 1),
+        }
+    }
+
+    /// How far a row stands from its nearest key: what every one of its distances has in addition.
+    pub(crate) fn apart(&self, attention: &Attention, i: usize) -> u64 {
+        self.position(i).abs_diff(self.nearest(attention, i))
+    }
+
     /// The keys that any query row sees: with a window, few of a long cache.
     pub(crate) fn seen(&self, attention: &Attention) -> Range<usize> {
         if self.seqlen_q == 0 {

@@ -299,3 +299,35 @@ fn forks_attend_like_sequences_of_their_own() {
         assert_eq!(together.lse[b * heads..][..heads], alone.lse);
     }
 }
+
+#[test]
+fn the_columns_of_a_block_table_can_be_fixed() {
+    let mut cache = PagedCache::new(8, 8).unwrap();
+    let (long, short) = (cache.create(), cache.create());
+    let _ = cache.append(long, 20).unwrap();
+    let _ = cache.append(short, 3).unwrap();
+    let sequences = [long, short];
+    let tight = cache.batch(&sequences).unwrap();
+    assert_eq!(tight.max_pages_per_sequence, 3);
+    assert_eq!(cache.batch_with_columns(&sequences, 3).unwrap(), tight);
+    let wide = cache.batch_with_columns(&sequences, 5).unwrap();
+    assert_eq!(
+        (wide.max_pages_per_sequence, wide.block_table.len()),
+        (5, 10)
+    );
+    assert_eq!(wide.seqused_k, tight.seqused_k);
+    for (wide, tight) in wide.block_table.chunks(5).zip(tight.block_table.chunks(3)) {
+        assert_eq!((&wide[..3], &wide[3..]), (tight, &[0, 0][..]));
+    }
+    let error = cache.batch_with_columns(&sequences, 2).unwrap_err();
+    let message = "columns: found 2, expected at least 3, the pages of the longest sequence";
+    assert_eq!(error.to_string(), message);
+    for columns in [usize::MAX, usize::MAX / 16] {
+        let error = cache.batch_with_columns(&sequences, columns).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("columns: found {columns}"))
+        );
+    }
+}

@@ -318,8 +318,10 @@ fn states_that_do_not_fit() {
     let odd = of(&[5, 3, 60]);
     assert_eq!(
         error(&odd, &odd),
-        "out: found shape [5, 3, 60], expected [batch, seqlen_q, heads_q, a multiple of 8]"
+        "out: found shape [5, 3, 60], expected [batch, seqlen_q, heads_q, a multiple of 8 up to 256], each up to 2147483647"
     );
+    let wide = of(&[5, 3, 264]);
+    assert!(error(&wide, &wide).starts_with("out: found shape [5, 3, 264]"));
     let overlapping = Layout::new("out", &[2, 5, 3, 64], &[0, 192, 64, 1]).unwrap();
     assert!(error(&overlapping, &out).starts_with("out: found strides [0, 192, 64, 1]"));
     let none = of(&[0, 5, 3, 64]);

@@ -296,3 +296,29 @@ fn the_horizon_follows_the_offset() {
         }
     }
 }
+
+/// One key, as far from the query as an offset can say: the whole weight is its own, whatever a float makes of the distance.
+#[test]
+fn the_farthest_key_has_its_weight() {
+    for offset in [2_145_386_496, i32::MAX, i32::MIN, 1 << 30] {
+        for slope in [4.0, 1.0, 0.3, -0.5] {
+            for seqlen_q in [1, 9] {
+                let problem = Problem {
+                    heads: (1, 1),
+                    head_dim: 8,
+                    seqlen_q,
+                    seqlen_k: 1,
+                    mask: Mask::Bidirectional,
+                    window: (None, None),
+                    slopes: vec![slope],
+                    horizon: Horizon::default(),
+                    seed: 3,
+                };
+                let (out, lse) = problem.defined(offset.into());
+                let found = problem.computed(0..1, Some(offset));
+                close(&found.0, &out, 1e-6);
+                close_lse(&found.1, &lse);
+            }
+        }
+    }
+}

@@ -164,7 +164,7 @@ fn run<T: Element, S: Simd, A: Arithmetic<T>, F>(
         let visible = block.sequence.visible(attention, token);
         let first = visible.start.max(block.keys.start);
         Row {
-            position: block.sequence.position(token),
+            position: block.sequence.nearest(attention, token),
             slope: attention.slopes().get(block.sequence.index, head) * LOG2_E,
             first,
             end: visible.end.min(block.keys.end).max(first),

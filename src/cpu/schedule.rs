@@ -111,8 +111,12 @@ impl<T: Element> Outputs<'_, T> {
     fn write(&self, block: &Block, state: &mut State) {
         let layout = &self.problem.out;
         for r in 0..block.rows.len() {
-            let (token, head) = block.row(self.problem.attention.group(), r);
+            let attention = self.problem.attention;
+            let (token, head) = block.row(attention.group(), r);
             let (row, lse) = state.finish(r, layout.head_dim);
+            let apart = block.sequence.apart(attention, token) as f64;
+            let slope = attention.slopes().get(block.sequence.index, head);
+            let lse = (f64::from(lse) - f64::from(slope) * apart) as f32;
             let at = block.sequence.out + token * layout.row_stride + head * layout.head_stride;
             // SAFETY: within the buffer, whose length covers the layout; no other thread touches the row.
             let out = unsafe { std::slice::from_raw_parts_mut(self.out.add(at), layout.head_dim) };

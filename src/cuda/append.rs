@@ -144,14 +144,15 @@ impl Kernels {
         let mut lent = Lent::new(stream);
         let (centres, radii) = radii.unzip();
         let addresses = AppendAddresses {
-            k: lent.read(k.buffer),
-            v: lent.read(v.buffer),
-            k_pages: lent.write(k_pages.buffer),
-            v_pages: lent.write(v_pages.buffer),
-            slot_mapping: lent.read(slot_mapping),
-            centres: lent.read_some(centres),
-            radii: radii.map_or(0, |radii| lent.write(radii)),
+            k: lent.read("k", k.buffer),
+            v: lent.read("v", v.buffer),
+            k_pages: lent.write("k_pages", k_pages.buffer),
+            v_pages: lent.write("v_pages", v_pages.buffer),
+            slot_mapping: lent.read("slot_mapping", slot_mapping),
+            centres: lent.read_some("centres", centres),
+            radii: radii.map_or(0, |radii| lent.write("radii", radii)),
         };
+        lent.ready()?;
         // SAFETY: views are as long as their layouts need, there is a slot for each token, and `check_radii` has checked the
         // rest; the kernels leave out slots that the pools do not have. `lent` orders the work before anything that frees
         // or writes the buffers.
@@ -194,11 +195,12 @@ impl Kernels {
 
         let mut lent = Lent::new(stream);
         let addresses = CopyPagesAddresses {
-            copies: lent.read(copies),
-            k_pages: lent.write(k_pages.buffer),
-            v_pages: lent.write(v_pages.buffer),
-            radii: radii.map_or(0, |radii| lent.write(radii)),
+            copies: lent.read("copies", copies),
+            k_pages: lent.write("k_pages", k_pages.buffer),
+            v_pages: lent.write("v_pages", v_pages.buffer),
+            radii: radii.map_or(0, |radii| lent.write("radii", radii)),
         };
+        lent.ready()?;
         // SAFETY: views are as long as their layouts need, and the lines above have checked the rest; the kernel leaves out
         // pages that the pools do not have. `lent` orders the work before anything that frees or writes the buffers.
         unsafe { plan.run(&launcher, &addresses) }

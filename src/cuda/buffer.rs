@@ -14,7 +14,8 @@ use crate::error;
 /// Device memory that a call can read: a `CudaSlice`, a `CudaView` or a `CudaViewMut`.
 ///
 /// The trait is sealed. cudarc's own `DevicePtr` is a safe trait that anybody can implement for any address, so it cannot
-/// vouch for memory that a kernel will access; these three types do, since safe code makes them of owned memory only.
+/// vouch for memory that a kernel will access; these three types do, since safe code makes them of owned memory, or of a
+/// module's global variables, which calls refuse where they can be told by having no events.
 /// Memory of another kind can be made one of them by `CudaStream::upgrade_device_ptr`, whose caller vouches for it.
 pub trait Buffer<T>: DevicePtr<T> + sealed::Sealed {}
 
@@ -140,12 +141,21 @@ fn check_order(argument: &'static str, own: &CudaStream, stream: &CudaStream) ->
             "its CudaContext orders streams by events, and the CudaContext of the call's stream records none"
         }
     };
-    Err(Error::Unordered {
+    Err(unordered(argument, own, stream, reason))
+}
+
+fn unordered(
+    argument: &'static str,
+    own: &CudaStream,
+    stream: &CudaStream,
+    reason: &'static str,
+) -> Error {
+    Error::Unordered {
         argument,
         found: format!("{:p}", own.cu_stream()),
         expected: format!("{:p}", stream.cu_stream()),
         reason,
-    })
+    }
 }
 
 /// Makes a `CudaContext` order its streams by events for good.
@@ -170,30 +180,95 @@ fn keep_managing(context: &Arc<CudaContext>) -> Result<()> {
 pub(super) struct Lent<'a> {
     stream: &'a CudaStream,
     guards: Vec<SyncOnDrop<'a>>,
+    /// Of the buffers of other streams that are read: those streams, and a guard for each.
+    ///
+    /// A buffer has one event for all of its readers, which says nothing of those before the last. So a buffer's own stream
+    /// waits for each reader, and the event is recorded there: it then stands for all of them.
+    elsewhere: Vec<(&'a CudaStream, SyncOnDrop<'a>)>,
+    /// Of a buffer that has no events, though its context orders by them.
+    untracked: Option<Error>,
 }
 
 impl<'a> Lent<'a> {
     pub(super) fn new(stream: &'a CudaStream) -> Self {
-        let guards = Vec::with_capacity(18);
-        Self { stream, guards }
+        Self {
+            stream,
+            guards: Vec::with_capacity(18),
+            elsewhere: Vec::new(),
+            untracked: None,
+        }
     }
 
     /// Where a buffer lies that the call reads.
-    pub(super) fn read<T>(&mut self, buffer: &'a dyn Buffer<T>) -> u64 {
+    pub(super) fn read<T>(&mut self, argument: &'static str, buffer: &'a dyn Buffer<T>) -> u64 {
         let (address, guard) = buffer.device_ptr(self.stream);
-        self.guards.push(guard);
+        let own: &CudaStream = buffer.stream();
+        if own.cu_stream() != self.stream.cu_stream() {
+            self.elsewhere.push((own, buffer.device_ptr(own).1));
+        }
+        self.keep(argument, own, guard);
         address
     }
 
     /// Where a buffer lies that the call reads; 0 if there is none.
-    pub(super) fn read_some<T>(&mut self, buffer: Option<&'a dyn Buffer<T>>) -> u64 {
-        buffer.map_or(0, |buffer| self.read(buffer))
+    pub(super) fn read_some<T>(
+        &mut self,
+        argument: &'static str,
+        buffer: Option<&'a dyn Buffer<T>>,
+    ) -> u64 {
+        buffer.map_or(0, |buffer| self.read(argument, buffer))
     }
 
     /// Where a buffer lies that the call writes.
-    pub(super) fn write<T>(&mut self, buffer: &'a mut dyn BufferMut<T>) -> u64 {
+    pub(super) fn write<T>(
+        &mut self,
+        argument: &'static str,
+        buffer: &'a mut dyn BufferMut<T>,
+    ) -> u64 {
+        let own = Arc::clone(buffer.stream());
         let (address, guard) = buffer.device_ptr_mut(self.stream);
-        self.guards.push(guard);
+        self.keep(argument, &own, guard);
         address
+    }
+
+    fn keep(&mut self, argument: &'static str, own: &CudaStream, guard: SyncOnDrop<'a>) {
+        let manages = own.context().is_managing_stream_synchronization();
+        if manages && matches!(guard, SyncOnDrop::Record(None)) {
+            let reason = "it has no events, though its CudaContext orders streams by them";
+            self.untracked = Some(unordered(argument, own, self.stream, reason));
+        }
+        self.guards.push(guard);
+    }
+
+    /// Checks, once all buffers are there, that the call may be launched.
+    ///
+    /// # Errors
+    /// [`Error::Unordered`] for a buffer without events, such as a global variable of a module, and [`Error::Capturing`]
+    /// where waiting for a buffer has made the stream part of a capture.
+    pub(super) fn ready(&self) -> Result<()> {
+        if let Some(error) = &self.untracked {
+            return Err(error.clone());
+        }
+        match self.elsewhere.is_empty() {
+            true => Ok(()),
+            false => capture::is_of_step(self.stream).map(drop),
+        }
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.guards.clear();
+        let mut joined: Vec<&CudaStream> = Vec::new();
+        for (own, _) in &self.elsewhere {
+            if !joined
+                .iter()
+                .any(|stream| stream.cu_stream() == own.cu_stream())
+            {
+                own.context().record_err(own.join(self.stream));
+                joined.push(own);
+            }
+        }
+        self.elsewhere.clear();
     }
 }

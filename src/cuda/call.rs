@@ -91,7 +91,7 @@ impl<Q: Element, KV: CacheElement<Q>> Inputs<'_, Q, KV> {
         Ok(at_any_alignment(plan.workspace_bytes()))
     }
 
-    fn check_buffers(&self, checks: &Checks<'_>) -> Result<()> {
+    pub(super) fn check_buffers(&self, checks: &Checks<'_>) -> Result<()> {
         checks.buffer("q", self.q.buffer)?;
         for (argument, view) in [("k", &self.k), ("v", &self.v)] {
             checks.buffer(argument, view.buffer)?;
@@ -172,7 +172,7 @@ pub(crate) fn attend<Q: Element, KV: CacheElement<Q>>(
 
     let mut lent = Lent::new(stream);
     let sequences = &inputs.sequences;
-    let start = lent.write(workspace);
+    let start = lent.write("workspace", workspace);
     let aligned = start.next_multiple_of(ALIGNMENT);
     let needed = plan.workspace_bytes();
     if needed > 0 && needed.saturating_add(aligned - start) > room as u64 {
@@ -180,26 +180,27 @@ pub(crate) fn attend<Q: Element, KV: CacheElement<Q>>(
         return Err(length("workspace", room, format!("at least {expected}")));
     }
     let addresses = Addresses {
-        q: lent.read(inputs.q.buffer),
-        k: lent.read(inputs.k.buffer),
-        v: lent.read(inputs.v.buffer),
-        out: lent.write(out.buffer),
-        lse: lse.map_or(0, |lse| lent.write(lse)),
+        q: lent.read("q", inputs.q.buffer),
+        k: lent.read("k", inputs.k.buffer),
+        v: lent.read("v", inputs.v.buffer),
+        out: lent.write("out", out.buffer),
+        lse: lse.map_or(0, |lse| lent.write("lse", lse)),
         slopes: match slopes {
             Slopes::Uploaded(slopes) => slopes.memory().start,
-            Slopes::Buffer(slopes) => lent.read(slopes),
+            Slopes::Buffer(slopes) => lent.read("slopes", slopes),
         },
-        cu_seqlens_q: lent.read_some(sequences.cu_seqlens_q),
-        cu_seqlens_k: lent.read_some(sequences.cu_seqlens_k),
-        seqused_k: lent.read_some(sequences.seqused_k),
-        leftpad_k: lent.read_some(sequences.leftpad_k),
-        offset: lent.read_some(sequences.offset),
-        block_table: lent.read_some(sequences.block_table),
-        centres: lent.read_some(sequences.radii.map(|radii| radii.centres)),
-        radii: lent.read_some(sequences.radii.map(|radii| radii.radii)),
-        report: report.map_or(0, |report| lent.write(report)),
+        cu_seqlens_q: lent.read_some("cu_seqlens_q", sequences.cu_seqlens_q),
+        cu_seqlens_k: lent.read_some("cu_seqlens_k", sequences.cu_seqlens_k),
+        seqused_k: lent.read_some("seqused_k", sequences.seqused_k),
+        leftpad_k: lent.read_some("leftpad_k", sequences.leftpad_k),
+        offset: lent.read_some("offset", sequences.offset),
+        block_table: lent.read_some("block_table", sequences.block_table),
+        centres: lent.read_some("centres", sequences.radii.map(|radii| radii.centres)),
+        radii: lent.read_some("radii", sequences.radii.map(|radii| radii.radii)),
+        report: report.map_or(0, |report| lent.write("report", report)),
         workspace: aligned,
     };
+    lent.ready()?;
     // SAFETY: views are as long as their layouts need, the description of the sequences and the lines above have checked the
     // rest. `lent` orders the work before anything that frees or writes the buffers, and uploaded slopes stay until no work reads
     // them.

@@ -75,7 +75,8 @@ impl<R: Held> Step<R> {
     /// Captures what `record` enqueues on the stream, which is not carried out yet.
     ///
     /// `record` gets the stream and views of all that the step will own, in the same order. What calls of this module use
-    /// there must be held: buffers, workspaces and layers. That of other work cannot be checked. In particular, memory of the
+    /// there must be held: buffers, workspaces and layers. That of other work cannot be checked, nor that `record` does not
+    /// end the capture by cudarc's own `CudaStream::end_capture` and begin another. In particular, memory of the
     /// host that cudarc copies from or to within a capture is read or written again by every launch, and must outlive the
     /// step.
     ///
@@ -119,6 +120,14 @@ impl<R: Held> Step<R> {
             memory,
         };
         let recorded = scope.during(|| record(stream, held.views()));
+        let status = stream.capture_status().map_err(&failed)?;
+        if status == CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+            // Somebody may have a graph of what was recorded, and launch it.
+            std::mem::forget(held);
+            std::mem::forget(capture);
+            let expected = "a capture that goes on until Step::capture ends it";
+            return Err(error::value("record", "an end of the capture", expected).into());
+        }
         let graph = capture.end();
         recorded?;
         let graph = graph

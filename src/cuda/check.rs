@@ -21,23 +21,16 @@ impl<T: Element> Inputs<'_, T> {
         if capture::is_of_step(stream)? {
             return Err(Error::Capturing);
         }
-        let (arrays, checks) = (&self.sequences, Checks::new(stream)?);
-        for (argument, array) in [
-            ("cu_seqlens_q", arrays.cu_seqlens_q),
-            ("cu_seqlens_k", arrays.cu_seqlens_k),
-            ("block_table", arrays.block_table),
-            ("seqused_k", arrays.seqused_k),
-            ("leftpad_k", arrays.leftpad_k),
-            ("offset", arrays.offset),
-        ] {
-            checks.some(argument, array)?;
-        }
-        let cu_seqlens_q = read(arrays.cu_seqlens_q, stream)?;
-        let cu_seqlens_k = read(arrays.cu_seqlens_k, stream)?;
-        let block_table = read(arrays.block_table, stream)?;
-        let seqused_k = read(arrays.seqused_k, stream)?;
-        let leftpad_k = read(arrays.leftpad_k, stream)?;
-        let offset = read(arrays.offset, stream)?;
+        let arrays = &self.sequences;
+        let (q, k, v) = (self.q.layout, self.k.layout, self.v.layout);
+        arrays.check(attention, [q, k, v, q])?;
+        self.check_buffers(&Checks::new(stream)?)?;
+        let cu_seqlens_q = read("cu_seqlens_q", arrays.cu_seqlens_q, stream)?;
+        let cu_seqlens_k = read("cu_seqlens_k", arrays.cu_seqlens_k, stream)?;
+        let block_table = read("block_table", arrays.block_table, stream)?;
+        let seqused_k = read("seqused_k", arrays.seqused_k, stream)?;
+        let leftpad_k = read("leftpad_k", arrays.leftpad_k, stream)?;
+        let offset = read("offset", arrays.offset, stream)?;
         stream
             .synchronize()
             .map_err(Error::driver("when lengths were read"))?;
@@ -66,7 +59,11 @@ impl<T: Element> Inputs<'_, T> {
 }
 
 /// Begins to copy integers to the host.
-fn read(buffer: Option<&dyn Buffer<i32>>, stream: &CudaStream) -> Result<Option<Vec<i32>>> {
+fn read(
+    argument: &'static str,
+    buffer: Option<&dyn Buffer<i32>>,
+    stream: &CudaStream,
+) -> Result<Option<Vec<i32>>> {
     let Some(buffer) = buffer else {
         return Ok(None);
     };
@@ -74,7 +71,8 @@ fn read(buffer: Option<&dyn Buffer<i32>>, stream: &CudaStream) -> Result<Option<
     stream.context().bind_to_thread().map_err(&failed)?;
     let mut host = vec![0; buffer.len()];
     let mut lent = Lent::new(stream);
-    let address = lent.read(buffer);
+    let address = lent.read(argument, buffer);
+    lent.ready()?;
     // SAFETY: the buffer is as long as its copy, and `lent` orders the copy before anything that writes or frees it. A
     // copy to memory of the host that is not pinned is over before the call returns.
     unsafe { result::memcpy_dtoh_async(&mut host, address, stream.cu_stream()) }

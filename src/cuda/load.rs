@@ -14,7 +14,8 @@ impl Kernels {
     pub(super) fn load(&self, attention: &Attention) -> Result<()> {
         let device = self.device();
         for dtype in DTYPES {
-            let call = small_call(attention, dtype, 1, MIN_KEYS)?;
+            // As many rows as keys: with a window, few rows see too few keys for the kernels that bound them.
+            let call = small_call(attention, dtype, MIN_KEYS, MIN_KEYS)?;
             let mut plans = vec![
                 Plan::prefill(attention, &call, device)?,
                 Plan::prefill(attention, &with_pages(call, MIN_KEYS)?, device)?,

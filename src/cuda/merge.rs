@@ -4,7 +4,8 @@ use cudarc::driver::CudaStream;
 
 use super::buffer::{Checks, Lent};
 use super::call::length;
-use super::{Buffer, BufferMut, Element, Kernels, Layer, Result, View, ViewMut};
+use super::{Buffer, BufferMut, Element, Error, Kernels, Layer, Result, View, ViewMut};
+use crate::error;
 use crate::plan::{MergeState, MergeStateAddresses};
 
 impl Layer {
@@ -24,6 +25,14 @@ impl Layer {
         other_out: View<'_, T>,
         other_lse: &dyn Buffer<f32>,
     ) -> Result<()> {
+        let (heads, head_dim) = (self.attention().heads_q(), self.attention().head_dim());
+        if (out.layout.heads, out.layout.head_dim) != (heads, head_dim) {
+            return Err(Error::Argument(error::Error::Shape {
+                argument: "out",
+                found: out.layout.shape(),
+                expected: format!("[batch, seqlen_q, {heads}, {head_dim}], as the layer has"),
+            }));
+        }
         self.kernels
             .merge_state(stream, out, lse, other_out, other_lse)
     }
@@ -59,11 +68,12 @@ impl Kernels {
 
         let mut lent = Lent::new(stream);
         let addresses = MergeStateAddresses {
-            out: lent.write(out.buffer),
-            lse: lent.write(lse),
-            other_out: lent.read(other_out.buffer),
-            other_lse: lent.read(other_lse),
+            out: lent.write("out", out.buffer),
+            lse: lent.write("lse", lse),
+            other_out: lent.read("other_out", other_out.buffer),
+            other_lse: lent.read("other_lse", other_lse),
         };
+        lent.ready()?;
         // SAFETY: views are as long as their layouts need, and each lse as its rows. `lent` orders the work before anything
         // that frees or writes the buffers.
         unsafe { plan.run(&launcher, &addresses) }

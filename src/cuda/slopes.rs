@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::CUstreamCaptureStatus;
 use cudarc::driver::{CudaContext, CudaStream, result};
@@ -56,28 +56,15 @@ impl Kernels {
     ) -> Result<Arc<UploadedSlopes>> {
         let failed = Error::driver("when slopes were uploaded");
         let bits: Box<[u32]> = values.iter().map(|slope| slope.to_bits()).collect();
-        let mut all = self.slopes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = all.get(&bits) {
+        if let Some(found) = self.interned().get(&bits) {
             return Ok(Arc::clone(found));
         }
         let status = stream.capture_status().map_err(&failed)?;
         if status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
             return Err(Error::Capturing);
         }
-        let unused = |slopes: &Arc<UploadedSlopes>| Arc::strong_count(slopes) == 1;
-        // Those that no layer has may still be read by what its calls launched. With one wait for so many, it is rare.
-        if all.values().filter(|slopes| unused(slopes)).count() >= MAX_UNUSED
-            && self.context().synchronize().is_ok()
-        {
-            all.retain(|_, slopes| {
-                if unused(slopes) {
-                    // SAFETY: all work of the context is done, and the lock keeps others from finding them.
-                    unsafe { slopes.release(self.context()) };
-                }
-                !unused(slopes)
-            });
-        }
 
+        // Nobody waits for the upload who finds other slopes, so the lock is not held meanwhile.
         // There is no memory of no elements.
         let values = match values {
             [] => &[0.0],
@@ -90,7 +77,36 @@ impl Kernels {
             // Not as a `CudaSlice`, which would keep the caller's stream.
             address: buffer.leak(),
         });
+        let mut all = self.interned();
+        if let Some(found) = all.get(&bits) {
+            // Another thread was first; nobody has read these.
+            // SAFETY: nothing reads what nobody else has.
+            unsafe { made.release(self.context()) };
+            return Ok(Arc::clone(found));
+        }
+        self.release_unused(&mut all);
         all.insert(bits, Arc::clone(&made));
         Ok(made)
+    }
+
+    fn interned(&self) -> MutexGuard<'_, Interned> {
+        self.slopes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Releases slopes that no layer has any more, if they are many.
+    fn release_unused(&self, all: &mut Interned) {
+        // Whoever finds slopes does so under the lock, so that these stay unused.
+        let unused: Vec<_> = (all.iter())
+            .filter(|(_, slopes)| Arc::strong_count(slopes) == 1)
+            .map(|(bits, _)| bits.clone())
+            .collect();
+        // What was launched with them may still read them. With one wait for so many, it is rare.
+        if unused.len() < MAX_UNUSED || self.context().synchronize().is_err() {
+            return;
+        }
+        for slopes in unused.iter().filter_map(|bits| all.remove(bits)) {
+            // SAFETY: nobody had them when all work of the context ended, and nobody has found them since.
+            unsafe { slopes.release(self.context()) };
+        }
     }
 }

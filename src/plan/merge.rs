@@ -3,6 +3,7 @@
 use super::launch::{self, Executor, Launch};
 use super::sizes::{MAX_ROWS, grid, strides};
 use super::{Dtype, moving};
+use crate::attention::MAX_HEAD_DIM;
 use crate::error::{Error, Result};
 use crate::kernels::{MergeStateParams, Params as _};
 use crate::tensor::Layout;
@@ -38,11 +39,15 @@ impl MergeState {
         let merge = &moving().merge_state;
         let chunk = merge.elements;
         let batch = out.batch.unwrap_or(1);
-        if !out.head_dim.is_multiple_of(chunk) || batch > MAX_ROWS || out.rows > MAX_ROWS {
+        // The threads of a row are those of one warp.
+        let fits = out.head_dim.is_multiple_of(chunk) && out.head_dim <= MAX_HEAD_DIM;
+        if !fits || batch > MAX_ROWS || out.rows > MAX_ROWS || out.heads > MAX_ROWS {
             return Err(Error::Shape {
                 argument: "out",
                 found: out.shape(),
-                expected: format!("[batch, seqlen_q, heads_q, a multiple of {chunk}]"),
+                expected: format!(
+                    "[batch, seqlen_q, heads_q, a multiple of {chunk} up to {MAX_HEAD_DIM}], each up to {MAX_ROWS}"
+                ),
             });
         }
         if other_out.shape() != out.shape() {

@@ -56,6 +56,13 @@ impl Sizes {
                 Some(paged) => paged.seqlen_k(&k)?,
             },
         };
+        if let Some(paged) = paged
+            && sizes.seqlen_k > MAX_SEQLEN
+        {
+            let found = format!("{} columns of pages of {} keys", paged.columns, k.rows);
+            let expected = format!("at most {MAX_SEQLEN} keys a sequence, or a max_seqlen_k");
+            return Err(value("block_table", found, expected));
+        }
         for (argument, layout, rows) in [("q", q, sizes.seqlen_q), ("k", k, sizes.seqlen_k)] {
             let entries = layout.batch.unwrap_or(0);
             if rows > MAX_SEQLEN || layout.rows > MAX_ROWS || entries > MAX_ROWS {
