@@ -1,13 +1,13 @@
 //! Checks a backend against golden files: does this machine compute ALiBi attention to the crate's accuracy contract?
 //!
 //! ```text
-//! cargo run --release --features ptx --example check_golden -- \\
+//! cargo run --release --features ptx --example check_golden -- \
 //!     [--backend cpu|oracle|emulator|emulator-decode|cuda|cuda-decode] [--horizon off|certified|bitwise] [DIR_OR_FILE]...
 //! ```
 //!
 //! Without paths it checks the files that come with the crate, `tests/golden`. The exit status is 0 when all cases pass,
-//! 1 otherwise. The format of the files is described in `flash_alibi_testing::golden`. Backends that need nvcc are there with the
-//! features `ptx` (all of them) or `cuda` (no emulator).
+//! 1 otherwise. The format of the files is described in `flash_alibi_testing::golden`. `cpu` and `oracle` need no
+//! feature; `cuda` needs the feature `cuda`, and the emulator `ptx`, both of them nvcc.
 
 use std::process::ExitCode;
 

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+#[cfg(not(feature = "emulator"))]
+use anyhow::bail;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use flash_alibi::cpu;
@@ -41,16 +43,12 @@ pub enum Backend {
     /// The f64 oracle.
     Oracle,
     /// The CUDA kernel for prefill, its PTX executed on this machine's processor with a sanitizer's checks: f16 and bf16.
-    #[cfg(feature = "emulator")]
     Emulator,
     /// Likewise the kernels for decoding.
-    #[cfg(feature = "emulator")]
     EmulatorDecode,
     /// The CUDA kernel for prefill on the first GPU: f16 and bf16.
-    #[cfg(feature = "cuda")]
     Cuda,
     /// Likewise the kernels for decoding.
-    #[cfg(feature = "cuda")]
     CudaDecode,
 }
 
@@ -164,6 +162,9 @@ impl Summary {
 
 impl Backend {
     /// Finds the GPU, if it needs one.
+    ///
+    /// # Errors
+    /// Also where the build has no such backend.
     fn prepare(self) -> Result<Ready> {
         Ok(match self {
             Self::Cpu => Ready::Cpu,
@@ -172,10 +173,18 @@ impl Backend {
             Self::Emulator => Ready::Emulator,
             #[cfg(feature = "emulator")]
             Self::EmulatorDecode => Ready::EmulatorDecode,
+            #[cfg(not(feature = "emulator"))]
+            Self::Emulator | Self::EmulatorDecode => {
+                bail!("this build has no emulator: run it with `--features ptx`, which needs nvcc")
+            }
             #[cfg(feature = "cuda")]
             Self::Cuda => Ready::Cuda(cuda::context(0)?.new_stream()?),
             #[cfg(feature = "cuda")]
             Self::CudaDecode => Ready::CudaDecode(cuda::context(0)?.new_stream()?),
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda | Self::CudaDecode => {
+                bail!("this build has no CUDA: run it with `--features cuda`, which needs nvcc")
+            }
         })
     }
 }
