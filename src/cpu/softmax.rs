@@ -12,6 +12,7 @@ use crate::Attention;
 /// Where a query row stands.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Row {
+    /// The key from which its distances count: the one nearest to it of those that it sees.
     pub(super) position: i64,
     /// The slope, in units of log2 per position.
     pub(super) slope: f32,

@@ -42,7 +42,8 @@
 //! - The `CudaContext`s of the buffer's stream and of the call's stream both order streams by events
 //!   (`is_managing_stream_synchronization`: event tracking is on, and the `CudaContext` has made a stream). The call then
 //!   waits on the device for what others do with the buffer, and others, its release included, wait for the call. They may
-//!   be two `CudaContext`s of one device, such as candle's and an engine's own.
+//!   be two `CudaContext`s of one device, such as candle's and an engine's own. The stream of a buffer that a call on
+//!   another stream reads waits for the call, since cudarc remembers one reader of a buffer, and there may be more.
 //!
 //! Anything else is [`Error::Unordered`]. Such is a buffer of a `CudaContext` that has made no stream, or with event tracking
 //! off, for a call on another stream.

@@ -64,7 +64,7 @@ impl Kernels {
             return Err(Error::Capturing);
         }
 
-        // Nobody waits for the upload who finds other slopes, so the lock is not held meanwhile.
+        // Whoever finds other slopes need not wait for the upload: the lock is not held meanwhile.
         // There is no memory of no elements.
         let values = match values {
             [] => &[0.0],
