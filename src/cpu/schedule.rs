@@ -7,8 +7,9 @@ use rayon::prelude::*;
 use super::Element;
 #[cfg(target_arch = "x86_64")]
 use super::block::UseBf16;
-use super::block::{ForSimd, Run, Scratch, Tensors, UseF32};
+use super::block::{ForMachine, Run, Scratch, Tensors, UseF32};
 use super::bounds::key_bounds;
+use super::machine::dispatch;
 use super::state::State;
 use super::tile::KEYS;
 use super::work::Block;
@@ -156,7 +157,7 @@ fn run_with<T: Element, I, A>(
     arithmetic: A,
 ) where
     I: Copy + Default + Send,
-    A: ForSimd<T, I> + Sync,
+    A: ForMachine<T, I> + Sync,
 {
     let problem = tensors.problem;
     let outputs = Outputs {
@@ -176,14 +177,15 @@ fn run_with<T: Element, I, A>(
     let run = |at: usize, kept: Option<&State>, scratch: &mut Scratch<I>| {
         let block = &blocks[at];
         let of_block = block.sequence.index * problem.attention.heads_k() + block.head_k;
-        arch.dispatch(Run {
+        let run = Run {
             tensors,
             block,
             bounds: bounds[of_block].as_ref(),
             kept: kept.map(|state| &state.max[..]),
             scratch,
             arithmetic,
-        });
+        };
+        dispatch(arch, run);
         if whole[at] {
             outputs.write(block, &mut scratch.state);
             return None;
@@ -225,19 +227,9 @@ mod tests {
     use half::f16;
 
     use super::*;
+    use crate::cpu::machine::arches;
     use crate::cpu::oracle;
     use crate::{Attention, Inputs, View};
-
-    /// The instruction sets of this machine, the best last.
-    fn arches() -> Vec<Arch> {
-        let mut arches = vec![Arch::Scalar];
-        #[cfg(target_arch = "x86_64")]
-        {
-            arches.extend(pulp::x86::V3::try_new().map(Arch::V3));
-            arches.extend(pulp::x86::V4::try_new().map(Arch::V4));
-        }
-        arches
-    }
 
     fn every_arch_agrees_with_the_oracle<T: Element>(tolerance: f64) {
         let mut state = 1u32;
