@@ -4,7 +4,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use pulp::Simd;
 
-use super::machine::{Floats, MAX_LANES, Machine};
+use super::machine::Machine;
 use crate::tensor::View;
 
 mod sealed {
@@ -12,12 +12,15 @@ mod sealed {
     use super::super::machine::{Floats, Machine};
     use super::super::schedule;
     use half::{bf16, f16};
+    use pulp::Simd;
 
     pub trait Sealed: Sized {
         /// Chooses the arithmetic of the products.
         fn run(tensors: &Tensors<'_, Self>, out: &mut [Self], lse: Option<&mut [f32]>);
         /// Converts the first elements, a register of them.
         fn load<M: Machine>(machine: M, from: &[Self]) -> Floats<M>;
+        /// Converts fewer elements than that; the rest of the register is zero.
+        fn load_partial<M: Machine>(machine: M, from: &[Self]) -> Floats<M>;
     }
     impl Sealed for f16 {
         fn run(tensors: &Tensors<'_, Self>, out: &mut [Self], lse: Option<&mut [f32]>) {
@@ -26,6 +29,10 @@ mod sealed {
         #[inline(always)]
         fn load<M: Machine>(machine: M, from: &[Self]) -> Floats<M> {
             machine.load_f16(from)
+        }
+        #[inline(always)]
+        fn load_partial<M: Machine>(machine: M, from: &[Self]) -> Floats<M> {
+            machine.load_partial_f16(from)
         }
     }
     impl Sealed for bf16 {
@@ -36,6 +43,10 @@ mod sealed {
         fn load<M: Machine>(machine: M, from: &[Self]) -> Floats<M> {
             machine.load_bf16(from)
         }
+        #[inline(always)]
+        fn load_partial<M: Machine>(machine: M, from: &[Self]) -> Floats<M> {
+            machine.load_partial_bf16(from)
+        }
     }
     impl Sealed for f32 {
         fn run(tensors: &Tensors<'_, Self>, out: &mut [Self], lse: Option<&mut [f32]>) {
@@ -44,6 +55,10 @@ mod sealed {
         #[inline(always)]
         fn load<M: Machine>(machine: M, from: &[Self]) -> Floats<M> {
             machine.load_f32(from)
+        }
+        #[inline(always)]
+        fn load_partial<M: Machine>(machine: M, from: &[Self]) -> Floats<M> {
+            machine.simd().partial_load_f32s(from)
         }
     }
 }
@@ -124,21 +139,13 @@ impl Element for f32 {
     }
 }
 
-/// Converts fewer elements than a register has; the rest of it is zero.
-#[inline(always)]
-pub(super) fn load_partial<T: Element, M: Machine>(machine: M, from: &[T]) -> Floats<M> {
-    let mut whole = [T::default(); MAX_LANES];
-    whole[..from.len()].copy_from_slice(from);
-    T::load(machine, &whole)
-}
-
 /// Converts a slice; the lengths are equal.
 #[inline(always)]
 pub(super) fn widen<T: Element, M: Machine>(machine: M, from: &[T], to: &mut [f32]) {
     let (registers, tail) = M::Simd::as_mut_simd_f32s(&mut to[..from.len()]);
     let from = from.chunks_exact(M::LANES);
     if !tail.is_empty() {
-        let rest = load_partial(machine, from.remainder());
+        let rest = T::load_partial(machine, from.remainder());
         machine.simd().partial_store_f32s(tail, rest);
     }
     for (to, from) in registers.iter_mut().zip(from) {

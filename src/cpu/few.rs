@@ -9,7 +9,7 @@ use pulp::Simd;
 
 use super::Element;
 use super::bounds::{FarTile, KeyBounds, Side, budget};
-use super::element::{load_partial, widen};
+use super::element::widen;
 use super::machine::{Floats, Machine};
 use super::report::Counts;
 use super::softmax::{Row, softmax_row};
@@ -232,7 +232,7 @@ fn dots<T: Element, M: Machine, const R: usize>(
             at += M::LANES;
         }
         if !tail.is_empty() {
-            let key = load_partial(machine, tail);
+            let key = T::load_partial(machine, tail);
             for r in 0..R {
                 let query = machine.load_f32(&queries[r * width + at..]);
                 sums[r] = simd.mul_add_e_f32s(query, key, sums[r]);
@@ -270,7 +270,7 @@ fn accumulate<T: Element, M: Machine>(
         let simd = machine.simd();
         let mut sum = simd.mul_f32s(out[whole], simd.splat_f32s(scale));
         for (j, &p) in probabilities.iter().enumerate() {
-            let value = load_partial(machine, &values.row(first + j)[column..]);
+            let value = T::load_partial(machine, &values.row(first + j)[column..]);
             sum = simd.mul_add_e_f32s(simd.splat_f32s(p), value, sum);
         }
         out[whole] = sum;

@@ -4,7 +4,9 @@
 //! inlined into code that it dispatched: f16 would be converted behind a call, row by row, through memory.
 
 use half::{bf16, f16};
-use pulp::{Arch, NullaryFnOnce, Scalar, Simd};
+use pulp::{Arch, Simd};
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use pulp::{NullaryFnOnce, Scalar};
 
 /// The numbers of the largest register.
 pub const MAX_LANES: usize = 16;
@@ -29,12 +31,31 @@ pub trait Machine: Copy {
     /// As [`load_f16`](Self::load_f16).
     fn load_bf16(self, from: &[bf16]) -> Floats<Self>;
 
+    /// Converts fewer elements than [`LANES`](Self::LANES); the rest of the register is zero.
+    #[inline(always)]
+    fn load_partial_f16(self, from: &[f16]) -> Floats<Self> {
+        self.load_f16(&padded(from, f16::ZERO))
+    }
+
+    /// As [`load_partial_f16`](Self::load_partial_f16).
+    #[inline(always)]
+    fn load_partial_bf16(self, from: &[bf16]) -> Floats<Self> {
+        self.load_bf16(&padded(from, bf16::ZERO))
+    }
+
     /// As [`load_f16`](Self::load_f16).
     #[inline(always)]
     fn load_f32(self, from: &[f32]) -> Floats<Self> {
         let (registers, _) = Self::Simd::as_simd_f32s(&from[..Self::LANES]);
         registers[0]
     }
+}
+
+#[inline(always)]
+fn padded<T: Copy>(from: &[T], zero: T) -> [T; MAX_LANES] {
+    let mut whole = [zero; MAX_LANES];
+    whole[..from.len()].copy_from_slice(from);
+    whole
 }
 
 /// Work that [`dispatch`] compiles for every machine. Mark the method `#[inline(always)]`, and whatever it calls.
@@ -48,32 +69,46 @@ pub trait WithMachine {
 pub fn dispatch<W: WithMachine>(arch: Arch, work: W) -> W::Output {
     match arch {
         #[cfg(target_arch = "x86_64")]
-        Arch::V4(simd) => return simd.vectorize(On(x86::Avx512(simd), work)),
+        Arch::V4(simd) => simd.vectorize(On(x86::Avx512(simd), work)),
         #[cfg(target_arch = "x86_64")]
-        Arch::V3(simd) => {
-            if let Some(features) = x86::Features::try_new() {
-                return features.vectorize(On(x86::Avx2::new(simd, features), work));
-            }
-        }
+        Arch::V3(simd) => match x86::Features::try_new() {
+            Some(features) => features.vectorize(On(x86::Avx2::new(simd, features), work)),
+            None => On(Portable(Scalar), work).call(),
+        },
         #[cfg(target_arch = "aarch64")]
-        Arch::Neon(simd) => return simd.vectorize(On(aarch64::Neon(simd), work)),
-        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-        _ => return arch.dispatch(Portably(work)),
+        Arch::Neon(simd) => simd.vectorize(On(aarch64::Neon(simd), work)),
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        _ => {}
+        _ => On(Portable(Scalar), work).call(),
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        _ => arch.dispatch(Portably(work)),
     }
-    On(Portable(Scalar), work).call()
 }
 
 /// Work on a machine.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 struct On<M, W>(M, W);
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 impl<M: Machine, W: WithMachine> NullaryFnOnce for On<M, W> {
     type Output = W::Output;
 
     #[inline(always)]
     fn call(self) -> W::Output {
         self.1.with_machine(self.0)
+    }
+}
+
+/// Work on a machine of which only `pulp` knows more.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+struct Portably<W>(W);
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+impl<W: WithMachine> pulp::WithSimd for Portably<W> {
+    type Output = W::Output;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> W::Output {
+        self.0.with_machine(Portable(simd))
     }
 }
 
@@ -177,6 +212,29 @@ mod x86 {
                 transmute::<__m512i, f32x16>(_mm512_slli_epi32::<16>(bits))
             }
         }
+        #[inline(always)]
+        fn load_partial_f16(self, from: &[f16]) -> f32x16 {
+            // SAFETY: only as many elements are read as there are, and the token vouches for the features.
+            unsafe {
+                let bits = _mm256_maskz_loadu_epi16(first(from.len()), from.as_ptr().cast());
+                transmute::<__m512, f32x16>(_mm512_cvtph_ps(bits))
+            }
+        }
+        #[inline(always)]
+        fn load_partial_bf16(self, from: &[bf16]) -> f32x16 {
+            // SAFETY: as above.
+            unsafe {
+                let bits = _mm256_maskz_loadu_epi16(first(from.len()), from.as_ptr().cast());
+                let bits = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits));
+                transmute::<__m512i, f32x16>(bits)
+            }
+        }
+    }
+
+    /// The mask of the first `n` lanes.
+    #[inline(always)]
+    fn first(n: usize) -> __mmask16 {
+        ((1u32 << n) - 1) as __mmask16
     }
 
     pulp::simd_type! {
