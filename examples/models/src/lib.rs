@@ -8,6 +8,6 @@ mod model;
 mod serve;
 
 pub use layer::Problem;
-pub use measure::{Measured, measure};
+pub use measure::{Measured, computed_keys, measure};
 pub use model::{Backend, Cache, Model, Tokenizer, Watch};
 pub use serve::{Report, Request, serve};
