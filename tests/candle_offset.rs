@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Result, Tensor, Var, WithDType};
 use flash_alibi::candle::{Lengths, append, attend, merge_states};
 use flash_alibi::cpu::oracle;
 use flash_alibi::{Attention, Inputs, Mask, Slopes, View, merge_state};
+use flash_alibi_testing::uniform;
 
 const HEADS_Q: usize = 4;
 const HEADS_K: usize = 2;
@@ -16,16 +17,9 @@ fn tensor<T: WithDType>(values: &[T]) -> Tensor {
     Tensor::new(values, &Device::Cpu).unwrap()
 }
 
-/// Numbers in -1..1, the same on every machine.
+/// Numbers in -1..1.
 fn random(shape: &[usize], seed: u64) -> Tensor {
-    let mut state = seed;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
+    let values: Vec<f32> = uniform(seed).take(shape.iter().product()).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 

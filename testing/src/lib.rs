@@ -31,5 +31,5 @@ mod tensor;
 pub use argument::HorizonArgument;
 pub use case::{Case, Lengths, Memory, SlopeKind, expect};
 pub use laid_out::{LaidOut, Rows, UNTOUCHED, reference};
-pub use random::random;
+pub use random::{generator, normal, random, uniform};
 pub use tensor::Tensor;
