@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
+// docs.rs has the nightly compiler that shows features.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod attention;
 mod cache;
