@@ -6,6 +6,8 @@
 //!
 #![doc = include_str!("../docs/guide.md")]
 #![deny(missing_docs)]
+// docs.rs has the nightly compiler that shows features.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod attention;
 mod cache;
