@@ -96,13 +96,17 @@ impl Tokenizer {
 
     /// Turns tokens that follow a prompt into text as they come.
     pub fn stream(&self, prompt: &[u32]) -> TextStream<'_> {
+        let context = &prompt[prompt.len().saturating_sub(CONTEXT)..];
         TextStream {
             tokenizer: self,
-            tokens: prompt.to_vec(),
-            written: prompt.len(),
+            tokens: context.to_vec(),
+            written: context.len(),
         }
     }
 }
+
+/// How many tokens of a prompt are decoded with those that follow: more than special ones, which have no text, come in a row.
+const CONTEXT: usize = 64;
 
 /// The text that follows a prompt, token by token. Decoders write a token after others differently than at the start of a
 /// text, so that tokens are decoded after some whose text has been written; what that adds is what is new.

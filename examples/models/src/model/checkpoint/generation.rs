@@ -11,6 +11,7 @@ const CHOICES: &[Fixed] = &[
     ("bad_words_ids", "[]"),
     ("begin_suppress_tokens", "[]"),
     ("diversity_penalty", "0"),
+    ("dola_layers", "null"),
     ("encoder_no_repeat_ngram_size", "0"),
     ("encoder_repetition_penalty", "1"),
     ("exponential_decay_length_penalty", "null"),

@@ -34,6 +34,7 @@ const GENERIC_INERT: &[&str] = &[
     "dtype",
     "eos_token_id",
     "finetuning_task",
+    "gradient_checkpointing",
     "id2label",
     "initializer_range",
     "label2id",
@@ -42,8 +43,10 @@ const GENERIC_INERT: &[&str] = &[
     "max_length",
     "max_new_tokens",
     "max_position_embeddings",
+    "max_sequence_length",
     "model_max_length",
     "model_type",
+    "n_ctx",
     "n_positions",
     "num_labels",
     "num_return_sequences",
@@ -56,6 +59,7 @@ const GENERIC_INERT: &[&str] = &[
     "return_dict",
     "return_dict_in_generate",
     "sep_token_id",
+    "seq_length",
     "task_specific_params",
     "tf_legacy_loss",
     "tokenizer_class",
@@ -85,7 +89,6 @@ const GENERIC_FIXED: &[Fixed] = &[
     ("pruned_heads", "{}|[]"),
     ("quantization_config", "null"),
     ("compression_config", "null"),
-    ("rope_scaling", "null"),
     ("sliding_window", "null"),
     ("tie_encoder_decoder", "false"),
 ];
@@ -210,7 +213,11 @@ impl<'a> Keys<'a> {
             };
             ensure!(
                 found.is_null() || values.split('|').any(fits),
-                self.wrong(name, found, &values.replace('|', " or "))
+                self.wrong(
+                    name,
+                    found,
+                    &format!("{} or nothing", values.replace('|', ", "))
+                )
             );
         }
         Ok(())

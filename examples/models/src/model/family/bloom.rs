@@ -17,7 +17,6 @@ pub const INERT: &[&str] = &[
     "offset_alibi",
     "pretraining_pp",
     "pretraining_tp",
-    "seq_length",
     "skip_bias_add",
     "skip_bias_add_qkv",
     "slow_but_exact",

@@ -5,7 +5,7 @@
 //! the text a key is and, on long prompts, differ from what is computed here, the bias that the family was trained for
 //! without the rounding.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use flash_alibi::{Attention, Horizon, Slopes};
 
 use super::super::block::{Activation, Feed, Fused};
@@ -19,7 +19,6 @@ pub const INERT: &[&str] = &[
     "rope_parameters",
     "rope_scaling",
     "rope_theta",
-    "seq_length",
 ];
 
 const FIXED: &[Fixed] = &[
@@ -62,8 +61,8 @@ pub fn describe(keys: &Keys<'_>, _: &Tensors, horizon: Horizon) -> Result<Family
     let activation = match keys.text("activation")?.unwrap_or("gelu") {
         "gelu" => Activation::Gelu,
         "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Activation::GeluTanh,
-        other => anyhow::bail!(
-            "config.json: found activation = {other}, expected gelu, gelu_new, gelu_fast or gelu_pytorch_tanh"
+        other => bail!(
+            "config.json: found activation = \"{other}\", expected gelu, gelu_new, gelu_fast or gelu_pytorch_tanh"
         ),
     };
     let (norm_1, norm_2) = match (parallel, norms) {

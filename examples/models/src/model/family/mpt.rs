@@ -28,7 +28,6 @@ pub const INERT: &[&str] = &[
 
 const FIXED: &[Fixed] = &[
     ("block_overrides", "{}"),
-    ("ffn_config", r#"{"ffn_type":"mptmlp"}|{}"#),
     ("final_logit_softcapping", "0"),
     ("logit_scale", "1"),
     ("norm_type", r#""low_precision_layernorm"|"layernorm""#),
@@ -42,6 +41,8 @@ const ATTENTION_INERT: &[&str] = &[
     "rope_hf_config",
     "rope_impl",
     "rope_theta",
+    // A configuration within the configuration repeats it.
+    "tie_word_embeddings",
 ];
 
 const ATTENTION_FIXED: &[Fixed] = &[
@@ -55,6 +56,11 @@ const ATTENTION_FIXED: &[Fixed] = &[
     ("rope", "false"),
     ("sliding_window_size", "-1"),
 ];
+
+/// The same within `ffn_config`.
+const FEED_INERT: &[&str] = &["fc_type"];
+
+const FEED_FIXED: &[Fixed] = &[("ffn_type", r#""mptmlp""#)];
 
 /// What `attn_config` says.
 struct AttentionKeys {
@@ -99,6 +105,10 @@ impl AttentionKeys {
 
 pub fn describe(keys: &Keys<'_>, tensors: &Tensors, horizon: Horizon) -> Result<Family> {
     keys.fixed(FIXED)?;
+    if let Some(keys) = keys.within("ffn_config", "ffn_config.")? {
+        keys.fixed(FEED_FIXED)?;
+        keys.finish(FEED_INERT)?;
+    }
     let hidden = keys.size(&["d_model", "hidden_size"], 2048)?;
     let heads = keys.size(&["n_heads", "num_attention_heads"], 16)?;
     let head_dim = head_dim(hidden, heads)?;
