@@ -97,11 +97,8 @@ fn keys_of_mpt() {
             ),
             ("logit_scale", 2.into(), "1"),
             ("logit_scale", "inv_sqrt_d_model".into(), "1"),
-            (
-                "ffn_config",
-                json!({ "ffn_type": "mptglu" }),
-                "{\"ffn_type\":\"mptmlp\"}, {}",
-            ),
+            ("ffn_config.ffn_type", "mptglu".into(), "\"mptmlp\""),
+            ("ffn_config.some_new_scale", 2.into(), "no such key"),
             ("ffn_config.ffn_type", "mptglu".into(), "\"mptmlp\""),
             ("ffn_config.some_new_scale", 2.into(), "no such key"),
             ("attn_config", "flash".into(), "an object"),
@@ -216,7 +213,7 @@ fn tensors() {
         (
             "other names",
             bloom().rename(|name| name.replace("ln_f", "final_norm")),
-            "transformer.h.1.input_layernorm.bias and 22 more, expected a tensor ln_f.weight, or one that ends with .ln_f.weight",
+            "transformer.h.0.mlp.dense_h_to_4h.bias and 22 more, expected a tensor ln_f.weight, or one that ends with .ln_f.weight",
         ),
     ] {
         check(what, &variant.refused(), expected);
