@@ -35,7 +35,7 @@ fn keys_of_any_family() {
                 ("quantization_config", json!({ "bits": 4 }), "null"),
                 ("sliding_window", 256.into(), "null"),
                 ("is_encoder_decoder", true.into(), "false"),
-                ("vocab_size", "many".into(), "a positive integer"),
+                ("vocab_size", "many".into(), "an integer from 1 to 16777216"),
                 ("layer_norm_epsilon", 0.into(), "a number above 0"),
                 ("tie_word_embeddings", "yes".into(), "true or false"),
                 ("repetition_penalty", 1.2.into(), "1"),
@@ -70,7 +70,7 @@ fn keys_of_bloom() {
     keys(
         "tiny-bloom",
         &[
-            ("n_head", 0.into(), "a positive integer"),
+            ("n_head", 0.into(), "an integer from 1 to 16777216"),
             ("num_attention_heads", 4.into(), "the 6 of n_head"),
             ("n_inner", 100.into(), "192"),
             ("hidden_act", "relu".into(), "\"gelu\""),

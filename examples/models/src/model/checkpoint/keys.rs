@@ -145,7 +145,9 @@ impl<'a> Keys<'a> {
             let size = value.as_u64().map(|n| n.try_into().unwrap_or(usize::MAX));
             let size = size
                 .filter(|size| (1..=MOST).contains(size))
-                .with_context(|| self.wrong(name, value, "a positive integer"))?;
+                .with_context(|| {
+                    self.wrong(name, value, &format!("an integer from 1 to {MOST}"))
+                })?;
             match found {
                 Some((first, other)) if other != size => bail!(self.wrong(
                     name,
@@ -207,17 +209,17 @@ impl<'a> Keys<'a> {
     pub fn fixed(&self, keys: &[Fixed]) -> Result<()> {
         for (name, values) in keys {
             let found = self.get(name);
+            let expected = match *values {
+                "null" => "null".to_owned(),
+                values => format!("{} or null", values.replace('|', ", ")),
+            };
             let fits = |value: &str| {
                 let value: Value = serde_json::from_str(value).unwrap_or(Value::Null);
                 *found == value || found.is_number() && found.as_f64() == value.as_f64()
             };
             ensure!(
                 found.is_null() || values.split('|').any(fits),
-                self.wrong(
-                    name,
-                    found,
-                    &format!("{} or nothing", values.replace('|', ", "))
-                )
+                self.wrong(name, found, &expected)
             );
         }
         Ok(())

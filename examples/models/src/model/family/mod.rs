@@ -60,21 +60,23 @@ struct Family {
     residual_after_norm: bool,
 }
 
+/// Reads a family's configuration. It may look at which tensors there are.
+type Describe = fn(&Keys<'_>, &Tensors, Horizon) -> Result<Family>;
+
 /// Loads a folder with `config.json` and safetensors.
 pub fn load(folder: &Path, device: &Device, horizon: Horizon) -> Result<Model> {
     require_folder(folder)?;
     let config = Document::read(folder, "config.json")?;
     let generation = Document::read_if_there(folder, "generation_config.json")?;
     let keys = Keys::new(config.name, &config.keys);
-    let (describe, inert): (fn(&Keys<'_>, &Tensors, Horizon) -> Result<Family>, _) =
-        match keys.text("model_type")?.unwrap_or("none") {
-            "bloom" => (bloom::describe, bloom::INERT),
-            "falcon" => (falcon::describe, falcon::INERT),
-            "mpt" => (mpt::describe, mpt::INERT),
-            other => {
-                bail!("config.json: found model_type {other}, expected bloom, falcon or mpt")
-            }
-        };
+    let (describe, inert): (Describe, _) = match keys.text("model_type")?.unwrap_or("none") {
+        "bloom" => (bloom::describe, bloom::INERT),
+        "falcon" => (falcon::describe, falcon::INERT),
+        "mpt" => (mpt::describe, mpt::INERT),
+        other => {
+            bail!("config.json: found model_type {other}, expected bloom, falcon or mpt")
+        }
+    };
     let tensors = Tensors::open(folder, device)?;
     let family = describe(&keys, &tensors, horizon)?;
     keys.finish(inert)?;
