@@ -7,21 +7,21 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
+use flash_alibi::Horizon;
 use flash_alibi_models::{Backend, Model, Sampler, Tokenizer, generate};
-use flash_alibi_testing::HorizonArgument;
 
 #[derive(Parser)]
 #[command(about = "Continues a prompt with an ALiBi model of the BLOOM, Falcon or MPT family")]
 struct Arguments {
     /// A Hugging Face checkpoint folder: config.json, safetensors and, unless the model reads bytes, tokenizer.json.
-    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kjv-bloom"))]
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/kjv-bloom"))]
     model: PathBuf,
     /// Where the model runs. A GPU needs a build with `--features candle-cuda`.
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]
     device: Backend,
-    /// Which keys are left out, because they cannot change the result.
-    #[arg(long, value_enum, default_value_t = HorizonArgument::Certified)]
-    horizon: HorizonArgument,
+    /// Which keys are left out, because they cannot change the result: off, certified or bitwise.
+    #[arg(long, default_value = "certified")]
+    horizon: Horizon,
     /// The text to continue.
     #[arg(
         long,
@@ -54,7 +54,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let mut sampler = Sampler::new(arguments.temperature, arguments.top_p, arguments.seed)?;
     let device = arguments.device.device()?;
-    let model = Model::load(&arguments.model, &device, arguments.horizon.into())?;
+    let model = Model::load(&arguments.model, &device, arguments.horizon)?;
     let tokenizer = Tokenizer::load(&arguments.model)?;
     let prompt = tokenizer.encode(&arguments.prompt)?;
     let mut out = stdout().lock();
