@@ -6,6 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use flash_alibi::{Attention, Horizon, Slopes};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 
 use crate::model::{Model, Tokenizer};
 
@@ -63,17 +65,11 @@ impl Problem {
         sd: f32,
         bias_max: f64,
     ) -> Result<Self> {
-        let mut state = 1u64;
-        let mut uniform = || {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            (state >> 40) as f32 / (1u64 << 24) as f32
-        };
+        let mut source = StdRng::seed_from_u64(1);
         // The sum of twelve uniform numbers is close to normal, with a variance of 1.
         let mut random = |sd: f32| -> Vec<f32> {
             (0..tokens * heads * head_dim)
-                .map(|_| sd * ((0..12).map(|_| uniform()).sum::<f32>() - 6.0))
+                .map(|_| sd * ((0..12).map(|_| source.random::<f32>()).sum::<f32>() - 6.0))
                 .collect()
         };
         Ok(Self {
