@@ -1,20 +1,20 @@
 //! Which token follows.
 
 use anyhow::{Result, ensure};
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt as _, SeedableRng as _};
 
 /// Draws tokens from logits.
 #[derive(Debug)]
 pub struct Sampler {
     temperature: f64,
     top_p: f64,
-    random: StdRng,
+    random: ChaCha8Rng,
 }
 
 impl Sampler {
     /// Draws from the probabilities of `logits / temperature`, of which only the largest are kept: as few as have `top_p`
-    /// together. At a temperature of 0 it takes the likeliest token. One seed gives the same tokens for the same logits.
+    /// together. At a temperature of 0 it takes the likeliest token. One seed gives the same tokens for the same logits, on every machine.
     ///
     /// # Errors
     /// When the temperature is not a number of at least 0, or `top_p` not above 0 and at most 1.
@@ -30,7 +30,7 @@ impl Sampler {
         Ok(Self {
             temperature,
             top_p,
-            random: StdRng::seed_from_u64(seed),
+            random: ChaCha8Rng::seed_from_u64(seed),
         })
     }
 
@@ -39,7 +39,7 @@ impl Sampler {
         Self {
             temperature: 0.0,
             top_p: 1.0,
-            random: StdRng::seed_from_u64(0),
+            random: ChaCha8Rng::seed_from_u64(0),
         }
     }
 
