@@ -80,6 +80,7 @@ fn test() -> Result<(), String> {
     }
     oldest_candle()?;
     candle_cuda()?;
+    other_platforms()?;
     // As docs.rs makes it: without kernels.
     cargo_with(
         &[
@@ -129,6 +130,36 @@ fn candle_cuda() -> Result<(), String> {
         &[&["clippy"], &oldest[..], &no_warnings].concat(),
         &variables,
     )
+}
+
+/// Checks the types on other systems and processors, as far as rustup has their standard library.
+fn other_platforms() -> Result<(), String> {
+    for platform in [
+        "aarch64-apple-darwin",
+        "aarch64-unknown-linux-gnu",
+        "x86_64-pc-windows-msvc",
+    ] {
+        let said = Command::new("rustup")
+            .args(["target", "add", platform])
+            .output();
+        if !said.is_ok_and(|said| said.status.success()) {
+            println!(
+                "SKIPPED: rustup has no standard library of {platform}, whose types are not checked"
+            );
+            continue;
+        }
+        let target = format!("--target={platform}");
+        let check = [
+            "check",
+            "--package=flash-alibi",
+            "--lib",
+            "--features=candle,cuda",
+        ];
+        // Without kernels, as docs.rs builds it: nvcc would want that system's C++ compiler.
+        let docs = ("DOCS_RS", OsStr::new("1"));
+        cargo_with(&[&check[..], &[&target]].concat(), &[docs])?;
+    }
+    Ok(())
 }
 
 /// The tests of the feature `candle` with the oldest candle that it accepts; the other tests have the newest.
