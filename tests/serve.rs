@@ -5,8 +5,7 @@ use std::path::Path;
 
 use candle_core::{IndexOp, Tensor};
 use flash_alibi::Horizon;
-use flash_alibi_models::{Model, Tokenizer};
-use flash_alibi_models::{Request, serve};
+use flash_alibi_models::{Model, Request, Sampler, Tokenizer, generate, serve};
 
 fn load() -> (Model, Tokenizer) {
     let folder = Path::new("models/kjv-bloom");
@@ -38,6 +37,29 @@ fn texts_of_the_trace_equal_those_of_each_request_alone() {
         let alone = serve(&model, &tokenizer, &[alone], 100, 8).unwrap();
         assert_eq!(alone.texts, [text.as_str()], "{request:?}");
     }
+}
+
+/// A request's text is what it is alone, to the bytes at its end that are no character.
+#[test]
+fn a_text_ends_as_that_of_its_prompt_alone() {
+    let folder = Path::new("models/tiny-bloom");
+    let model = Model::load(folder, &candle_core::Device::Cpu, Horizon::default()).unwrap();
+    let tokenizer = Tokenizer::load(folder).unwrap();
+    let request = Request {
+        arrival: 0,
+        prompt: "hello there, old friend".into(),
+        tokens: 24,
+    };
+    let served = serve(&model, &tokenizer, std::slice::from_ref(&request), 6, 8).unwrap();
+    let prompt = tokenizer.encode(&request.prompt).unwrap();
+    let greedy = &mut Sampler::greedy();
+    let alone = generate(&model, &tokenizer, &prompt, 24, greedy, &mut |_| Ok(())).unwrap();
+    assert!(
+        alone.text.ends_with(char::REPLACEMENT_CHARACTER),
+        "{}",
+        alone.text
+    );
+    assert_eq!(served.texts, [alone.text]);
 }
 
 fn bits(hidden: &Tensor) -> Vec<u32> {
