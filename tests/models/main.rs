@@ -22,7 +22,7 @@ use serde_json::Value;
 
 fn folder(name: &str) -> PathBuf {
     // Tests run in the package's folder, wherever it is.
-    Path::new("models").join(name)
+    Path::new("../models").join(name)
 }
 
 fn load(folder: &Path) -> anyhow::Result<Model> {

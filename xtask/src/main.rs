@@ -25,7 +25,7 @@ const USAGE: &str = "usage: cargo xtask TASK
                  emulated GPU instead, as far as that goes";
 
 /// All packages, with all that can be built without CUDA's libraries. Always the same, so that nothing is built twice.
-const EVERYTHING: &[&str] = &["--workspace", "--features=flash-alibi/ptx"];
+const EVERYTHING: &[&str] = &["--workspace", "--features=flash-alibi-tests/ptx"];
 
 fn main() -> ExitCode {
     let task = env::args().nth(1).unwrap_or_default();
@@ -115,6 +115,7 @@ fn candle_cuda() -> Result<(), String> {
     let newest = [
         "--package=flash-alibi",
         "--package=flash-alibi-models",
+        "--package=flash-alibi-tests",
         "--features=candle-cuda",
         "--lib",
         "--examples",

@@ -20,6 +20,7 @@ pub const INERT: &[&str] = &[
     "init_device",
     "learned_pos_emb",
     "max_seq_len",
+    "name",
     "resid_pdrop",
     "tokenizer_name",
     "use_pad_tok_in_ffn",
