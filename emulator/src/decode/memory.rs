@@ -2,9 +2,9 @@
 
 use super::{Decoder, Res, Sym, arity};
 use crate::decode::ty::Ty;
-use crate::exec::fp::{self, b2f, f2b, f2h, h2f};
-use crate::exec::regs::map1;
-use crate::op::{Atom, AtomFn, CpAsync, Load, MemSpace, Op, Order, Store};
+use crate::fp::{self, b2f, f2b, f2h, h2f};
+use crate::ir::regs::map1;
+use crate::ir::{Atom, AtomFn, CpAsync, Load, MemSpace, Op, Order, Store};
 use crate::ptx::ast::{AddrBase, Operand};
 use crate::report::Class;
 

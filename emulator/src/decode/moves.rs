@@ -2,11 +2,11 @@
 
 use super::{Decoder, Res, Sym, arity};
 use crate::decode::ty::Ty;
-use crate::exec::regs::{Alu, D, FULL, LANES, P, W, map1, map2, map3};
-use crate::exec::window::Window;
-use crate::op::{MemSpace, Op, Row};
+use crate::ir::regs::{Alu, D, FULL, LANES, P, W, map1, map2, map3};
+use crate::ir::{MemSpace, Op, Row};
 use crate::ptx::ast::Operand;
 use crate::report::Class;
+use crate::window::Window;
 
 /// One part of a packed move.
 #[derive(Clone, Copy)]
@@ -280,7 +280,7 @@ impl Decoder<'_> {
         };
         let first = move |c: u32| {
             if float {
-                let c = if ftz { crate::exec::fp::flush(c) } else { c };
+                let c = if ftz { crate::fp::flush(c) } else { c };
                 f32::from_bits(c) >= 0.0
             } else {
                 c as i32 >= 0

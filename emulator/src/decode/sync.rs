@@ -2,8 +2,8 @@
 
 use super::{Decoder, Res, arity};
 use crate::decode::ty::Ty;
-use crate::exec::regs::map1;
-use crate::op::{Bar, BarKind, Collective, MbarOp, MemSpace, Op, RedOp, ReduxOp, ShflMode};
+use crate::ir::regs::map1;
+use crate::ir::{Bar, BarKind, Collective, MbarOp, MemSpace, Op, RedOp, ReduxOp, ShflMode};
 use crate::ptx::ast::Operand;
 use crate::report::Class;
 
@@ -264,7 +264,7 @@ impl Decoder<'_> {
         ))
     }
 
-    fn mbarrier(&mut self, m: &[&str], o: &[Operand]) -> Res<(MbarOp, crate::op::Addr)> {
+    fn mbarrier(&mut self, m: &[&str], o: &[Operand]) -> Res<(MbarOp, crate::ir::Addr)> {
         // Scopes and semantics only matter to hardware; cluster-remote barriers are not known.
         let kept: Vec<&str> = m
             .iter()
@@ -284,7 +284,7 @@ impl Decoder<'_> {
                 )
             })
             .collect();
-        let state = |s: &mut Self, o: &Operand| -> Res<Option<crate::exec::regs::D>> {
+        let state = |s: &mut Self, o: &Operand| -> Res<Option<crate::ir::regs::D>> {
             if *o == Operand::Sink {
                 Ok(None)
             } else {

@@ -1,12 +1,12 @@
 //! The sixteen named barriers of a block.
 
 use super::block::Block;
-use super::regs::lanes;
 use super::shared::{Clock, join};
 use super::warp::Warp;
 use super::{Exec, raise};
 use crate::error::FaultKind;
-use crate::op::{Bar, BarKind, Op, RedOp};
+use crate::ir::regs::lanes;
+use crate::ir::{Bar, BarKind, Op, RedOp};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Barrier {

@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 
 use super::barrier::Barrier;
 use super::copy::PendingCopy;
+use super::divergence::State;
 use super::global::Party;
 use super::launch::Launch;
 use super::mbarrier::Mbarrier;
-use super::regs::lanes;
 use super::rng::Rng;
 use super::shared::{Conflict, SharedMemory, Who};
-use super::warp::{State, Warp};
+use super::warp::Warp;
 use super::warps_global::WarpsGlobal;
 use super::{Exec, Raised, raise};
 use crate::error::{Access, Fault, FaultKind, Place, Space, Waiter};
+use crate::ir::regs::lanes;
 use crate::report::Counters;
 
 /// Warps switch after a random number of instructions below this.

@@ -1,12 +1,12 @@
 //! Instructions on several lanes at once: shuffles, votes, matches, reductions, matrix moves.
 
 use super::block::Block;
-use super::regs::{FULL, LANES, W, lanes};
 use super::shared::Who;
 use super::warp::Warp;
 use super::{Exec, banks, raise, tensor};
 use crate::error::{Access, FaultKind};
-use crate::op::{Collective, MatrixMove, ReduxOp, ShflMode};
+use crate::ir::regs::{FULL, LANES, W, lanes};
+use crate::ir::{Collective, MatrixMove, ReduxOp, ShflMode};
 
 /// What a shuffle gives that reads a lane which does not take part: undefined in PTX, here a NaN that
 /// is easy to recognise.
@@ -107,7 +107,7 @@ impl Warp {
         &mut self,
         mode: ShflMode,
         d: Option<W>,
-        pred: Option<super::regs::P>,
+        pred: Option<crate::ir::regs::P>,
         src: [W; 3],
         mask: u32,
     ) {

@@ -10,8 +10,8 @@ use super::global::{GlobalRaces, MAX_BLOCKS};
 use super::rng::Rng;
 use crate::config::LaunchConfig;
 use crate::error::{Fault, Place};
+use crate::ir::Kernel;
 use crate::memory::{Memory, Snapshot};
-use crate::op::Kernel;
 use crate::report::{Counters, Line, Report};
 
 /// Warp-instructions a block runs before its worker turns to another block, so that blocks that

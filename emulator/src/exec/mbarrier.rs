@@ -1,12 +1,12 @@
 //! `mbarrier` objects in shared memory.
 
 use super::block::Block;
-use super::regs::lanes;
 use super::shared::{Clock, Who, join};
 use super::warp::{Flow, Warp};
 use super::{Exec, raise};
 use crate::error::{Access, FaultKind};
-use crate::op::{Addr, MbarOp};
+use crate::ir::regs::lanes;
+use crate::ir::{Addr, MbarOp};
 
 /// What the ISA allows a count to be.
 const MAX_COUNT: u32 = (1 << 20) - 1;

@@ -1,24 +1,26 @@
 //! Execution: launches, blocks, warps and their memories.
 
+mod address;
 mod atomics;
 mod banks;
 mod barrier;
 mod block;
 mod collective;
 mod copy;
-pub(crate) mod fp;
+mod divergence;
 mod global;
+mod global_access;
 mod launch;
 mod load_store;
 mod mbarrier;
-pub(crate) mod regs;
 mod rng;
 mod shared;
+mod special;
+mod step;
 mod strong;
 mod tensor;
 mod warp;
 mod warps_global;
-pub(crate) mod window;
 
 pub(crate) use launch::launch;
 

@@ -1,74 +1,7 @@
-//! The internal form of a kernel: typed operations with resolved operands.
+//! Operations with resolved operands.
 
-use crate::exec::regs::{Alu, D, P, W};
-use crate::module::ParamInfo;
-use crate::report::Class;
-
-/// No reconvergence point, no file, ...
-pub(crate) const NONE: u32 = u32::MAX;
-
-/// A row whose value a warp fills in when it starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Const {
-    Imm(u64),
-    /// Address of a module variable, plus an offset.
-    Variable(u32, i64),
-    Tid(u8),
-    Ntid(u8),
-    Ctaid(u8),
-    Nctaid(u8),
-    LaneId,
-    WarpId,
-    WarpCount,
-    LaneMask(LaneMask),
-    DynamicShared,
-    TotalShared,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum LaneMask {
-    Eq,
-    Lt,
-    Le,
-    Gt,
-    Ge,
-}
-
-/// A register of either width.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Row {
-    W(W),
-    D(D),
-}
-
-/// `[base + offset]`
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Addr {
-    pub base: Row,
-    pub offset: i64,
-}
-
-/// The state space named by an instruction; generic addresses are resolved per lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum MemSpace {
-    Generic,
-    Global,
-    Shared,
-    Local,
-    Const,
-    Param,
-}
-
-/// Memory semantics that matter to the race detector.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Order {
-    Weak,
-    /// `.volatile`, `.relaxed`: may race with its like.
-    Relaxed,
-    Acquire,
-    Release,
-    AcqRel,
-}
+use super::operand::{Addr, MemSpace, Order, Row};
+use super::regs::{Alu, D, P, W};
 
 #[derive(Debug)]
 pub(crate) struct Load {
@@ -334,42 +267,4 @@ pub(crate) enum Op {
         params: Vec<u32>,
     },
     Nop,
-}
-
-/// An operation with its predicate.
-pub(crate) struct Inst {
-    pub op: Op,
-    pub guard: Option<(P, bool)>,
-    /// Where lanes that part here meet again.
-    pub reconverge: u32,
-}
-
-/// What the report and faults need of an instruction.
-#[derive(Debug, Clone)]
-pub(crate) struct Meta {
-    pub line: u32,
-    pub source: Option<String>,
-    pub mnemonic: String,
-    pub text: String,
-    pub class: Class,
-}
-
-/// A kernel ready to run.
-pub(crate) struct Kernel {
-    pub name: String,
-    pub params: Vec<ParamInfo>,
-    pub param_bytes: u32,
-    pub code: Vec<Inst>,
-    pub meta: Vec<Meta>,
-    pub w_rows: u32,
-    pub d_rows: u32,
-    pub p_rows: u32,
-    pub w_consts: Vec<(W, Const)>,
-    pub d_consts: Vec<(D, Const)>,
-    pub static_shared: u32,
-    pub local_bytes: u32,
-    /// Smallest access to shared and to global memory: the grain of the race shadows.
-    pub shared_grain: u32,
-    pub global_grain: u32,
-    pub registers: u32,
 }
