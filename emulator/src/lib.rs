@@ -15,9 +15,9 @@ mod memory;
 mod module;
 mod ptx;
 mod report;
-mod window;
 mod swizzle;
 pub mod tensor_map;
+mod window;
 
 pub use config::{Checks, Dim3, LaunchConfig, Params, Scalar};
 pub use error::{Access, Fault, FaultKind, MemoryError, ParseError, Place, Space, Waiter};

@@ -1,5 +1,6 @@
 //! Syntax tree to the internal form: names to rows and offsets, functions inlined, branches resolved.
 
+mod bulk;
 mod calls;
 mod cfg;
 mod cvt;
@@ -15,8 +16,11 @@ mod operands;
 mod scope;
 mod sync;
 mod tensor;
+mod tracked;
 pub(crate) mod ty;
+mod wgmma;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -75,6 +79,11 @@ pub(crate) struct Decoder<'a> {
     shared_grain: u32,
     global_grain: u32,
     registers: u32,
+    /// The kernel has instructions of asynchronous units.
+    units: bool,
+    /// The 32-bit registers that the instruction being decoded names, and those of each one emitted.
+    named: RefCell<Vec<W>>,
+    names: Vec<Vec<W>>,
 }
 
 /// Decodes one kernel.
@@ -115,6 +124,9 @@ pub(crate) fn decode(
         shared_grain: MAX_GRAIN,
         global_grain: MAX_GRAIN,
         registers: 0,
+        units: false,
+        named: RefCell::default(),
+        names: Vec::new(),
     };
     let (params, param_bytes) = layout(&f.params);
     for p in &params {
@@ -207,7 +219,9 @@ impl<'a> Decoder<'a> {
             op,
             guard,
             reconverge: NONE,
+            tracked: Box::default(),
         });
+        self.names.push(std::mem::take(self.named.get_mut()));
         self.meta.push(Meta {
             line: i.line,
             source: self.source(i),
@@ -236,6 +250,9 @@ impl<'a> Decoder<'a> {
             return r;
         }
         if let Some(r) = self.tensor(name, &m, o) {
+            return r;
+        }
+        if let Some(r) = self.warpgroup(name, &m, o) {
             return r;
         }
         if name == "cvt" {
@@ -269,7 +286,9 @@ impl<'a> Decoder<'a> {
             op: Op::Exit,
             guard: None,
             reconverge: NONE,
+            tracked: Box::default(),
         });
+        tracked::track(&mut self.code, &self.names);
         let last = self.meta.last();
         self.meta.push(Meta {
             line: last.map_or(0, |m| m.line),
@@ -331,6 +350,8 @@ impl<'a> Decoder<'a> {
             shared_grain: self.shared_grain,
             global_grain: self.global_grain,
             registers: self.registers,
+            max_registers: f.max_registers,
+            units: self.units,
         })
     }
 

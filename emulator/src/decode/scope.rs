@@ -66,6 +66,9 @@ impl<'a> Decoder<'a> {
         let base = self.bases.last().copied().unwrap_or(0);
         for scope in self.scopes[base..].iter().rev() {
             if let Some(s) = scope.get(name) {
+                if let Sym::W(w) = s {
+                    self.named.borrow_mut().push(*w);
+                }
                 return Some(s.clone());
             }
         }

@@ -21,7 +21,7 @@ impl Decoder<'_> {
         })
     }
 
-    fn rows(&mut self, o: &Operand, dst: bool) -> Res<Vec<W>> {
+    pub(super) fn rows(&mut self, o: &Operand, dst: bool) -> Res<Vec<W>> {
         match o {
             Operand::Vector(v) => v
                 .iter()

@@ -71,7 +71,9 @@ impl Warp {
                 self.regs.put_w(*d, &[v; LANES], mask);
             }
             Collective::Elect { d, p } => {
-                let leader = mask.trailing_zeros();
+                // The same one for the same mask every time; which one is not said.
+                let nth = b.launch.config.seed % u64::from(mask.count_ones());
+                let leader = lanes(mask).nth(nth as usize).unwrap_or(0) as u32;
                 if let Some(d) = d {
                     self.regs.put_w(*d, &[leader; LANES], mask);
                 }
@@ -93,6 +95,26 @@ impl Warp {
                     element(col, row) | element(col + 1, row) << 16
                 });
                 self.regs.put_w(*d, &out, FULL);
+            }
+            Collective::Wgmma(op) => {
+                whole_warp(mask)?;
+                return self.wgmma(b, op);
+            }
+            Collective::WgmmaFence => {
+                whole_warp(mask)?;
+                return self.wgmma_fence(b);
+            }
+            Collective::WgmmaCommit => {
+                whole_warp(mask)?;
+                return self.wgmma_commit(b);
+            }
+            Collective::WgmmaWait(n) => {
+                whole_warp(mask)?;
+                return self.wgmma_wait(b, *n);
+            }
+            Collective::SetMaxRegisters { increase, count } => {
+                whole_warp(mask)?;
+                return self.set_max_registers(b, *increase, *count);
             }
             Collective::Mma(m) => {
                 whole_warp(mask)?;

@@ -1,7 +1,7 @@
 //! Reads and writes of global memory: bounds, contents, races, data.
 
 use super::block::Block;
-use super::shared::Who;
+use super::shared::{Conflict, Who};
 use super::warps_global::Span;
 use super::{Exec, raise};
 use crate::error::{Access, FaultKind, Space};
@@ -105,6 +105,33 @@ impl<'l> Block<'l> {
         )
     }
 
+    /// Whether somebody wrote the bytes of an allocation that are read.
+    #[inline]
+    pub fn written_before(
+        &self,
+        a: &Allocation,
+        address: u64,
+        offset: u64,
+        len: u32,
+        lane: usize,
+    ) -> Exec<()> {
+        if !self.launch.config.checks.uninit_global || !a.tracked() {
+            return Ok(());
+        }
+        let step = len.min(4);
+        for k in (0..len).step_by(step as usize) {
+            if !a.is_written(offset + u64::from(k), step) {
+                let kind = FaultKind::Uninitialised {
+                    space: Space::Global,
+                    address: address + u64::from(k),
+                    len: step,
+                };
+                return raise(kind, Some(lane));
+            }
+        }
+        Ok(())
+    }
+
     /// Reads a global (or constant) value of `len` bytes, a power of two.
     pub fn read_global(
         &mut self,
@@ -129,19 +156,7 @@ impl<'l> Block<'l> {
         }
         let launch = self.launch;
         let page = a.page(offset);
-        if launch.config.checks.uninit_global && a.tracked() {
-            let step = len.min(4);
-            for k in (0..len).step_by(step as usize) {
-                if !a.is_written(offset + u64::from(k), step) {
-                    let kind = FaultKind::Uninitialised {
-                        space: Space::Global,
-                        address: address + u64::from(k),
-                        len: step,
-                    };
-                    return raise(kind, Some(who.lane));
-                }
-            }
-        }
+        self.written_before(a, address, offset, len, who.lane)?;
         if let Some(races) = &launch.races
             && !a.constant
         {
@@ -246,22 +261,50 @@ impl<'l> Block<'l> {
             who,
             access,
         )?;
-        let Some(page) = a.touch(offset) else {
-            return Ok(());
-        };
-        if len >= 4 {
-            for (k, c) in bytes.chunks_exact(4).enumerate() {
-                page.store(
-                    offset + 4 * k as u64,
-                    4,
-                    u32::from_le_bytes([c[0], c[1], c[2], c[3]]),
-                );
-            }
-        } else {
-            let v = bytes.iter().rev().fold(0, |v, &x| v << 8 | u32::from(x));
-            page.store(offset, len, v);
-        }
+        put(a, offset, bytes);
         Ok(())
+    }
+
+    /// A write by an asynchronous unit, which the warps of the block know of already.
+    pub fn write_for_blocks(&mut self, address: u64, bytes: &[u8], who: Who) -> Exec<()> {
+        let len = bytes.len() as u32;
+        let (index, a, offset) = self.global(address, len, Access::AsyncWrite, who.lane)?;
+        if let Some(races) = &self.launch.races {
+            let thread = (who.warp * 32 + who.lane) as u32;
+            if let Err(o) = races.write(&self.party, index, offset, len, thread, who.pc, false) {
+                return self.global_race(address, Access::AsyncWrite, o, who.lane);
+            }
+        }
+        put(a, offset, bytes);
+        Ok(())
+    }
+
+    /// A conflict of a unit's access with what warps or other units of the block did.
+    #[cold]
+    pub fn unit_conflict<T>(
+        &self,
+        address: u64,
+        access: Access,
+        conflict: Conflict,
+        lane: usize,
+    ) -> Exec<T> {
+        match conflict {
+            Conflict::Race {
+                other,
+                other_access,
+            } => self.warps_race(address, access, (other, other_access), lane),
+            Conflict::Unfenced(other) | Conflict::Pending(other) => {
+                let kind = FaultKind::MissingProxyFence {
+                    space: Space::Global,
+                    address,
+                    access,
+                    other: self.place_of(other),
+                };
+                raise(kind, Some(lane))
+            }
+            // Contents are checked before.
+            Conflict::Uninitialised => self.outside(address, 1, access, lane),
+        }
     }
 
     /// Notes a write or atomic for the other warps of the block.
@@ -315,5 +358,22 @@ impl<'l> Block<'l> {
             },
             Some(lane),
         )
+    }
+}
+
+/// Puts bytes, aligned to their number, into an allocation.
+fn put(a: &Allocation, offset: u64, bytes: &[u8]) {
+    let len = bytes.len() as u32;
+    let Some(page) = a.touch(offset) else {
+        return;
+    };
+    if len >= 4 {
+        for (k, c) in bytes.chunks_exact(4).enumerate() {
+            let v = u32::from_le_bytes([c[0], c[1], c[2], c[3]]);
+            page.store(offset + 4 * k as u64, 4, v);
+        }
+    } else {
+        let v = bytes.iter().rev().fold(0, |v, &x| v << 8 | u32::from(x));
+        page.store(offset, len, v);
     }
 }

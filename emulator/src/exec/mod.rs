@@ -5,6 +5,7 @@ mod atomics;
 mod banks;
 mod barrier;
 mod block;
+mod bulk;
 mod collective;
 mod copy;
 mod divergence;
@@ -13,14 +14,16 @@ mod global_access;
 mod launch;
 mod load_store;
 mod mbarrier;
+mod regs_pool;
 mod rng;
 mod shared;
 mod special;
+mod stall;
 mod step;
-mod strong;
 mod tensor;
 mod warp;
 mod warps_global;
+mod wgmma;
 
 pub(crate) use launch::launch;
 

@@ -62,6 +62,9 @@ impl Warp {
                 pc += 1;
                 continue;
             }
+            if !inst.tracked.is_empty() {
+                self.touch(b, &inst.tracked, at)?;
+            }
             let flow = match &inst.op {
                 Op::Alu(f) => {
                     f(&mut self.regs, exec);
@@ -124,6 +127,22 @@ impl Warp {
                     b.party.fence();
                     Flow::Next
                 }
+                Op::ProxyFence(f) => {
+                    b.shared.proxy_fence(self.id, exec, *f);
+                    Flow::Next
+                }
+                Op::Bulk(c) => {
+                    self.bulk_copy(b, c, exec)?;
+                    Flow::Next
+                }
+                Op::BulkCommit => {
+                    self.bulk_commit(exec);
+                    Flow::Next
+                }
+                Op::BulkWait { pending, read_only } => {
+                    self.bulk_wait(b, *pending, *read_only, exec)?;
+                    Flow::Next
+                }
                 Op::Mbar { op, addr } => self.mbar(b, op, addr, exec)?,
                 Op::Clock(row) => {
                     let now = b.executed + u64::from(QUANTUM_MAX - *left);
@@ -154,6 +173,9 @@ impl Warp {
                 }
                 Op::Exit => {
                     self.leave(b, i, Here { pc, mask, exec });
+                    if self.live == 0 {
+                        self.end_tensor(b)?;
+                    }
                     return Ok(());
                 }
                 Op::Trap => {
@@ -211,7 +233,10 @@ impl Warp {
         };
         if exec & need == need {
             self.collective(b, op, exec)?;
-            return Ok(Some(Flow::Next));
+            return Ok(Some(match self.stall {
+                None => Flow::Next,
+                Some(_) => Flow::Yield,
+            }));
         }
         self.splits[i].pc = pc;
         if exec != mask {
@@ -260,6 +285,7 @@ impl Warp {
     /// Lanes end.
     fn leave(&mut self, b: &mut Block<'_>, i: usize, Here { pc, mask, exec }: Here) {
         self.live &= !exec;
+        b.leave_cluster(self, exec);
         b.exit(exec.count_ones());
         if exec == mask {
             self.splits.swap_remove(i);

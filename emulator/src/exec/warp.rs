@@ -8,7 +8,10 @@ use super::Exec;
 use super::block::Block;
 use super::copy::PendingCopy;
 use super::divergence::{Meeting, PATIENCE, Split, State};
+use super::mbarrier::PhaseWait;
 use super::special::constant;
+use super::stall::Stall;
+use super::wgmma::WarpTensor;
 use crate::ir::regs::{FULL, LANES, Regs};
 use crate::ir::{NONE, Row};
 
@@ -25,14 +28,26 @@ pub(crate) struct Warp {
     pub copies: Vec<PendingCopy>,
     /// Groups each lane has committed.
     pub groups: [u32; LANES],
+    /// Bulk groups each lane has committed.
+    pub bulk_groups: [u32; LANES],
+    /// Bulk copies to global memory that the warp has issued.
+    pub bulk_copies: u32,
+    pub tensor: WarpTensor,
+    /// Lanes that have arrived at the barrier of the cluster and not waited, and its generation then.
+    pub cluster_arrived: u32,
+    pub cluster_generation: [u64; LANES],
+    /// What the whole warp waits for.
+    pub stall: Option<Stall>,
+    /// Registers of each thread (`setmaxnreg`).
+    pub registers: u32,
     /// Program counter of the instruction in execution, for faults.
     pub pc: usize,
     pub(super) patience: u64,
     pub failed_waits: u32,
     /// The block's progress when a wait last failed.
     pub seen: u64,
-    /// The mbarrier of the last failed wait.
-    pub waits_on: Option<u32>,
+    /// What the last failed wait was for.
+    pub waits_on: Option<PhaseWait>,
 }
 
 /// How the warp goes on after an instruction.
@@ -75,6 +90,13 @@ impl Warp {
             local_bytes: k.local_bytes,
             copies: Vec::new(),
             groups: [0; LANES],
+            bulk_groups: [0; LANES],
+            bulk_copies: 0,
+            tensor: WarpTensor::default(),
+            cluster_arrived: 0,
+            cluster_generation: [0; LANES],
+            stall: None,
+            registers: launch.registers,
             pc: 0,
             patience: PATIENCE,
             failed_waits: 0,
@@ -84,11 +106,14 @@ impl Warp {
     }
 
     pub fn has_ready(&self) -> bool {
-        self.splits.iter().any(|s| s.state == State::Ready)
+        self.stall.is_none() && self.splits.iter().any(|s| s.state == State::Ready)
     }
 
     /// Lets go splits whose barrier completed; whether anything can run.
     pub fn wake(&mut self, b: &mut Block<'_>) -> bool {
+        if self.stall.is_some() && !self.resume(b) {
+            return false;
+        }
         for i in 0..self.splits.len() {
             if let State::Barrier { id, generation } = self.splits[i].state
                 && b.bars[id as usize].generation > generation
@@ -109,7 +134,7 @@ impl Warp {
     /// Runs up to `quantum` instructions.
     pub fn run(&mut self, b: &mut Block<'_>, quantum: u32) -> Exec<()> {
         let mut left = quantum;
-        while left > 0 {
+        while left > 0 && self.stall.is_none() {
             let ready = self
                 .splits
                 .iter()

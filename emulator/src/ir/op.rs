@@ -82,6 +82,36 @@ pub(crate) struct Mma {
     pub c: Vec<W>,
 }
 
+/// The first operand of `wgmma`.
+#[derive(Debug)]
+pub(crate) enum WgmmaA {
+    /// Where it is in shared memory.
+    Shared(D),
+    Registers {
+        regs: [W; 4],
+        /// Their numbers among the tracked registers of the kernel.
+        slots: Vec<u32>,
+    },
+}
+
+/// `wgmma.mma_async` with 16 columns of A and 16-bit elements.
+#[derive(Debug)]
+pub(crate) struct Wgmma {
+    pub n: u32,
+    pub ty: MmaType,
+    /// Accumulators are f16 pairs rather than f32.
+    pub acc_f16: bool,
+    pub d: Vec<W>,
+    pub d_slots: Vec<u32>,
+    pub a: WgmmaA,
+    pub b: D,
+    pub scale_d: (P, bool),
+    pub negate_a: bool,
+    pub negate_b: bool,
+    pub trans_a: bool,
+    pub trans_b: bool,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ShflMode {
     Up,
@@ -158,6 +188,15 @@ pub(crate) enum Collective {
         a: W,
     },
     Mma(Box<Mma>),
+    Wgmma(Box<Wgmma>),
+    WgmmaFence,
+    WgmmaCommit,
+    /// Waits until at most this many groups are pending.
+    WgmmaWait(u32),
+    SetMaxRegisters {
+        increase: bool,
+        count: u32,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,7 +217,14 @@ pub(crate) enum BarKind {
         dw: Option<W>,
         dp: Option<P>,
     },
+    ClusterArrive {
+        relaxed: bool,
+    },
+    ClusterWait,
 }
+
+/// The number of the barrier of the cluster, after the sixteen of a block.
+pub(crate) const CLUSTER_BARRIER: u32 = 16;
 
 #[derive(Debug)]
 pub(crate) struct Bar {
@@ -186,6 +232,14 @@ pub(crate) struct Bar {
     pub aligned: bool,
     pub id: W,
     pub count: Option<W>,
+}
+
+/// The phase a thread waits for.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// That of the state of an arrival.
+    State(D),
+    Parity(W),
 }
 
 #[derive(Debug)]
@@ -210,12 +264,50 @@ pub(crate) enum MbarOp {
     },
     TestWait {
         done: P,
-        state: Option<D>,
-        parity: Option<W>,
+        phase: Phase,
+        /// `try_wait`.
+        may_suspend: bool,
     },
     CpAsyncArrive {
         no_inc: bool,
     },
+}
+
+/// Which way a bulk copy goes.
+#[derive(Debug)]
+pub(crate) enum BulkDirection {
+    /// From global to shared memory; the mbarrier counts the bytes.
+    Load { barrier: Addr },
+    /// From shared to global memory, in a bulk group.
+    Store,
+    /// From global memory into the cache: only its operands are checked.
+    Prefetch,
+}
+
+/// The global side of a bulk copy.
+#[derive(Debug)]
+pub(crate) enum BulkGlobal {
+    Plain { addr: Addr, size: W },
+    Tensor { map: Addr, coordinates: Vec<W> },
+}
+
+/// `cp.async.bulk`, with and without a tensor map.
+#[derive(Debug)]
+pub(crate) struct BulkCopy {
+    pub direction: BulkDirection,
+    pub shared: Option<Addr>,
+    pub global: BulkGlobal,
+    /// The blocks of the cluster that receive it.
+    pub multicast: Option<W>,
+}
+
+/// What a proxy fence makes visible to the asynchronous proxy.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ProxyFence {
+    pub shared: bool,
+    pub global: bool,
+    /// The initialisation of mbarriers.
+    pub init: bool,
 }
 
 /// One operation.
@@ -244,6 +336,14 @@ pub(crate) enum Op {
     },
     Bar(Bar),
     Fence,
+    ProxyFence(ProxyFence),
+    Bulk(Box<BulkCopy>),
+    BulkCommit,
+    BulkWait {
+        pending: u32,
+        /// Only until the sources have been read.
+        read_only: bool,
+    },
     Mbar {
         op: MbarOp,
         addr: Addr,
