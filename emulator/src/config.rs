@@ -86,6 +86,8 @@ pub struct LaunchConfig {
     /// Registers of each thread when the kernel starts, which `setmaxnreg` exchanges (default: `.maxnreg`
     /// of the kernel, else what a compiler may use for as many threads).
     pub registers: Option<u32>,
+    /// Moves the results of tensor cores and of `.approx` functions within their documented error, by seed.
+    pub perturb: bool,
     /// The checks.
     pub checks: Checks,
     /// Warp-instructions per block after which the launch is a [`FaultKind::Timeout`](crate::FaultKind::Timeout).
@@ -103,6 +105,7 @@ impl LaunchConfig {
             seed: 0,
             threads: 0,
             registers: None,
+            perturb: false,
             checks: Checks::all(),
             max_warp_instructions: 1_000_000_000,
         }
@@ -135,6 +138,12 @@ impl LaunchConfig {
     /// Sets the registers of each thread when the kernel starts.
     pub fn registers(mut self, registers: u32) -> Self {
         self.registers = Some(registers);
+        self
+    }
+
+    /// Switches the perturbing of results that hardware only approximates.
+    pub fn perturb(mut self, perturb: bool) -> Self {
+        self.perturb = perturb;
         self
     }
 

@@ -8,6 +8,7 @@ mod config;
 mod decode;
 mod error;
 mod exec;
+mod fidelity;
 mod fp;
 mod ir;
 pub mod matrix_descriptor;

@@ -1,14 +1,15 @@
 //! Syntax tree to the internal form: names to rows and offsets, functions inlined, branches resolved.
 
-mod bulk;
 mod calls;
 mod cfg;
+mod copies;
 mod cvt;
 mod float;
 mod flow;
 mod half;
 mod int;
 mod layout;
+mod mbarrier;
 mod memory;
 mod modifiers;
 mod moves;
@@ -219,7 +220,7 @@ impl<'a> Decoder<'a> {
             op,
             guard,
             reconverge: NONE,
-            tracked: Box::default(),
+            tracked: NONE,
         });
         self.names.push(std::mem::take(self.named.get_mut()));
         self.meta.push(Meta {
@@ -286,9 +287,9 @@ impl<'a> Decoder<'a> {
             op: Op::Exit,
             guard: None,
             reconverge: NONE,
-            tracked: Box::default(),
+            tracked: NONE,
         });
-        tracked::track(&mut self.code, &self.names);
+        let tracked = tracked::track(&mut self.code, &self.names);
         let last = self.meta.last();
         self.meta.push(Meta {
             line: last.map_or(0, |m| m.line),
@@ -352,6 +353,7 @@ impl<'a> Decoder<'a> {
             registers: self.registers,
             max_registers: f.max_registers,
             units: self.units,
+            tracked,
         })
     }
 

@@ -5,6 +5,7 @@ use super::divergence::{Split, State};
 use super::warp::{Flow, Warp};
 use super::{Exec, raise};
 use crate::error::FaultKind;
+use crate::fidelity::perturb;
 use crate::ir::regs::{FULL, LANES, W, lanes};
 use crate::ir::{Collective, MemSpace, NONE, Op, Row};
 use crate::window::Window;
@@ -62,12 +63,24 @@ impl Warp {
                 pc += 1;
                 continue;
             }
-            if !inst.tracked.is_empty() {
-                self.touch(b, &inst.tracked, at)?;
+            if inst.tracked != NONE {
+                self.touch(b, &launch.kernel.tracked[inst.tracked as usize], at)?;
             }
             let flow = match &inst.op {
                 Op::Alu(f) => {
                     f(&mut self.regs, exec);
+                    pc += 1;
+                    continue;
+                }
+                Op::Approximate(a) => {
+                    (a.alu)(&mut self.regs, exec);
+                    if let Some(seed) = self.regs.perturb {
+                        let out = self
+                            .regs
+                            .w(a.d)
+                            .map(|x| perturb(x, a.format, a.error, seed));
+                        self.regs.put_w(a.d, &out, exec);
+                    }
                     pc += 1;
                     continue;
                 }

@@ -67,6 +67,7 @@ impl Warp {
             w: vec![[0; LANES]; k.w_rows as usize],
             d: vec![[0; LANES]; k.d_rows as usize],
             p: vec![0; k.p_rows as usize],
+            perturb: launch.config.perturb.then_some(launch.config.seed),
         };
         for &(w, c) in &k.w_consts {
             regs.w[w.0 as usize] = std::array::from_fn(|lane| constant(block, id, lane, c) as u32);

@@ -163,6 +163,10 @@ impl WarpsGlobal {
         let grains = self.grains(span);
         let page = self.page(span);
         for g in grains {
+            // The grain may be coarser than the elements of one copy.
+            if page.writes[g] == entry {
+                continue;
+            }
             visible(page, g, shared, who)?;
             ordered(page.reads[g], known, who, Access::Read).map_err(race)?;
             for e in page.readers.get(&g).into_iter().flatten() {

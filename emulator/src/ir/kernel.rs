@@ -27,9 +27,8 @@ pub(crate) struct Inst {
     pub guard: Option<(P, bool)>,
     /// Where lanes that part here meet again.
     pub reconverge: u32,
-    /// The registers it reads or writes that are accumulators or fragments of A of some `wgmma`, by their
-    /// numbers among these.
-    pub tracked: Box<[u32]>,
+    /// Which of the kernel's lists of tracked registers has those it names, or `NONE`.
+    pub tracked: u32,
 }
 
 /// What the report and faults need of an instruction.
@@ -60,6 +59,9 @@ pub(crate) struct Kernel {
     pub shared_grain: u32,
     pub global_grain: u32,
     pub registers: u32,
+    /// Registers that are accumulators or fragments of A of some `wgmma`, by their numbers among these: a list
+    /// for every other instruction that reads or writes any.
+    pub tracked: Vec<Vec<u32>>,
     /// `.maxnreg`.
     pub max_registers: Option<u32>,
     /// Whether it has instructions of asynchronous units: bulk copies, tensor operations of warpgroups.

@@ -2,6 +2,7 @@
 
 use super::operand::{Addr, MemSpace, Order, Row};
 use super::regs::{Alu, D, P, W};
+use crate::fidelity::{Error, Format32};
 
 #[derive(Debug)]
 pub(crate) struct Load {
@@ -301,6 +302,14 @@ pub(crate) struct BulkCopy {
     pub multicast: Option<W>,
 }
 
+/// A register-only instruction with a documented error.
+pub(crate) struct Approximate {
+    pub alu: Alu,
+    pub d: W,
+    pub format: Format32,
+    pub error: Error,
+}
+
 /// What a proxy fence makes visible to the asynchronous proxy.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ProxyFence {
@@ -313,6 +322,8 @@ pub(crate) struct ProxyFence {
 /// One operation.
 pub(crate) enum Op {
     Alu(Alu),
+    /// A function whose result hardware only approximates.
+    Approximate(Box<Approximate>),
     /// `%clock`, `%clock64`, `%globaltimer`: counts the warp-instructions of the block.
     Clock(Row),
     ActiveMask(W),

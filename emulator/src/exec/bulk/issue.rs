@@ -198,13 +198,15 @@ impl Block<'_> {
 
 /// A copy in parts that move one by one.
 fn parts(mut chunks: Vec<Chunk>) -> Vec<Vec<Chunk>> {
-    let size = chunks.len().div_ceil(PARTS).max(1);
+    if chunks.is_empty() {
+        return Vec::new();
+    }
+    let size = chunks.len().div_ceil(PARTS);
     let mut out = Vec::with_capacity(PARTS);
     while chunks.len() > size {
         let rest = chunks.split_off(size);
         out.push(std::mem::replace(&mut chunks, rest));
     }
-    // A copy of nothing is over at once, but for its completion.
     out.push(chunks);
     out
 }

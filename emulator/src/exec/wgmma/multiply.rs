@@ -1,6 +1,7 @@
 //! The arithmetic of `wgmma`: as that of `mma.sync` (see `tensor`), for the sixteen rows of one warp.
 
 use super::operand;
+use crate::fidelity::perturb_sum;
 use crate::fp::{F16, NAN32, Round, b2f, h2f, round_small};
 use crate::ir::regs::{FULL, LANES, Regs};
 use crate::ir::{MmaType, Wgmma, WgmmaA};
@@ -110,11 +111,27 @@ pub(super) fn multiply(
             }
         }
     }
+    let mut magnitudes: Vec<f64> = match regs.perturb {
+        Some(_) => sums.iter().map(|s| s.abs()).collect(),
+        None => Vec::new(),
+    };
+    for (row, line) in a.iter().zip(magnitudes.chunks_exact_mut(n)) {
+        for (&x, b) in row.iter().zip(operands.b.chunks_exact(n)) {
+            for (s, &y) in line.iter_mut().zip(b) {
+                *s += (x * y).abs();
+            }
+        }
+    }
     for (row, line) in a.iter().zip(sums.chunks_exact_mut(n)) {
         for (&x, b) in row.iter().zip(operands.b.chunks_exact(n)) {
             for (s, &y) in line.iter_mut().zip(b) {
                 *s += x * y;
             }
+        }
+    }
+    if let Some(seed) = regs.perturb {
+        for (s, m) in sums.iter_mut().zip(magnitudes) {
+            *s = perturb_sum(*s, m, seed);
         }
     }
     for (i, &w) in op.d.iter().enumerate() {
