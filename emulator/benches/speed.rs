@@ -33,7 +33,7 @@ fn main() {
     let y = memory.alloc(4 * 256 * 64).expect("memory");
     time(
         "alu loop",
-        &m,
+        m,
         &memory,
         "alu",
         &LaunchConfig::new(64, 256),
@@ -48,7 +48,7 @@ fn main() {
     let p = Params::new().arg(x).arg(y).arg(1024i32);
     time(
         "softmax",
-        &m,
+        m,
         &memory,
         "softmax",
         &LaunchConfig::new(512, 128).shared_bytes(4096),
@@ -67,7 +67,7 @@ fn main() {
     let p = Params::new().arg(pa).arg(pb).arg(pc).arg(n).arg(n);
     time(
         "gemm f16 512^3",
-        &m,
+        m,
         &memory,
         "gemm_f16",
         &LaunchConfig::new((n as u32 / 64, n as u32 / 64), 128),
@@ -88,5 +88,5 @@ fn main() {
         .arg(512i32)
         .arg(0.18f32);
     let config = LaunchConfig::new((8, 2), 128).shared_bytes(3 * 64 * 128);
-    time("fused 2 x 512 x 64", &m, &memory, "fused", &config, &p);
+    time("fused 2 x 512 x 64", m, &memory, "fused", &config, &p);
 }

@@ -2,9 +2,11 @@
 
 use super::{Decoder, Res, arity, known};
 use crate::decode::ty::{self, Ty};
-use crate::exec::fp::{self, BF16, Round, b2f, canon, f, flush, h2f, saturate};
-use crate::exec::regs::{Alu, D, FULL, LANES, P, Reg, Regs, W, map1, map2, map3, test2};
-use crate::op::{Op, Row};
+use crate::fidelity::{self, Format32};
+use crate::fp::{self, BF16, Round, b2f, canon, f, flush, h2f, saturate};
+use crate::ir::Approximate;
+use crate::ir::regs::{Alu, D, FULL, LANES, P, Reg, Regs, W, map1, map2, map3, test2};
+use crate::ir::{Op, Row};
 use crate::ptx::ast::Operand;
 use crate::report::Class;
 
@@ -207,7 +209,18 @@ impl Decoder<'_> {
             "ex2" | "lg2" | "sin" | "cos" | "tanh" | "rsqrt" | "rcp" | "sqrt"
         );
         let class = if special { Class::Special } else { Class::F32 };
-        self.f32_alu(name, m, o).map(|a| (Op::Alu(a), class))
+        let alu = self.f32_alu(name, m, o)?;
+        let approximate = m.contains(&"approx") || m.contains(&"full");
+        let op = match (fidelity::of_f32(name), o) {
+            (Some(error), [d, ..]) if approximate => Op::Approximate(Box::new(Approximate {
+                alu,
+                d: self.dw(d)?,
+                format: Format32::F32,
+                error,
+            })),
+            _ => Op::Alu(alu),
+        };
+        Ok((op, class))
     }
 
     fn f32_alu(&mut self, name: &str, m: &[&str], o: &[Operand]) -> Res<Alu> {

@@ -3,9 +3,11 @@
 use super::{Decoder, Res, known};
 use crate::decode::float::half_format;
 use crate::decode::ty::Ty;
-use crate::exec::fp::{self, NAN16, Round, b2f, f2b, f2h, h2f};
-use crate::exec::regs::{Alu, W, map1, map2, map3};
-use crate::op::Op;
+use crate::fidelity::{self, Format32};
+use crate::fp::{self, NAN16, Round, b2f, f2b, f2h, h2f};
+use crate::ir::Approximate;
+use crate::ir::Op;
+use crate::ir::regs::{Alu, W, map1, map2, map3};
 use crate::ptx::ast::Operand;
 use crate::report::Class;
 
@@ -110,7 +112,18 @@ impl Decoder<'_> {
         }
         let special = matches!(name, "ex2" | "tanh");
         let class = if special { Class::Special } else { Class::Half };
-        self.half_alu(name, ty, m, o).map(|a| (Op::Alu(a), class))
+        let alu = self.half_alu(name, ty, m, o)?;
+        let bf16 = matches!(ty, Ty::Bf16 | Ty::Bf16x2);
+        let op = match (fidelity::of_half(name, bf16), o) {
+            (Some(error), [d, ..]) => Op::Approximate(Box::new(Approximate {
+                alu,
+                d: self.dw(d)?,
+                format: if bf16 { Format32::Bf16 } else { Format32::F16 },
+                error,
+            })),
+            _ => Op::Alu(alu),
+        };
+        Ok((op, class))
     }
 
     fn half_alu(&mut self, name: &str, ty: Ty, m: &[&str], o: &[Operand]) -> Res<Alu> {

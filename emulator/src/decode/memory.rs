@@ -2,9 +2,9 @@
 
 use super::{Decoder, Res, Sym, arity};
 use crate::decode::ty::Ty;
-use crate::exec::fp::{self, b2f, f2b, f2h, h2f};
-use crate::exec::regs::map1;
-use crate::op::{Atom, AtomFn, CpAsync, Load, MemSpace, Op, Order, Store};
+use crate::fp::{self, b2f, f2b, f2h, h2f};
+use crate::ir::regs::map1;
+use crate::ir::{Atom, AtomFn, Load, MemSpace, Op, Order, Store};
 use crate::ptx::ast::{AddrBase, Operand};
 use crate::report::Class;
 
@@ -100,9 +100,8 @@ impl Decoder<'_> {
             "prefetch" | "prefetchu" | "applypriority" | "discard" => {
                 Some(self.cache_hint(name, m, o))
             }
-            "cp" if m.first() == Some(&"async") && !m.contains(&"bulk") => {
-                Some(self.cp_async(&m[1..], o))
-            }
+            "cp" if m.starts_with(&["async", "bulk"]) => Some(self.bulk(&m[2..], o)),
+            "cp" if m.first() == Some(&"async") => Some(self.cp_async(&m[1..], o)),
             _ => None,
         }
     }
@@ -110,6 +109,8 @@ impl Decoder<'_> {
     /// What only moves data between caches does nothing here.
     fn cache_hint(&mut self, name: &str, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
         let levels = match (name, m) {
+            // The map is not read.
+            ("prefetch", ["tensormap"] | ["const" | "param", "tensormap"]) => true,
             ("prefetch", ["global" | "local", level] | [level]) => {
                 matches!(*level, "L1" | "L2") || level.starts_with("L2::evict_")
             }
@@ -326,75 +327,6 @@ impl Decoder<'_> {
             flush_global: mods.ty == Ty::F32 && op == "add",
         };
         Ok((Op::Atom(Box::new(atom)), Class::Atomic))
-    }
-
-    fn cp_async(&mut self, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
-        let class = Class::AsyncCopy;
-        match m {
-            ["commit_group"] => return arity::<0>(o).map(|_| (Op::CpCommit, class)),
-            ["wait_all"] => return arity::<0>(o).map(|_| (Op::CpWait(None), class)),
-            ["wait_group"] => {
-                let [Operand::Int(n)] = o else {
-                    return Err("expected a constant".into());
-                };
-                return Ok((Op::CpWait(Some((*n).clamp(0, 1 << 30) as u32)), class));
-            }
-            ["mbarrier", "arrive", rest @ ..] => return self.cp_async_arrive(rest, o),
-            _ => {}
-        }
-        let mut cache_hint = false;
-        let [
-            cache @ ("ca" | "cg"),
-            "shared" | "shared::cta",
-            "global",
-            hints @ ..,
-        ] = m
-        else {
-            return Err(String::new());
-        };
-        let ca = *cache == "ca";
-        for s in hints {
-            match *s {
-                "L2::cache_hint" => cache_hint = true,
-                "L2::64B" | "L2::128B" | "L2::256B" => {}
-                _ => return Err(format!("modifier `.{s}`")),
-            }
-        }
-        let o = if cache_hint {
-            &o[..o.len().saturating_sub(1)]
-        } else {
-            o
-        };
-        let (d, s, size, extra) = match o {
-            [d, s, Operand::Int(n)] => (d, s, *n, None),
-            [d, s, Operand::Int(n), e] => (d, s, *n, Some(e)),
-            _ => return Err("operands".into()),
-        };
-        if !(size == 16 || (ca && matches!(size, 4 | 8))) {
-            return Err(format!("a copy of {size} bytes"));
-        }
-        self.note_access(MemSpace::Shared, size as u32);
-        self.note_access(MemSpace::Global, size as u32);
-        let mut copy = CpAsync {
-            dst: self.addr(d)?,
-            src: self.addr(s)?,
-            size: size as u32,
-            src_size: None,
-            ignore_src: None,
-        };
-        if let Some(e) = extra {
-            let is_pred = match e {
-                Operand::Not(_) => true,
-                Operand::Name(n) => matches!(self.lookup(n), Some(Sym::P(_))),
-                _ => false,
-            };
-            if is_pred {
-                copy.ignore_src = Some(self.p(e)?);
-            } else {
-                copy.src_size = Some(self.w(e)?);
-            }
-        }
-        Ok((Op::CpAsync(Box::new(copy)), class))
     }
 }
 

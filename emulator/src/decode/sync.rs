@@ -1,9 +1,10 @@
-//! Barriers, fences, shuffles, votes and mbarriers.
+//! Barriers, fences, shuffles and votes.
 
 use super::{Decoder, Res, arity};
 use crate::decode::ty::Ty;
-use crate::exec::regs::map1;
-use crate::op::{Bar, BarKind, Collective, MbarOp, MemSpace, Op, RedOp, ReduxOp, ShflMode};
+use crate::ir::{
+    Bar, BarKind, CLUSTER_BARRIER, Collective, MemSpace, Op, ProxyFence, RedOp, ReduxOp, ShflMode,
+};
 use crate::ptx::ast::Operand;
 use crate::report::Class;
 
@@ -16,6 +17,7 @@ impl Decoder<'_> {
     ) -> Option<Res<(Op, Class)>> {
         Some(match name {
             "bar" | "barrier" if m.first() == Some(&"warp") => self.warp_sync(m, o),
+            "barrier" if m.first() == Some(&"cluster") => self.cluster_barrier(&m[1..], o),
             "bar" | "barrier" => self.bar(name, m, o),
             "membar" | "fence" => fence(name, m, o),
             "shfl" => self.shfl(m, o),
@@ -96,6 +98,28 @@ impl Decoder<'_> {
                 }
             }
             _ => return Err(String::new()),
+        };
+        Ok((Op::Bar(bar), Class::Barrier))
+    }
+
+    /// `barrier.cluster`: of a cluster of one block, all threads of the block.
+    fn cluster_barrier(&mut self, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
+        let [] = arity(o)?;
+        let (m, aligned) = match m {
+            [rest @ .., "aligned"] => (rest, true),
+            m => (m, false),
+        };
+        let kind = match m {
+            ["arrive"] | ["arrive", "release"] => BarKind::ClusterArrive { relaxed: false },
+            ["arrive", "relaxed"] => BarKind::ClusterArrive { relaxed: true },
+            ["wait"] | ["wait", "acquire"] => BarKind::ClusterWait,
+            _ => return Err(String::new()),
+        };
+        let bar = Bar {
+            kind,
+            aligned,
+            id: self.imm_w(CLUSTER_BARRIER),
+            count: None,
         };
         Ok((Op::Bar(bar), Class::Barrier))
     }
@@ -263,159 +287,61 @@ impl Decoder<'_> {
             Class::Vote,
         ))
     }
-
-    fn mbarrier(&mut self, m: &[&str], o: &[Operand]) -> Res<(MbarOp, crate::op::Addr)> {
-        // Scopes and semantics only matter to hardware; cluster-remote barriers are not known.
-        let kept: Vec<&str> = m
-            .iter()
-            .copied()
-            .filter(|s| {
-                !matches!(
-                    *s,
-                    "shared"
-                        | "shared::cta"
-                        | "shared::cluster"
-                        | "cta"
-                        | "cluster"
-                        | "b64"
-                        | "release"
-                        | "acquire"
-                        | "relaxed"
-                )
-            })
-            .collect();
-        let state = |s: &mut Self, o: &Operand| -> Res<Option<crate::exec::regs::D>> {
-            if *o == Operand::Sink {
-                Ok(None)
-            } else {
-                s.dd(o).map(Some)
-            }
-        };
-        Ok(match (&kept[..], o) {
-            (["init"], [a, n]) => (MbarOp::Init { count: self.w(n)? }, self.addr(a)?),
-            (["inval"], [a]) => (MbarOp::Inval, self.addr(a)?),
-            (["expect_tx"], [a, tx]) => (MbarOp::ExpectTx { tx: self.w(tx)? }, self.addr(a)?),
-            (["complete_tx"], [a, tx]) => (MbarOp::CompleteTx { tx: self.w(tx)? }, self.addr(a)?),
-            ([kind @ ("arrive" | "arrive_drop"), rest @ ..], o) => {
-                let (st, a, extra) = match o {
-                    [Operand::Addr { .. }] => (None, &o[0], None),
-                    [Operand::Addr { .. }, n] => (None, &o[0], Some(n)),
-                    [s, a] => (state(self, s)?, a, None),
-                    [s, a, n] => (state(self, s)?, a, Some(n)),
-                    _ => return Err("number of operands".into()),
-                };
-                let extra = extra.map(|n| self.w(n)).transpose()?;
-                let drop = *kind == "arrive_drop";
-                let (count, tx, no_complete) = match (rest, extra) {
-                    ([], _) => (extra, None, false),
-                    (["noComplete"], Some(_)) => (extra, None, true),
-                    (["expect_tx"], Some(_)) => (None, extra, false),
-                    _ => return Err(String::new()),
-                };
-                (
-                    MbarOp::Arrive {
-                        state: st,
-                        count,
-                        tx,
-                        drop,
-                        no_complete,
-                    },
-                    self.addr(a)?,
-                )
-            }
-            ([kind @ ("test_wait" | "try_wait"), rest @ ..], [p, a, s, hint @ ..]) => {
-                // Only `try_wait` can suspend, for a time.
-                match (*kind, hint) {
-                    (_, []) => {}
-                    ("try_wait", [time]) => _ = self.w(time)?,
-                    _ => return Err("number of operands".into()),
-                }
-                let done = self.dp(p)?;
-                let (st, parity) = match rest {
-                    [] => (Some(self.d(s)?), None),
-                    ["parity"] => (None, Some(self.w(s)?)),
-                    _ => return Err(String::new()),
-                };
-                (
-                    MbarOp::TestWait {
-                        done,
-                        state: st,
-                        parity,
-                    },
-                    self.addr(a)?,
-                )
-            }
-            _ => return Err(String::new()),
-        })
-    }
-
-    /// The lower word of a state is the count that was pending before the arrival.
-    fn pending_count(&mut self, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
-        let [d, s] = arity(o)?;
-        if m != ["pending_count", "b64"] {
-            return Err(String::new());
-        }
-        Ok((
-            Op::Alu(map1(self.dw(d)?, self.d(s)?, |s| s as u32)),
-            Class::Barrier,
-        ))
-    }
-
-    /// `cp.async.mbarrier.arrive`, after `arrive`.
-    pub(super) fn cp_async_arrive(&mut self, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
-        let [a] = arity(o)?;
-        self.note_access(MemSpace::Shared, 8);
-        let m: Vec<&str> = m
-            .iter()
-            .copied()
-            .filter(|s| !matches!(*s, "shared" | "shared::cta" | "b64"))
-            .collect();
-        let no_inc = match m[..] {
-            [] => false,
-            ["noinc"] => true,
-            _ => return Err(String::new()),
-        };
-        Ok((
-            Op::Mbar {
-                op: MbarOp::CpAsyncArrive { no_inc },
-                addr: self.addr(a)?,
-            },
-            Class::AsyncCopy,
-        ))
-    }
 }
 
 fn fence(name: &str, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
     let [] = arity(o)?;
-    if m.is_empty() || name == "membar" && !matches!(m, ["gl" | "cta" | "sys"] | ["proxy", ..]) {
-        return Err(String::new());
-    }
-    let known = |s: &&str| {
-        matches!(
-            *s,
-            "gl" | "cta"
-                | "sys"
-                | "gpu"
-                | "cluster"
-                | "sc"
-                | "acq_rel"
-                | "acquire"
-                | "release"
-                | "proxy"
-                | "async"
-                | "alias"
-                | "async::global"
-                | "async::shared::cta"
-                | "global"
-                | "shared::cta"
-                | "shared::cluster"
-                | "mbarrier_init"
-                | "sync_restrict::shared::cta"
-                | "sync_restrict::shared::cluster"
-        )
+    let proxy = |shared, global| {
+        // What makes shared memory visible makes mbarriers there so too.
+        Op::ProxyFence(ProxyFence {
+            shared,
+            global,
+            init: shared,
+        })
     };
-    match m.iter().find(|s| !known(s)) {
-        Some(s) => Err(format!("modifier `.{s}`")),
-        None => Ok((Op::Fence, Class::Barrier)),
-    }
+    let op = match (name, m) {
+        (_, ["proxy", "alias"]) => Op::Nop,
+        (_, ["proxy", "async"]) => proxy(true, true),
+        (_, ["proxy", "async", "global"]) => proxy(false, true),
+        (_, ["proxy", "async", "shared::cta" | "shared::cluster"]) => proxy(true, false),
+        (
+            "fence",
+            [
+                "proxy",
+                "async::generic",
+                "release",
+                "sync_restrict::shared::cta",
+                "cluster",
+            ],
+        ) => proxy(true, false),
+        // The acquiring half: what was made visible is so already.
+        (
+            "fence",
+            [
+                "proxy",
+                "async::generic",
+                "acquire",
+                "sync_restrict::shared::cluster",
+                "cluster",
+            ],
+        ) => Op::Nop,
+        ("fence", ["mbarrier_init", "release", "cluster"]) => Op::ProxyFence(ProxyFence {
+            shared: false,
+            global: false,
+            init: true,
+        }),
+        ("membar", ["gl" | "cta" | "sys"]) => Op::Fence,
+        (
+            "fence",
+            ["acquire", "sync_restrict::shared::cluster", "cluster"]
+            | ["release", "sync_restrict::shared::cta", "cluster"]
+            | ["cta" | "cluster" | "gpu" | "sys"]
+            | [
+                "sc" | "acq_rel" | "acquire" | "release",
+                "cta" | "cluster" | "gpu" | "sys",
+            ],
+        ) => Op::Fence,
+        _ => return Err(String::new()),
+    };
+    Ok((op, Class::Barrier))
 }

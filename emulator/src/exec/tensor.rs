@@ -4,9 +4,10 @@
 //! rounded once to nearest. Hardware aligns and truncates while it adds, so it may differ in the last
 //! places; no order of additions is promised by PTX.
 
-use super::fp::{F16, NAN32, Round, b2f, h2f, round_small};
-use super::regs::{FULL, LANES, Regs, Row32};
-use crate::op::{Mma, MmaType};
+use crate::fidelity::perturb_sum;
+use crate::fp::{F16, NAN32, Round, b2f, h2f, round_small};
+use crate::ir::regs::{FULL, LANES, Regs, Row32};
+use crate::ir::{Mma, MmaType};
 
 const M: usize = 16;
 const N: usize = 8;
@@ -100,6 +101,19 @@ fn multiply<const E: usize, const K: usize>(
             }
         }
         *sums = s;
+    }
+    if let Some(seed) = regs.perturb.filter(|_| !m.int) {
+        let mut magnitudes = accumulators(regs, m).map(|row| row.map(f64::abs));
+        for (row, sums) in a.iter().zip(&mut magnitudes) {
+            for (&x, line) in row.iter().zip(&b) {
+                for n in 0..N {
+                    sums[n] += (x * line[n]).abs();
+                }
+            }
+        }
+        for (s, m) in acc.iter_mut().flatten().zip(magnitudes.iter().flatten()) {
+            *s = perturb_sum(*s, *m, seed);
+        }
     }
     results(regs, m, &acc);
 }

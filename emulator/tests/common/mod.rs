@@ -14,7 +14,8 @@ fn nvcc() -> PathBuf {
     std::env::var_os("NVCC").map_or_else(|| PathBuf::from("nvcc"), PathBuf::from)
 }
 
-/// PTX of `tests/kernels/<name>.cu`, compiled once per test binary.
+/// PTX of `tests/kernels/<name>.cu`, compiled once per test binary, for the architecture that a first line
+/// `// arch: compute_90a` names, else `compute_80`.
 pub fn ptx(name: &str) -> String {
     static CACHE: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
     // A failed compilation of another test leaves nothing half-done here.
@@ -31,8 +32,14 @@ fn compile(name: &str) -> String {
         .join(format!("{name}.cu"));
     let out =
         Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}.ptx", std::process::id()));
+    let text = std::fs::read_to_string(&source).expect("the kernel's source");
+    let arch = text
+        .lines()
+        .next()
+        .and_then(|l| l.strip_prefix("// arch: "));
     let result = Command::new(nvcc())
-        .args(["-ptx", "-arch=compute_80", "-lineinfo", "-std=c++17", "-o"])
+        .arg(format!("-arch={}", arch.unwrap_or("compute_80")))
+        .args(["-ptx", "-lineinfo", "-std=c++17", "-o"])
         .arg(&out)
         .arg(&source)
         .output();
@@ -55,9 +62,14 @@ fn compile(name: &str) -> String {
     text
 }
 
-/// The module of `tests/kernels/<name>.cu`.
-pub fn module(name: &str) -> Module {
-    Module::parse(&ptx(name)).expect("nvcc's output parses")
+/// The module of `tests/kernels/<name>.cu`, parsed once.
+pub fn module(name: &str) -> &'static Module {
+    static CACHE: Mutex<BTreeMap<String, &'static Module>> = Mutex::new(BTreeMap::new());
+    let mut cache = CACHE.lock().unwrap_or_else(|e| e.into_inner());
+    cache.entry(name.to_owned()).or_insert_with(|| {
+        let module = Module::parse(&ptx(name)).expect("nvcc's output parses");
+        Box::leak(Box::new(module))
+    })
 }
 
 /// A small generator of test data.

@@ -8,6 +8,8 @@
 mod harness;
 
 mod atomics;
+mod bulk;
+mod cluster;
 mod collective;
 mod convert;
 mod copies;
@@ -20,3 +22,4 @@ mod matrix;
 mod mbarrier;
 mod memory;
 mod unknown;
+mod wgmma;

@@ -606,6 +606,18 @@ fn misuse() {
                 "noComplete drop that completes",
                 "mbarrier.arrive_drop.noComplete.shared.b64 %rd8, [mb], 3; // BAD",
             ),
+            (
+                "more bytes than can be expected",
+                "mbarrier.expect_tx.shared.b64 [mb], 0x100000; // BAD",
+            ),
+            (
+                "more than can be expected together",
+                "mbarrier.expect_tx.shared.b64 [mb], 0xfffff;\nmbarrier.arrive.expect_tx.shared.b64 %rd8, [mb], 1; // BAD",
+            ),
+            (
+                "more than can arrive early",
+                "mbarrier.complete_tx.shared.b64 [mb], 0xfffff;\nmbarrier.complete_tx.shared.b64 [mb], 1; // BAD",
+            ),
             ("store", "st.shared.u32 [mb+4], 1; // BAD"),
             ("atomic", "atom.shared.add.u32 %r0, [mb], 1; // BAD"),
             ("copy", "cp.async.ca.shared.global [mb], [%in], 8; // BAD"),
@@ -643,5 +655,55 @@ fn misuse() {
         t.fault("init without a barrier", &text(MB, &body), 64, &[0], |k| {
             matches!(k, FaultKind::Race { .. } | FaultKind::MbarrierMisuse(_))
         });
+    });
+}
+
+/// `try_wait` may give up before it sees a phase that another warp completed; `test_wait` and a warp that
+/// knows of the completion may not.
+#[test]
+fn late_completions() {
+    suite("mbarrier late completions", |t| {
+        let run = |wait: &str, knows: bool, seed| {
+            let flag = match knows {
+                true => "bar.sync 1, 64;",
+                false => "L: ld.volatile.shared.u32 %r1, [%r0]; setp.eq.u32 %q, %r1, 0; @%q bra L;",
+            };
+            let body = format!(
+                "mov.u32 %r0, sm;
+                setp.eq.u32 %p, %t, 0;
+                @%p mbarrier.init.shared.b64 [mb], 1;
+                @%p st.shared.u32 [%r0], 0;
+                bar.sync 0;
+                setp.lt.u32 %p, %t, 32; @%p bra WAIT;
+                setp.ne.u32 %p, %t, 32;
+                @!%p mbarrier.arrive.shared.b64 %rd8, [mb];
+                @!%p st.volatile.shared.u32 [%r0], 1;
+                {} bra END;
+                WAIT: {flag}
+                mbarrier.{wait}.parity.shared.b64 %p, [mb], 0;
+                setp.ne.u32 %q, %t, 0; @%q bra END;
+                {}
+                END:",
+                if knows { flag } else { "" },
+                observe(0, "%p")
+            );
+            let module = Module::parse(&text(MB, &body)).expect("parses");
+            let memory = ptx_emulator::Memory::new();
+            let out = memory.alloc_zeroed(8).expect("memory");
+            let params = ptx_emulator::Params::new().arg(out).arg(out);
+            let config = ptx_emulator::LaunchConfig::new(1, 64).seed(seed);
+            let ran = module.launch(&memory, "k", &config, params.as_bytes());
+            ran.unwrap_or_else(|f| panic!("{f}"));
+            memory.download::<u64>(out, 1).expect("memory")[0]
+        };
+        let seen = |wait: &str, knows| (0..64).map(|s| run(wait, knows, s)).sum::<u64>();
+        t.same("test_wait", &[seen("test_wait", false)], &[64]);
+        t.same("try_wait that knows", &[seen("try_wait", true)], &[64]);
+        let late = seen("try_wait", false);
+        t.same(
+            &format!("try_wait: {late}"),
+            &[late > 16 && late < 64],
+            &[true],
+        );
     });
 }

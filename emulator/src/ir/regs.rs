@@ -23,6 +23,8 @@ pub(crate) struct Regs {
     pub w: Vec<Row32>,
     pub d: Vec<Row64>,
     pub p: Vec<u32>,
+    /// The seed of the perturbing mode.
+    pub perturb: Option<u64>,
 }
 
 #[inline(always)]
