@@ -8,14 +8,18 @@ mod config;
 mod decode;
 mod error;
 mod exec;
+pub mod matrix_descriptor;
 mod memory;
 mod module;
 mod op;
 mod ptx;
 mod report;
+mod swizzle;
+pub mod tensor_map;
 
 pub use config::{Checks, Dim3, LaunchConfig, Params, Scalar};
 pub use error::{Access, Fault, FaultKind, MemoryError, ParseError, Place, Space, Waiter};
 pub use memory::{DevicePtr, Memory};
 pub use module::{KernelInfo, Module, ParamInfo};
 pub use report::{Class, Counters, Line, Report};
+pub use swizzle::Swizzle;
