@@ -27,3 +27,14 @@ extern "C" __global__ void reverse(int *x, int skip) {
     __syncthreads();
     x[threadIdx.x] = part[skip + blockDim.x - 1 - threadIdx.x];
 }
+
+// What the code that runs was compiled for: 10 times the number of the architecture, and 1 more for `sm_90a`.
+extern "C" __global__ void compiled_for(int *out) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    *out = __CUDA_ARCH__ + 1;
+#else
+    *out = __CUDA_ARCH__;
+#endif
+}
+
+extern "C" __global__ void nothing() {}
