@@ -208,7 +208,8 @@ fn occupancy_is_limited_by_threads_blocks_and_shared_memory() {
             // A block has whole warps.
             (97, 0, [16, 12, 12, 16, 12]),
             (32, 0, [32, 16, 24, 32, 24]),
-            // And a KiB of the system.
+            // And a KiB of the system: not 4 blocks of 25 KiB in 100.
+            (128, 25 << 10, [6, 3, 3, 8, 3]),
             (128, 40 << 10, [4, 2, 2, 5, 2]),
             (128, 48 << 10, [3, 2, 2, 4, 2]),
             (128, (48 << 10) + 1, [0; 5]),
