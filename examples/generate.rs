@@ -8,21 +8,21 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
+use flash_alibi::Horizon;
 use flash_alibi_models::{Backend, Model, Tokenizer};
-use flash_alibi_testing::HorizonArgument;
 
 #[derive(Parser)]
 #[command(about = "Continues a prompt with an ALiBi model of the BLOOM or MPT family")]
 struct Arguments {
     /// A Hugging Face checkpoint folder: config.json, safetensors and, unless the model reads bytes, tokenizer.json.
-    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kjv-bloom"))]
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/kjv-bloom"))]
     model: PathBuf,
     /// Where the model runs. A GPU needs a build with `--features candle-cuda`.
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]
     device: Backend,
-    /// Which keys are left out, because they cannot change the result.
-    #[arg(long, value_enum, default_value_t = HorizonArgument::Certified)]
-    horizon: HorizonArgument,
+    /// Which keys are left out, because they cannot change the result: off, certified or bitwise.
+    #[arg(long, default_value = "certified")]
+    horizon: Horizon,
     /// The text to continue.
     #[arg(
         long,
@@ -41,7 +41,7 @@ struct Arguments {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let device = arguments.device.device()?;
-    let model = Model::load(&arguments.model, &device, arguments.horizon.into())?;
+    let model = Model::load(&arguments.model, &device, arguments.horizon)?;
     let tokenizer = Tokenizer::load(&arguments.model)?;
     let prompt = tokenizer.encode(&arguments.prompt)?;
     ensure!(!prompt.is_empty(), "the prompt is empty");

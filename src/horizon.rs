@@ -44,8 +44,10 @@
 //! is skipped with no change at all.
 
 use std::f64::consts::LOG2_E;
+use std::fmt;
+use std::str::FromStr;
 
-use crate::error::{Result, value};
+use crate::error::{Error, Result, value};
 
 /// Whether keys that cannot change the result are left out.
 ///
@@ -113,6 +115,30 @@ impl Default for Horizon {
     fn default() -> Self {
         Self::Certified {
             tolerance: 0.5f32.powi(24),
+        }
+    }
+}
+
+/// As programs name it in their arguments: `off`, `certified` (at the default tolerance) or `bitwise`.
+impl FromStr for Horizon {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "off" => Ok(Self::Off),
+            "certified" => Ok(Self::default()),
+            "bitwise" => Ok(Self::Bitwise),
+            _ => Err(value("horizon", name, "off, certified or bitwise")),
+        }
+    }
+}
+
+impl fmt::Display for Horizon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Certified { tolerance } => write!(f, "certified at {tolerance:e}"),
+            Self::Bitwise => f.write_str("bitwise"),
         }
     }
 }

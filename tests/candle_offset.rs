@@ -71,13 +71,17 @@ fn layers() -> Vec<Attention> {
     ]
 }
 
-/// Before all keys, among them, and far behind them, in both types.
-fn offsets(offset: [i32; 3]) -> [Tensor; 2] {
+/// Before all keys, among them, and far behind them, in each type that this version of candle has.
+fn offsets(offset: [i32; 3]) -> Vec<Tensor> {
     // Of every second number.
     let strided: Vec<i64> = offset.iter().flat_map(|&x| [i64::from(x), 77]).collect();
     let strided = tensor(&strided).reshape((3, 2)).unwrap();
     let strided = strided.narrow(1, 0, 1).unwrap().squeeze(1).unwrap();
-    [tensor(&offset), strided]
+    let types = ["i32", "i64"].map(|name| name.parse::<DType>().ok());
+    let cast = |dtype| strided.to_dtype(dtype).unwrap();
+    let mut offsets: Vec<Tensor> = types.into_iter().flatten().map(cast).collect();
+    offsets.push(strided);
+    offsets
 }
 
 #[test]
@@ -150,7 +154,7 @@ fn errors_of_offsets() -> Result<()> {
         ),
         (tensor(&[0i64]), "found 1 elements, expected batch = 2"),
         (
-            tensor(&[0i32, 1]).unsqueeze(0)?,
+            tensor(&[0i64, 1]).unsqueeze(0)?,
             "found shape [1, 2], expected [batch]",
         ),
         (
@@ -185,7 +189,7 @@ fn merged_parts_are_the_whole() -> Result<()> {
             let near = k.narrow(1, 10, KEYS - 10)?;
             let far = k.narrow(1, 0, 10)?;
             let (out, lse) = attend(&layer, &q, &near, &near, Lengths::dense())?;
-            let offset = tensor(&at);
+            let offset = tensor(&at.map(i64::from));
             let (other, other_lse) =
                 attend(&layer, &q, &far, &far, Lengths::dense().offset(&offset))?;
             let case = format!("{:?} {dtype:?}", layer.mask());

@@ -35,7 +35,11 @@ fn bits(x: &Tensor) -> Result<Vec<u32>> {
 
 /// KvCache of nothing but NaN, in memory of their own: without gaps, heads before rows, or a part of a larger tensor.
 fn nan_pool(pages: usize, page_size: usize, dtype: DType, memory: usize) -> Result<Tensor> {
-    let nan = |shape: [usize; 4]| Tensor::full(f32::NAN, &shape, &Device::Cpu)?.to_dtype(dtype);
+    let nan = |shape: [usize; 4]| {
+        Tensor::full(f32::NAN, &shape, &Device::Cpu)?
+            .contiguous()?
+            .to_dtype(dtype)
+    };
     match memory {
         0 => nan([pages, page_size, HEADS_K, HEAD_DIM]),
         1 => nan([pages, HEADS_K, page_size, HEAD_DIM])?.transpose(1, 2),

@@ -33,10 +33,10 @@ struct Arguments {
     #[arg(long, value_name = "X", default_value_t = 0.5f32.powi(24))]
     tolerance: f32,
     /// Of `model`: a Hugging Face checkpoint folder of the BLOOM or MPT family.
-    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kjv-bloom"))]
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/kjv-bloom"))]
     model: PathBuf,
     /// Of `model`: the text that it reads.
-    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kjv-bloom/heldout.txt"))]
+    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/kjv-bloom/heldout.txt"))]
     text: PathBuf,
     /// Of `normal`: heads, which have geometric slopes.
     #[arg(long, value_name = "N", default_value_t = 8)]

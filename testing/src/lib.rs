@@ -8,7 +8,6 @@
 //! The kernels are run by `emulator`, with the feature `emulator`, and on a GPU by `device`, with the feature `cuda`.
 
 pub mod accuracy;
-mod argument;
 #[cfg(feature = "cuda")]
 pub mod bench;
 mod case;
@@ -28,7 +27,6 @@ mod random;
 pub mod strategy;
 mod tensor;
 
-pub use argument::HorizonArgument;
 pub use case::{Case, Lengths, Memory, SlopeKind, expect};
 pub use laid_out::{LaidOut, Rows, UNTOUCHED, reference};
 pub use random::random;

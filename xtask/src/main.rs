@@ -75,6 +75,7 @@ fn test() -> Result<(), String> {
             &[("LD_LIBRARY_PATH", &folders)],
         )?;
     }
+    oldest_candle()?;
     candle_cuda()?;
     // As docs.rs makes it: without kernels.
     cargo_with(
@@ -89,25 +90,48 @@ fn test() -> Result<(), String> {
     public_api::check(false)
 }
 
-/// Checks the types of the feature `candle-cuda`. candle's own kernels take nvcc many minutes and are not looked at.
+/// Checks the feature `candle-cuda` with the newest candle and with the oldest that it accepts: its types. candle's own
+/// kernels take nvcc many minutes and are not looked at.
 fn candle_cuda() -> Result<(), String> {
-    let stand_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("nvcc-stand-in.sh");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let stand_in = root.join("stand-in");
+    let (folder, nvcc) = (stand_in.join("bin"), stand_in.join("bin/nvcc"));
+    let found = env::var_os("PATH").unwrap_or_default();
+    let folders = env::join_paths([folder].into_iter().chain(env::split_paths(&found)))
+        .map_err(|error| error.to_string())?;
+    let target = toolkit::target();
+    let variables = [
+        ("CARGO_TARGET_DIR", target.as_os_str()),
+        ("PATH", folders.as_os_str()),
+        ("NVCC", nvcc.as_os_str()),
+        ("CUDA_ROOT", stand_in.as_os_str()),
+        ("CUDA_COMPUTE_CAP", "80".as_ref()),
+    ];
+    let newest = [
+        "--package=flash-alibi",
+        "--package=flash-alibi-models",
+        "--features=candle-cuda",
+        "--lib",
+        "--examples",
+        "--test=cuda_candle",
+    ];
+    let oldest = ["--manifest-path=testing/candle-0.9.2/Cargo.toml", "--tests"];
+    let no_warnings = ["--", "-D", "warnings"];
     cargo_with(
-        &[
-            "clippy",
-            "--package=flash-alibi",
-            "--features=candle-cuda",
-            "--lib",
-            "--examples",
-            "--test=cuda_candle",
-            "--",
-            "-D",
-            "warnings",
-        ],
-        &[
-            ("NVCC", stand_in.as_os_str()),
-            ("CUDA_COMPUTE_CAP", "80".as_ref()),
-        ],
+        &[&["clippy"], &newest[..], &no_warnings].concat(),
+        &variables,
+    )?;
+    cargo_with(
+        &[&["clippy"], &oldest[..], &no_warnings].concat(),
+        &variables,
+    )
+}
+
+/// The tests of the feature `candle` with the oldest candle that it accepts; the other tests have the newest.
+fn oldest_candle() -> Result<(), String> {
+    cargo_with(
+        &["test", "--manifest-path=testing/candle-0.8.4/Cargo.toml"],
+        &[("CARGO_TARGET_DIR", toolkit::target().as_os_str())],
     )
 }
 
