@@ -83,6 +83,9 @@ pub struct LaunchConfig {
     /// Blocks run at once; 0 means as many as the rayon pool has threads. With 1 even the order of
     /// blocks is a function of the seed.
     pub threads: usize,
+    /// Registers of each thread when the kernel starts, which `setmaxnreg` exchanges (default: `.maxnreg`
+    /// of the kernel, else what a compiler may use for as many threads).
+    pub registers: Option<u32>,
     /// The checks.
     pub checks: Checks,
     /// Warp-instructions per block after which the launch is a [`FaultKind::Timeout`](crate::FaultKind::Timeout).
@@ -99,6 +102,7 @@ impl LaunchConfig {
             shared_limit: 227 * 1024,
             seed: 0,
             threads: 0,
+            registers: None,
             checks: Checks::all(),
             max_warp_instructions: 1_000_000_000,
         }
@@ -125,6 +129,12 @@ impl LaunchConfig {
     /// Sets how many blocks run at once.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads;
+        self
+    }
+
+    /// Sets the registers of each thread when the kernel starts.
+    pub fn registers(mut self, registers: u32) -> Self {
+        self.registers = Some(registers);
         self
     }
 

@@ -120,6 +120,8 @@ pub enum Access {
     Atomic,
     /// The destination of an asynchronous copy.
     AsyncWrite,
+    /// The source of a bulk copy, or an operand of an asynchronous tensor operation.
+    AsyncRead,
 }
 
 impl fmt::Display for Access {
@@ -129,6 +131,7 @@ impl fmt::Display for Access {
             Self::Write => "write",
             Self::Atomic => "atomic",
             Self::AsyncWrite => "asynchronous copy",
+            Self::AsyncRead => "asynchronous read",
         })
     }
 }
@@ -222,6 +225,35 @@ pub enum FaultKind {
         /// What touched it.
         access: Access,
         /// The copy.
+        other: Place,
+    },
+    /// An access of the asynchronous proxy to bytes written by ordinary stores (or to an mbarrier that
+    /// was initialised) without a proxy fence of the writer between.
+    MissingProxyFence {
+        /// State space.
+        space: Space,
+        /// First byte.
+        address: u64,
+        /// What the asynchronous proxy does.
+        access: Access,
+        /// The write that it may not see.
+        other: Place,
+    },
+    /// A register that an asynchronous tensor operation holds, or a missing `wgmma.fence`.
+    RegisterHazard {
+        /// What is wrong.
+        detail: String,
+        /// The other access: the tensor operation that holds the register, or the access that is not
+        /// fenced.
+        other: Place,
+    },
+    /// A misused warpgroup instruction, bulk copy or tensor map.
+    AsyncMisuse(String),
+    /// Warps of a warpgroup that execute different instructions, or with different operands.
+    WarpgroupMismatch {
+        /// What differs.
+        detail: String,
+        /// Where the other warp is.
         other: Place,
     },
     /// A `bar.sync` (or another `.aligned` instruction) that only some threads of a warp reached.
@@ -323,6 +355,23 @@ impl fmt::Display for FaultKind {
                 f,
                 "{access} of shared address {address:#x} while an asynchronous copy to it is pending, issued at {other}"
             ),
+            Self::MissingProxyFence {
+                space,
+                address,
+                access,
+                other,
+            } => write!(
+                f,
+                "missing proxy fence: this {access} of {space} address {address:#x} by the asynchronous proxy may not see the write at {other}, which no fence.proxy.async (or, of an mbarrier, fence.mbarrier_init) of that thread follows"
+            ),
+            Self::RegisterHazard { detail, other } => write!(f, "{detail}: {other}"),
+            Self::AsyncMisuse(s) => f.write_str(s),
+            Self::WarpgroupMismatch { detail, other } => {
+                write!(
+                    f,
+                    "the warps of a warpgroup disagree: {detail}; the other is at {other}"
+                )
+            }
             Self::DivergentBarrier {
                 barrier,
                 present,

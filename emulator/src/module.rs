@@ -7,22 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::decode::{self, ModuleVar};
 use crate::error::{Fault, MemoryError, ParseError};
 use crate::exec;
-use crate::op::Kernel;
+use crate::ir::{Kernel, ParamInfo};
 use crate::ptx::ast::{Ast, Init, Var, VarSpace};
 use crate::{DevicePtr, LaunchConfig, Memory, Report};
-
-/// One kernel parameter in the parameter bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ParamInfo {
-    /// Its name in the PTX.
-    pub name: String,
-    /// Offset in the parameter bytes.
-    pub offset: u32,
-    /// Size in bytes.
-    pub size: u32,
-    /// Alignment in bytes.
-    pub align: u32,
-}
 
 /// What is known of a kernel before it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -102,6 +102,8 @@ pub struct Counters {
     pub global_sectors: u64,
     /// Bytes the lanes asked for.
     pub global_bytes: u64,
+    /// Bytes of the boxes and ranges that bulk copies moved, those outside a tensor too.
+    pub bulk_bytes: u64,
     /// Tensor-core floating-point operations (a multiply-add is two).
     pub tensor_flops: u64,
 }
@@ -116,6 +118,7 @@ impl std::ops::AddAssign for Counters {
         self.global_requests += o.global_requests;
         self.global_sectors += o.global_sectors;
         self.global_bytes += o.global_bytes;
+        self.bulk_bytes += o.bulk_bytes;
         self.tensor_flops += o.tensor_flops;
     }
 }
@@ -248,6 +251,9 @@ impl fmt::Display for Report {
                 t.global_sectors as f64 / t.global_requests as f64,
                 t.global_bytes
             )?;
+        }
+        if t.bulk_bytes > 0 {
+            writeln!(f, "  bulk copies: {} bytes", t.bulk_bytes)?;
         }
         if t.tensor_flops > 0 {
             writeln!(f, "  tensor: {} flop", t.tensor_flops)?;

@@ -418,7 +418,7 @@ fn mbarrier_deadlock_and_missing_wait() {
     };
     assert!(waiters.iter().all(|w| {
         w.waits_for
-            .contains("mbarrier at 0x0 (phase 0, 1 of 65 arrivals")
+            .contains("phase 0 of the mbarrier at 0x0, which is in phase 0 with 1 of 65 arrivals")
     }));
     let p = Params::new().arg(x).arg(y).arg(0i32);
     let f = m

@@ -1,6 +1,6 @@
 //! Reconvergence points: the immediate post-dominator of every branch.
 
-use crate::op::{Inst, NONE, Op};
+use crate::ir::{Inst, NONE, Op};
 
 /// Sets [`Inst::reconverge`] of every instruction that can part the lanes of a warp.
 pub(super) fn reconvergence(code: &mut [Inst]) {

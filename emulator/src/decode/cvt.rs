@@ -2,9 +2,9 @@
 
 use super::{Decoder, Res, arity};
 use crate::decode::ty::{self, Ty};
-use crate::exec::fp::{self, Format, NAN16, NAN32, Round, b2f, f2b, f2h, flush, h2f, round_small};
-use crate::exec::regs::{Alu, map1, map2};
-use crate::op::Row;
+use crate::fp::{self, Format, NAN16, NAN32, Round, b2f, f2b, f2h, flush, h2f, round_small};
+use crate::ir::Row;
+use crate::ir::regs::{Alu, map1, map2};
 use crate::ptx::ast::Operand;
 
 #[derive(Clone, Copy)]

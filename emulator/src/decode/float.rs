@@ -2,9 +2,9 @@
 
 use super::{Decoder, Res, arity, known};
 use crate::decode::ty::{self, Ty};
-use crate::exec::fp::{self, BF16, Round, b2f, canon, f, flush, h2f, saturate};
-use crate::exec::regs::{Alu, D, FULL, LANES, P, Reg, Regs, W, map1, map2, map3, test2};
-use crate::op::{Op, Row};
+use crate::fp::{self, BF16, Round, b2f, canon, f, flush, h2f, saturate};
+use crate::ir::regs::{Alu, D, FULL, LANES, P, Reg, Regs, W, map1, map2, map3, test2};
+use crate::ir::{Op, Row};
 use crate::ptx::ast::Operand;
 use crate::report::Class;
 

@@ -1,7 +1,7 @@
 //! Branches, exits and hints.
 
 use super::{Decoder, Res, Sym, arity};
-use crate::op::Op;
+use crate::ir::Op;
 use crate::ptx::ast::Operand;
 use crate::report::Class;
 

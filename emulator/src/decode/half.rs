@@ -3,9 +3,9 @@
 use super::{Decoder, Res, known};
 use crate::decode::float::half_format;
 use crate::decode::ty::Ty;
-use crate::exec::fp::{self, NAN16, Round, b2f, f2b, f2h, h2f};
-use crate::exec::regs::{Alu, W, map1, map2, map3};
-use crate::op::Op;
+use crate::fp::{self, NAN16, Round, b2f, f2b, f2h, h2f};
+use crate::ir::Op;
+use crate::ir::regs::{Alu, W, map1, map2, map3};
 use crate::ptx::ast::Operand;
 use crate::report::Class;
 

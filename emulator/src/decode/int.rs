@@ -2,7 +2,7 @@
 
 use super::{Decoder, Res, arity, known};
 use crate::decode::ty::Ty;
-use crate::exec::regs::{Alu, LANES, W, map1, map2, map3};
+use crate::ir::regs::{Alu, LANES, W, map1, map2, map3};
 use crate::ptx::ast::Operand;
 
 /// `$e` over two operands of the Rust integer that `$ty` names.
@@ -672,7 +672,7 @@ impl Decoder<'_> {
         // Everything in 64-bit rows; products keep the wanted half.
         enum Src {
             W(W),
-            D(crate::exec::regs::D),
+            D(crate::ir::regs::D),
         }
         let src = |s: &mut Self, o: &Operand| -> Res<Src> {
             Ok(if bits == 32 {
@@ -725,23 +725,23 @@ impl Decoder<'_> {
                 r.put_p(flag, flags, mask);
             }
             match dst {
-                crate::op::Row::W(w) => {
+                crate::ir::Row::W(w) => {
                     let narrow = std::array::from_fn(|i| out[i] as u32);
                     r.put_w(w, &narrow, mask);
                 }
-                crate::op::Row::D(d) => r.put_d(d, &out, mask),
+                crate::ir::Row::D(d) => r.put_d(d, &out, mask),
             }
         }))
     }
 
-    fn carry_flag(&mut self) -> crate::exec::regs::P {
+    fn carry_flag(&mut self) -> crate::ir::regs::P {
         const NAME: &str = "(carry flag)";
-        if let Some(super::Sym::P(p)) = self.scopes[0].get(NAME) {
+        if let Some(super::scope::Sym::P(p)) = self.scopes[0].get(NAME) {
             return *p;
         }
         self.p_rows += 1;
-        let p = crate::exec::regs::P(self.p_rows - 1);
-        self.scopes[0].insert(NAME.to_owned(), super::Sym::P(p));
+        let p = crate::ir::regs::P(self.p_rows - 1);
+        self.scopes[0].insert(NAME.to_owned(), super::scope::Sym::P(p));
         p
     }
 }

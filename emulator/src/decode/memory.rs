@@ -2,9 +2,9 @@
 
 use super::{Decoder, Res, Sym, arity};
 use crate::decode::ty::Ty;
-use crate::exec::fp::{self, b2f, f2b, f2h, h2f};
-use crate::exec::regs::map1;
-use crate::op::{Atom, AtomFn, CpAsync, Load, MemSpace, Op, Order, Store};
+use crate::fp::{self, b2f, f2b, f2h, h2f};
+use crate::ir::regs::map1;
+use crate::ir::{Atom, AtomFn, CpAsync, Load, MemSpace, Op, Order, Store};
 use crate::ptx::ast::{AddrBase, Operand};
 use crate::report::Class;
 
@@ -100,9 +100,8 @@ impl Decoder<'_> {
             "prefetch" | "prefetchu" | "applypriority" | "discard" => {
                 Some(self.cache_hint(name, m, o))
             }
-            "cp" if m.first() == Some(&"async") && !m.contains(&"bulk") => {
-                Some(self.cp_async(&m[1..], o))
-            }
+            "cp" if m.starts_with(&["async", "bulk"]) => Some(self.bulk(&m[2..], o)),
+            "cp" if m.first() == Some(&"async") => Some(self.cp_async(&m[1..], o)),
             _ => None,
         }
     }
@@ -110,6 +109,8 @@ impl Decoder<'_> {
     /// What only moves data between caches does nothing here.
     fn cache_hint(&mut self, name: &str, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
         let levels = match (name, m) {
+            // The map is not read.
+            ("prefetch", ["tensormap"] | ["const" | "param", "tensormap"]) => true,
             ("prefetch", ["global" | "local", level] | [level]) => {
                 matches!(*level, "L1" | "L2") || level.starts_with("L2::evict_")
             }

@@ -2,11 +2,11 @@
 
 use super::{Decoder, Res, Sym, arity};
 use crate::decode::ty::Ty;
-use crate::exec::regs::{Alu, D, FULL, LANES, P, W, map1, map2, map3};
-use crate::exec::window::Window;
-use crate::op::{MemSpace, Op, Row};
+use crate::ir::regs::{Alu, D, FULL, LANES, P, W, map1, map2, map3};
+use crate::ir::{MemSpace, Op, Row};
 use crate::ptx::ast::Operand;
 use crate::report::Class;
+use crate::window::Window;
 
 /// One part of a packed move.
 #[derive(Clone, Copy)]
@@ -15,6 +15,9 @@ enum Part {
     D(D),
     Skip,
 }
+
+/// Where the rank of a block in its cluster begins in a shared address.
+const RANK_SHIFT: u32 = 24;
 
 impl Decoder<'_> {
     pub(super) fn moves(
@@ -32,6 +35,7 @@ impl Decoder<'_> {
             "isspacep" => Some(self.isspacep(m, o)),
             "activemask" => Some(self.activemask(m, o)),
             "mapa" => alu(self.mapa(m, o)),
+            "getctarank" => alu(self.block_rank(m, o)),
             _ => None,
         }
     }
@@ -65,12 +69,30 @@ impl Decoder<'_> {
         ))
     }
 
-    /// Without cluster launches only the block's own shared memory can be mapped: rank 0.
+    /// The rank of a block is in the bits of a shared address from [`RANK_SHIFT`] on. Without cluster
+    /// launches only rank 0 has memory there.
     fn mapa(&mut self, m: &[&str], o: &[Operand]) -> Res<Alu> {
-        let [d, a, _rank] = arity(o)?;
+        let [d, a, rank] = arity(o)?;
+        let rank = self.w(rank)?;
+        let wide = |x: u64, r: u32| x.wrapping_add(u64::from(r) << RANK_SHIFT);
         match m {
-            ["shared::cluster", "u32"] => Ok(map1(self.dw(d)?, self.w(a)?, |x| x)),
-            ["u64"] => Ok(map1(self.dd(d)?, self.d(a)?, |x| x)),
+            ["shared::cluster", "u32"] => Ok(map2(self.dw(d)?, self.w(a)?, rank, |x, r| {
+                x.wrapping_add(r << RANK_SHIFT)
+            })),
+            ["u64"] | ["shared::cluster", "u64"] => Ok(map2(self.dd(d)?, self.d(a)?, rank, wide)),
+            _ => Err(String::new()),
+        }
+    }
+
+    /// `getctarank`: the way back.
+    fn block_rank(&mut self, m: &[&str], o: &[Operand]) -> Res<Alu> {
+        let [d, a] = arity(o)?;
+        let d = self.dw(d)?;
+        match m {
+            ["shared::cluster", "u32"] => Ok(map1(d, self.w(a)?, |x| x >> RANK_SHIFT)),
+            ["u64"] | ["shared::cluster", "u64"] => {
+                Ok(map1(d, self.d(a)?, |x| x as u32 >> RANK_SHIFT))
+            }
             _ => Err(String::new()),
         }
     }
@@ -280,7 +302,7 @@ impl Decoder<'_> {
         };
         let first = move |c: u32| {
             if float {
-                let c = if ftz { crate::exec::fp::flush(c) } else { c };
+                let c = if ftz { crate::fp::flush(c) } else { c };
                 f32::from_bits(c) >= 0.0
             } else {
                 c as i32 >= 0

@@ -2,8 +2,11 @@
 
 use super::{Decoder, Res, arity};
 use crate::decode::ty::Ty;
-use crate::exec::regs::map1;
-use crate::op::{Bar, BarKind, Collective, MbarOp, MemSpace, Op, RedOp, ReduxOp, ShflMode};
+use crate::ir::regs::map1;
+use crate::ir::{
+    Bar, BarKind, CLUSTER_BARRIER, Collective, MbarOp, MemSpace, Op, Phase, ProxyFence, RedOp,
+    ReduxOp, ShflMode,
+};
 use crate::ptx::ast::Operand;
 use crate::report::Class;
 
@@ -16,6 +19,7 @@ impl Decoder<'_> {
     ) -> Option<Res<(Op, Class)>> {
         Some(match name {
             "bar" | "barrier" if m.first() == Some(&"warp") => self.warp_sync(m, o),
+            "barrier" if m.first() == Some(&"cluster") => self.cluster_barrier(&m[1..], o),
             "bar" | "barrier" => self.bar(name, m, o),
             "membar" | "fence" => fence(name, m, o),
             "shfl" => self.shfl(m, o),
@@ -96,6 +100,28 @@ impl Decoder<'_> {
                 }
             }
             _ => return Err(String::new()),
+        };
+        Ok((Op::Bar(bar), Class::Barrier))
+    }
+
+    /// `barrier.cluster`: of a cluster of one block, all threads of the block.
+    fn cluster_barrier(&mut self, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
+        let [] = arity(o)?;
+        let (m, aligned) = match m {
+            [rest @ .., "aligned"] => (rest, true),
+            m => (m, false),
+        };
+        let kind = match m {
+            ["arrive"] | ["arrive", "release"] => BarKind::ClusterArrive { relaxed: false },
+            ["arrive", "relaxed"] => BarKind::ClusterArrive { relaxed: true },
+            ["wait"] | ["wait", "acquire"] => BarKind::ClusterWait,
+            _ => return Err(String::new()),
+        };
+        let bar = Bar {
+            kind,
+            aligned,
+            id: self.imm_w(CLUSTER_BARRIER),
+            count: None,
         };
         Ok((Op::Bar(bar), Class::Barrier))
     }
@@ -264,7 +290,7 @@ impl Decoder<'_> {
         ))
     }
 
-    fn mbarrier(&mut self, m: &[&str], o: &[Operand]) -> Res<(MbarOp, crate::op::Addr)> {
+    fn mbarrier(&mut self, m: &[&str], o: &[Operand]) -> Res<(MbarOp, crate::ir::Addr)> {
         // Scopes and semantics only matter to hardware; cluster-remote barriers are not known.
         let kept: Vec<&str> = m
             .iter()
@@ -284,7 +310,7 @@ impl Decoder<'_> {
                 )
             })
             .collect();
-        let state = |s: &mut Self, o: &Operand| -> Res<Option<crate::exec::regs::D>> {
+        let state = |s: &mut Self, o: &Operand| -> Res<Option<crate::ir::regs::D>> {
             if *o == Operand::Sink {
                 Ok(None)
             } else {
@@ -331,16 +357,16 @@ impl Decoder<'_> {
                     _ => return Err("number of operands".into()),
                 }
                 let done = self.dp(p)?;
-                let (st, parity) = match rest {
-                    [] => (Some(self.d(s)?), None),
-                    ["parity"] => (None, Some(self.w(s)?)),
+                let phase = match rest {
+                    [] => Phase::State(self.d(s)?),
+                    ["parity"] => Phase::Parity(self.w(s)?),
                     _ => return Err(String::new()),
                 };
                 (
                     MbarOp::TestWait {
                         done,
-                        state: st,
-                        parity,
+                        phase,
+                        may_suspend: *kind == "try_wait",
                     },
                     self.addr(a)?,
                 )
@@ -387,35 +413,57 @@ impl Decoder<'_> {
 
 fn fence(name: &str, m: &[&str], o: &[Operand]) -> Res<(Op, Class)> {
     let [] = arity(o)?;
-    if m.is_empty() || name == "membar" && !matches!(m, ["gl" | "cta" | "sys"] | ["proxy", ..]) {
-        return Err(String::new());
-    }
-    let known = |s: &&str| {
-        matches!(
-            *s,
-            "gl" | "cta"
-                | "sys"
-                | "gpu"
-                | "cluster"
-                | "sc"
-                | "acq_rel"
-                | "acquire"
-                | "release"
-                | "proxy"
-                | "async"
-                | "alias"
-                | "async::global"
-                | "async::shared::cta"
-                | "global"
-                | "shared::cta"
-                | "shared::cluster"
-                | "mbarrier_init"
-                | "sync_restrict::shared::cta"
-                | "sync_restrict::shared::cluster"
-        )
+    let proxy = |shared, global| {
+        // What makes shared memory visible makes mbarriers there so too.
+        Op::ProxyFence(ProxyFence {
+            shared,
+            global,
+            init: shared,
+        })
     };
-    match m.iter().find(|s| !known(s)) {
-        Some(s) => Err(format!("modifier `.{s}`")),
-        None => Ok((Op::Fence, Class::Barrier)),
-    }
+    let op = match (name, m) {
+        (_, ["proxy", "alias"]) => Op::Nop,
+        (_, ["proxy", "async"]) => proxy(true, true),
+        (_, ["proxy", "async", "global"]) => proxy(false, true),
+        (_, ["proxy", "async", "shared::cta" | "shared::cluster"]) => proxy(true, false),
+        (
+            "fence",
+            [
+                "proxy",
+                "async::generic",
+                "release",
+                "sync_restrict::shared::cta",
+                "cluster",
+            ],
+        ) => proxy(true, false),
+        // The acquiring half: what was made visible is so already.
+        (
+            "fence",
+            [
+                "proxy",
+                "async::generic",
+                "acquire",
+                "sync_restrict::shared::cluster",
+                "cluster",
+            ],
+        ) => Op::Nop,
+        ("fence", ["mbarrier_init", "release", "cluster"]) => Op::ProxyFence(ProxyFence {
+            shared: false,
+            global: false,
+            init: true,
+        }),
+        ("membar", ["gl" | "cta" | "sys"]) => Op::Fence,
+        (
+            "fence",
+            ["acquire", "sync_restrict::shared::cluster", "cluster"]
+            | ["release", "sync_restrict::shared::cta", "cluster"]
+            | ["cta" | "cluster" | "gpu" | "sys"]
+            | [
+                "sc" | "acq_rel" | "acquire" | "release",
+                "cta" | "cluster" | "gpu" | "sys",
+            ],
+        ) => Op::Fence,
+        _ => return Err(String::new()),
+    };
+    Ok((op, Class::Barrier))
 }

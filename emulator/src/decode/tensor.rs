@@ -1,8 +1,8 @@
 //! Matrix loads and stores, and tensor-core multiply-accumulate.
 
 use super::{Decoder, Res, arity};
-use crate::exec::regs::W;
-use crate::op::{Collective, MatrixMove, Mma, MmaType, Op};
+use crate::ir::regs::W;
+use crate::ir::{Collective, MatrixMove, Mma, MmaType, Op};
 use crate::ptx::ast::Operand;
 use crate::report::Class;
 
@@ -21,7 +21,7 @@ impl Decoder<'_> {
         })
     }
 
-    fn rows(&mut self, o: &Operand, dst: bool) -> Res<Vec<W>> {
+    pub(super) fn rows(&mut self, o: &Operand, dst: bool) -> Res<Vec<W>> {
         match o {
             Operand::Vector(v) => v
                 .iter()

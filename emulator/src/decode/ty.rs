@@ -1,6 +1,6 @@
 //! Fundamental types.
 
-use crate::exec::fp::Round;
+use crate::fp::Round;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ty {

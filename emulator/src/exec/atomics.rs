@@ -3,16 +3,17 @@
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::SeqCst;
 
+use super::address::Target;
 use super::block::Block;
-use super::load_store::Target;
-use super::regs::lanes;
 use super::shared::Who;
 use super::warp::{Flow, Warp};
 use super::warps_global::Span;
-use super::window::Window;
-use super::{Exec, banks, fp, raise};
+use super::{Exec, banks, raise};
 use crate::error::{Access, FaultKind, Space};
-use crate::op::{Atom, Order, Row};
+use crate::fp;
+use crate::ir::regs::lanes;
+use crate::ir::{Atom, Order, Row};
+use crate::window::Window;
 
 /// Atomics of 64 bits touch two words: one at a time.
 static WIDE: Mutex<()> = Mutex::new(());

@@ -1,6 +1,6 @@
 //! What warp-wide requests cost: shared-memory wavefronts and global sectors.
 
-use super::regs::lanes;
+use crate::ir::regs::lanes;
 use crate::report::Counters;
 
 const BANKS: u32 = 32;

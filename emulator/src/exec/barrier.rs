@@ -1,12 +1,12 @@
 //! The sixteen named barriers of a block.
 
 use super::block::Block;
-use super::regs::lanes;
 use super::shared::{Clock, join};
 use super::warp::Warp;
 use super::{Exec, raise};
 use crate::error::FaultKind;
-use crate::op::{Bar, BarKind, Op, RedOp};
+use crate::ir::regs::lanes;
+use crate::ir::{Bar, BarKind, CLUSTER_BARRIER, Op, RedOp};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Barrier {
@@ -25,14 +25,14 @@ pub(crate) struct Barrier {
 }
 
 impl Barrier {
-    pub fn new(warps: usize) -> Self {
+    pub fn new(parties: usize) -> Self {
         Self {
             generation: 0,
             arrived: 0,
             expected: None,
             in_use: false,
-            clock: vec![0; warps],
-            done_clock: vec![0; warps],
+            clock: vec![0; parties],
+            done_clock: vec![0; parties],
             any: false,
             all: true,
             count: 0,
@@ -59,6 +59,13 @@ impl Block<'_> {
         bar: &Bar,
         mask: u32,
     ) -> Exec<Option<(u32, u64)>> {
+        match bar.kind {
+            BarKind::ClusterArrive { relaxed } => {
+                return self.arrive_cluster(w, relaxed, mask).map(|()| None);
+            }
+            BarKind::ClusterWait => return self.wait_cluster(w, mask),
+            _ => {}
+        }
         let first = lanes(mask).next().unwrap_or(0);
         let misuse = |barrier: u32, detail: String| {
             raise(FaultKind::BarrierMisuse { barrier, detail }, Some(first))
@@ -141,6 +148,55 @@ impl Block<'_> {
             b.complete();
         }
         Ok((!matches!(bar.kind, BarKind::Arrive)).then_some((id, generation)))
+    }
+
+    /// Lanes arrive at the barrier of the cluster; they wait for it later.
+    fn arrive_cluster(&mut self, w: &mut Warp, relaxed: bool, mask: u32) -> Exec<()> {
+        if let Some(lane) = lanes(mask & w.cluster_arrived).next() {
+            let detail = "a thread arrives again before it has waited".to_owned();
+            let barrier = CLUSTER_BARRIER;
+            return raise(FaultKind::BarrierMisuse { barrier, detail }, Some(lane));
+        }
+        let clock = self.shared.release_clock(w.id);
+        let live = self.live_threads;
+        let b = &mut self.bars[CLUSTER_BARRIER as usize];
+        w.cluster_arrived |= mask;
+        lanes(mask).for_each(|l| w.cluster_generation[l] = b.generation);
+        if !relaxed {
+            join(&mut b.clock, &clock);
+        }
+        b.in_use = true;
+        b.arrived += mask.count_ones();
+        if b.arrived == live {
+            b.complete();
+        }
+        self.progress += 1;
+        Ok(())
+    }
+
+    fn wait_cluster(&mut self, w: &mut Warp, mask: u32) -> Exec<Option<(u32, u64)>> {
+        if let Some(lane) = lanes(mask & !w.cluster_arrived).next() {
+            let detail = "a thread waits without having arrived".to_owned();
+            let barrier = CLUSTER_BARRIER;
+            return raise(FaultKind::BarrierMisuse { barrier, detail }, Some(lane));
+        }
+        w.cluster_arrived &= !mask;
+        let generation = lanes(mask).map(|l| w.cluster_generation[l]).max();
+        let generation = generation.unwrap_or(0);
+        let b = &self.bars[CLUSTER_BARRIER as usize];
+        if b.generation > generation {
+            self.shared.acquire(w.id, &b.done_clock);
+            return Ok(None);
+        }
+        Ok(Some((CLUSTER_BARRIER, generation)))
+    }
+
+    /// Lanes end: what they did at the barrier of the cluster no longer counts.
+    pub fn leave_cluster(&mut self, w: &Warp, mask: u32) {
+        let b = &mut self.bars[CLUSTER_BARRIER as usize];
+        let counted = |l: &usize| w.cluster_generation[*l] == b.generation;
+        let n = lanes(mask & w.cluster_arrived).filter(counted).count();
+        b.arrived -= n as u32;
     }
 
     /// A warp passes a completed barrier.

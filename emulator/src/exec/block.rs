@@ -3,17 +3,21 @@
 use std::collections::BTreeMap;
 
 use super::barrier::Barrier;
+use super::bulk::Bulk;
 use super::copy::PendingCopy;
+use super::divergence::State;
 use super::global::Party;
 use super::launch::Launch;
 use super::mbarrier::Mbarrier;
-use super::regs::lanes;
 use super::rng::Rng;
-use super::shared::{Conflict, SharedMemory, Who};
-use super::warp::{State, Warp};
+use super::shared::{Conflict, Parties, SharedMemory, Who};
+use super::warp::Warp;
 use super::warps_global::WarpsGlobal;
+use super::wgmma::Warpgroup;
 use super::{Exec, Raised, raise};
 use crate::error::{Access, Fault, FaultKind, Place, Space, Waiter};
+use crate::ir::CLUSTER_BARRIER;
+use crate::ir::regs::lanes;
 use crate::report::Counters;
 
 /// Warps switch after a random number of instructions below this.
@@ -43,6 +47,10 @@ pub(crate) struct Block<'l> {
     /// Copies whose completion an mbarrier tracks, with the number of their tie.
     pub tied: Vec<(u64, PendingCopy)>,
     pub ties: u64,
+    pub bulk: Bulk,
+    pub groups: Vec<Warpgroup>,
+    /// Registers that warps have given back and others may take.
+    pub free_registers: u32,
 }
 
 pub(crate) enum Progress {
@@ -60,19 +68,23 @@ impl<'l> BlockRun<'l> {
     pub fn new(launch: &'l Launch<'l>, linear: u64) -> Self {
         let checks = launch.config.checks;
         let warps = launch.warps as usize;
-        let block = Block {
+        let parties = Parties::new(warps, launch.kernel.units).len();
+        let mut block = Block {
             launch,
             index: launch.block_index(linear),
             shared: SharedMemory::new(
                 launch.shared_bytes,
                 launch.kernel.shared_grain,
                 warps,
+                launch.kernel.units,
                 checks,
             ),
             warps_global: (checks.global_races && warps > 1)
                 .then(|| WarpsGlobal::new(launch.kernel.global_grain)),
             party: Party::new(linear.min(u64::from(u32::MAX - 1)) as u32),
-            bars: (0..16).map(|_| Barrier::new(warps)).collect(),
+            bars: (0..=CLUSTER_BARRIER)
+                .map(|_| Barrier::new(parties))
+                .collect(),
             mbars: BTreeMap::new(),
             counters: vec![Counters::default(); launch.kernel.code.len()],
             rng: Rng::new(launch.config.seed, linear + 1),
@@ -83,7 +95,15 @@ impl<'l> BlockRun<'l> {
             cache: 0,
             tied: Vec::new(),
             ties: 0,
+            bulk: Bulk::default(),
+            groups: (0..warps.div_ceil(4))
+                .map(|_| Warpgroup::default())
+                .collect(),
+            free_registers: 0,
         };
+        if launch.kernel.units {
+            block.bulk = Bulk::new(&mut block.rng);
+        }
         let warps = (0..warps).map(|id| Warp::new(&block, id)).collect();
         Self { block, warps }
     }
@@ -108,7 +128,7 @@ impl<'l> BlockRun<'l> {
             }
             if runnable.is_empty() {
                 if self.warps.iter().all(|w| w.splits.is_empty()) {
-                    return Ok(Progress::Done);
+                    return self.finish();
                 }
                 return Err(self.stuck());
             }
@@ -124,6 +144,11 @@ impl<'l> BlockRun<'l> {
                 if let Some(fault) = self.divergent(i) {
                     return Err(fault);
                 }
+            }
+            if self.block.bulk.busy()
+                && let Err(failed) = self.block.advance_copies()
+            {
+                return Err(self.unit_fault(failed));
             }
             if self.block.executed > self.block.launch.config.max_warp_instructions {
                 let limit = self.block.launch.config.max_warp_instructions;
@@ -147,10 +172,12 @@ impl<'l> BlockRun<'l> {
     /// Whether all that is left is warps that wait, some of them by polling mbarriers in vain.
     fn spinning(&self) -> bool {
         let progress = self.block.progress;
-        self.warps
-            .iter()
-            .filter(|w| w.has_ready())
-            .all(|w| w.seen == progress && w.failed_waits > SPINS)
+        !self.block.bulk.loading()
+            && self
+                .warps
+                .iter()
+                .filter(|w| w.has_ready())
+                .all(|w| w.seen == progress && w.failed_waits > SPINS)
             && self.warps.iter().any(Warp::has_ready)
     }
 
@@ -167,6 +194,24 @@ impl<'l> BlockRun<'l> {
         let thread = raised.lane.map(|l| (warp * 32 + l) as u32);
         let place = self.block.launch.place(self.block.index, thread, w.pc);
         self.fault_at(raised.kind, place)
+    }
+
+    /// All warps have ended.
+    fn finish(&mut self) -> Result<Progress, Box<Fault>> {
+        if let Err(failed) = self.block.finish_copies() {
+            return Err(self.unit_fault(failed));
+        }
+        if let Some(pc) = self.block.uneven_registers() {
+            let text = "not every warp of the warpgroup executed this setmaxnreg".to_owned();
+            let place = self.block.launch.place(self.block.index, None, pc);
+            return Err(self.fault_at(FaultKind::AsyncMisuse(text), place));
+        }
+        Ok(Progress::Done)
+    }
+
+    /// A fault of an asynchronous unit, at the instruction that gave it its work.
+    fn unit_fault(&self, (who, raised): (Who, Box<Raised>)) -> Box<Fault> {
+        self.fault_at(raised.kind, self.block.place_of(who))
     }
 
     fn waiter(&self, w: &Warp, pc: u32, lanes_mask: u32, waits_for: String) -> Waiter {
@@ -233,10 +278,18 @@ impl<'l> BlockRun<'l> {
                     return self.divergent_fault(w, s.pc, s.mask);
                 }
                 let what = match s.state {
+                    State::Ready if w.stall.is_some() => match w.stall {
+                        Some(stall) => w.stall_text(&self.block, stall),
+                        None => String::new(),
+                    },
                     State::Barrier { id, .. } => {
                         let b = &self.block.bars[id as usize];
+                        let name = match id {
+                            CLUSTER_BARRIER => "the barrier of the cluster".to_owned(),
+                            _ => format!("barrier {id}"),
+                        };
                         format!(
-                            "barrier {id} ({} of {} threads arrived)",
+                            "{name} ({} of {} threads arrived)",
                             b.arrived,
                             b.expected.unwrap_or(self.block.live_threads)
                         )
@@ -264,8 +317,9 @@ impl<'l> BlockRun<'l> {
 
 impl Block<'_> {
     pub fn place_of(&self, who: Who) -> Place {
+        let warp = self.shared.parties.warp(who.warp);
         self.launch
-            .place(self.index, Some((who.warp * 32 + who.lane) as u32), who.pc)
+            .place(self.index, Some((warp * 32 + who.lane) as u32), who.pc)
     }
 
     /// A shared-memory conflict as a fault.
@@ -285,6 +339,12 @@ impl Block<'_> {
                 len,
             },
             Conflict::Pending(other) => FaultKind::AsyncPending {
+                address,
+                access,
+                other: self.place_of(other),
+            },
+            Conflict::Unfenced(other) => FaultKind::MissingProxyFence {
+                space: Space::Shared,
                 address,
                 access,
                 other: self.place_of(other),

@@ -1,12 +1,12 @@
 //! Instructions on several lanes at once: shuffles, votes, matches, reductions, matrix moves.
 
 use super::block::Block;
-use super::regs::{FULL, LANES, W, lanes};
 use super::shared::Who;
 use super::warp::Warp;
 use super::{Exec, banks, raise, tensor};
 use crate::error::{Access, FaultKind};
-use crate::op::{Collective, MatrixMove, ReduxOp, ShflMode};
+use crate::ir::regs::{FULL, LANES, W, lanes};
+use crate::ir::{Collective, MatrixMove, ReduxOp, ShflMode};
 
 /// What a shuffle gives that reads a lane which does not take part: undefined in PTX, here a NaN that
 /// is easy to recognise.
@@ -71,7 +71,9 @@ impl Warp {
                 self.regs.put_w(*d, &[v; LANES], mask);
             }
             Collective::Elect { d, p } => {
-                let leader = mask.trailing_zeros();
+                // The same one for the same mask every time; which one is not said.
+                let nth = b.launch.config.seed % u64::from(mask.count_ones());
+                let leader = lanes(mask).nth(nth as usize).unwrap_or(0) as u32;
                 if let Some(d) = d {
                     self.regs.put_w(*d, &[leader; LANES], mask);
                 }
@@ -94,6 +96,26 @@ impl Warp {
                 });
                 self.regs.put_w(*d, &out, FULL);
             }
+            Collective::Wgmma(op) => {
+                whole_warp(mask)?;
+                return self.wgmma(b, op);
+            }
+            Collective::WgmmaFence => {
+                whole_warp(mask)?;
+                return self.wgmma_fence(b);
+            }
+            Collective::WgmmaCommit => {
+                whole_warp(mask)?;
+                return self.wgmma_commit(b);
+            }
+            Collective::WgmmaWait(n) => {
+                whole_warp(mask)?;
+                return self.wgmma_wait(b, *n);
+            }
+            Collective::SetMaxRegisters { increase, count } => {
+                whole_warp(mask)?;
+                return self.set_max_registers(b, *increase, *count);
+            }
             Collective::Mma(m) => {
                 whole_warp(mask)?;
                 b.counters[self.pc].tensor_flops += 2 * 16 * 8 * u64::from(m.k);
@@ -107,7 +129,7 @@ impl Warp {
         &mut self,
         mode: ShflMode,
         d: Option<W>,
-        pred: Option<super::regs::P>,
+        pred: Option<crate::ir::regs::P>,
         src: [W; 3],
         mask: u32,
     ) {

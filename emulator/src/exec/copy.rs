@@ -1,12 +1,12 @@
 //! `cp.async`: the source is read at issue, the bytes appear as late as the waits allow.
 
 use super::block::Block;
-use super::regs::{FULL, lanes};
 use super::shared::Who;
 use super::warp::Warp;
 use super::{Exec, banks};
 use crate::error::Access;
-use crate::op::CpAsync;
+use crate::ir::CpAsync;
+use crate::ir::regs::{FULL, lanes};
 
 /// A copy that has been issued and not waited for.
 #[derive(Debug, Clone, Copy)]

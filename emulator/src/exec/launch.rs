@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use super::block::{BlockRun, Progress};
 use super::global::{GlobalRaces, MAX_BLOCKS};
+use super::regs_pool::per_thread;
 use super::rng::Rng;
 use crate::config::LaunchConfig;
 use crate::error::{Fault, Place};
+use crate::ir::Kernel;
 use crate::memory::{Memory, Snapshot};
-use crate::op::Kernel;
 use crate::report::{Counters, Line, Report};
 
 /// Warp-instructions a block runs before its worker turns to another block, so that blocks that
@@ -31,6 +32,8 @@ pub(crate) struct Launch<'a> {
     pub shared_bytes: u32,
     pub threads: u32,
     pub warps: u32,
+    /// Registers of each thread.
+    pub registers: u32,
 }
 
 impl Launch<'_> {
@@ -129,6 +132,10 @@ pub(crate) fn launch(
         shared_bytes,
         threads: threads as u32,
         warps: threads.div_ceil(32) as u32,
+        registers: config
+            .registers
+            .or(kernel.max_registers)
+            .unwrap_or_else(|| per_thread(threads as u32)),
     };
     let counters = run_blocks(&launch, blocks)?;
     Ok(report(&launch, blocks, counters))

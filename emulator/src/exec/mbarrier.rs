@@ -1,15 +1,18 @@
 //! `mbarrier` objects in shared memory.
 
 use super::block::Block;
-use super::regs::lanes;
-use super::shared::{Clock, Who, join};
+use super::shared::{Clock, Entry, Kind, Reach, Who, join};
 use super::warp::{Flow, Warp};
 use super::{Exec, raise};
-use crate::error::{Access, FaultKind};
-use crate::op::{Addr, MbarOp};
+use crate::error::{Access, FaultKind, Space};
+use crate::ir::regs::lanes;
+use crate::ir::{Addr, MbarOp, Phase};
 
-/// What the ISA allows a count to be.
+/// What the ISA allows a count to be, of arrivals and (either side of 0) of bytes.
 const MAX_COUNT: u32 = (1 << 20) - 1;
+/// Of as many waits that could see a phase complete one does not yet, as long as the waiting warp knows
+/// nothing of the completion.
+const LATE: usize = 4;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Mbarrier {
@@ -23,28 +26,108 @@ pub(crate) struct Mbarrier {
     tx: i64,
     /// Arrivals that wait for copies: warp, lane and number of the tie.
     deferred: Vec<(usize, usize, u64)>,
+    /// Its initialisation, which a unit that signals it must see.
+    init: Entry,
     clock: Clock,
     done_clock: Clock,
 }
 
-impl Mbarrier {
-    fn complete_if_done(&mut self) {
-        if self.pending == 0 && self.tx == 0 {
-            self.phase += 1;
-            self.pending = self.expected;
-            self.done_clock.copy_from_slice(&self.clock);
+/// What a thread waits for at an mbarrier.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PhaseWait {
+    address: u32,
+    /// The number of the phase, or with `.parity` only whether it is odd.
+    phase: u32,
+    parity: bool,
+}
+
+impl PhaseWait {
+    fn over(self, m: &Mbarrier) -> bool {
+        match self.parity {
+            true => m.phase & 1 != self.phase & 1,
+            false => m.phase > self.phase,
         }
     }
 }
 
 impl Block<'_> {
-    pub fn mbarrier_text(&self, address: u32) -> String {
+    /// Counts bytes that are expected (or, negative, have arrived) and completes the phase if nothing
+    /// is missing.
+    pub fn count_bytes(&mut self, at: u32, bytes: i64, lane: usize) -> Exec<()> {
+        if let Some(m) = self.mbars.get_mut(&at) {
+            m.tx += bytes;
+            if m.tx.unsigned_abs() > u64::from(MAX_COUNT) {
+                let text = format!(
+                    "the mbarrier at {at:#x} counts {} bytes; the limit is {MAX_COUNT} either way",
+                    m.tx
+                );
+                return raise(FaultKind::MbarrierMisuse(text), Some(lane));
+            }
+        }
+        self.settle_mbarrier(at);
+        Ok(())
+    }
+
+    fn settle_mbarrier(&mut self, at: u32) {
+        self.progress += 1;
+        let Some(m) = self.mbars.get_mut(&at) else {
+            return;
+        };
+        if m.pending == 0 && m.tx == 0 {
+            m.phase += 1;
+            m.pending = m.expected;
+            // The copies that this phase waited for are over for whoever sees it complete.
+            if let Some((party, clock)) = self.shared.parties.complete_phase(at) {
+                m.clock[party] = clock;
+            }
+            m.done_clock.copy_from_slice(&m.clock);
+        }
+    }
+
+    /// The party of an mbarrier that a bulk copy of `who` will signal: its initialisation must be
+    /// visible to the asynchronous proxy.
+    pub fn track(&mut self, at: u32, who: Who) -> Exec<usize> {
+        let misuse = |text: String| raise(FaultKind::MbarrierMisuse(text), Some(who.lane));
+        let Some(m) = self.mbars.get(&at) else {
+            return misuse(format!("there is no initialised mbarrier at {at:#x}"));
+        };
+        let init = m.init;
+        if let Err(c) = self.shared.note_read(at, 8, who, true) {
+            return self.conflict(c, Access::Atomic, 8, who.lane);
+        }
+        let known = &self.shared.vc[who.warp];
+        if self.launch.config.checks.shared_races
+            && !self.shared.fences.cover(init, known, Reach::Init)
+        {
+            let kind = FaultKind::MissingProxyFence {
+                space: Space::Shared,
+                address: u64::from(at),
+                access: Access::Atomic,
+                other: self.place_of(init.who()),
+            };
+            return raise(kind, Some(who.lane));
+        }
+        match self.shared.parties.mbarrier(at, who.warp) {
+            Some(party) => Ok(party),
+            None => {
+                let text = "bulk copies tracked by more than 64 mbarriers of a block".to_owned();
+                raise(FaultKind::Unsupported(text), Some(who.lane))
+            }
+        }
+    }
+
+    pub fn mbarrier_text(&self, wait: PhaseWait) -> String {
+        let address = wait.address;
+        let awaited = match wait.parity {
+            true => format!("a phase of parity {}", wait.phase & 1),
+            false => format!("phase {}", wait.phase),
+        };
         match self.mbars.get(&address) {
             Some(m) => format!(
-                "mbarrier at {address:#x} (phase {}, {} of {} arrivals and {} bytes missing)",
+                "{awaited} of the mbarrier at {address:#x}, which is in phase {} with {} of {} arrivals and {} bytes missing",
                 m.phase, m.pending, m.expected, m.tx
             ),
-            None => format!("mbarrier at {address:#x}"),
+            None => format!("{awaited} of the mbarrier at {address:#x}"),
         }
     }
 
@@ -68,6 +151,15 @@ impl Block<'_> {
             None => Ok(()),
         }
     }
+}
+
+/// An operand of bytes.
+fn bytes(n: u32, lane: usize) -> Exec<i64> {
+    if n > MAX_COUNT {
+        let text = format!("a count of {n} bytes; the limit is {MAX_COUNT}");
+        return raise(FaultKind::MbarrierMisuse(text), Some(lane));
+    }
+    Ok(i64::from(n))
 }
 
 impl Warp {
@@ -96,7 +188,8 @@ impl Warp {
                 if let Err(c) = b.shared.note_write(at, 8, who, false) {
                     return b.conflict(c, Access::Write, 8, lane);
                 }
-                let zero = vec![0; b.launch.warps as usize];
+                let zero = vec![0; b.shared.parties.len()];
+                let init = Entry::new(who, b.shared.vc[self.id][self.id], Kind::Plain);
                 b.mbars.insert(
                     at,
                     Mbarrier {
@@ -105,6 +198,7 @@ impl Warp {
                         pending: count,
                         tx: 0,
                         deferred: Vec::new(),
+                        init,
                         clock: zero.clone(),
                         done_clock: zero,
                     },
@@ -127,23 +221,17 @@ impl Warp {
                     }
                 }
                 MbarOp::ExpectTx { tx } => {
-                    let tx = i64::from(self.regs.w(*tx)[lane]);
-                    b.progress += 1;
                     // Bytes may have been counted before they were expected.
-                    if let Some(m) = b.mbars.get_mut(&at) {
-                        m.tx += tx;
-                        m.complete_if_done();
-                    }
+                    let tx = bytes(self.regs.w(*tx)[lane], lane)?;
+                    b.count_bytes(at, tx, lane)?;
                 }
                 MbarOp::CompleteTx { tx } => {
-                    let tx = i64::from(self.regs.w(*tx)[lane]);
+                    let tx = bytes(self.regs.w(*tx)[lane], lane)?;
                     let clock = b.shared.release_clock(self.id);
-                    b.progress += 1;
                     if let Some(m) = b.mbars.get_mut(&at) {
                         join(&mut m.clock, &clock);
-                        m.tx -= tx;
-                        m.complete_if_done();
                     }
+                    b.count_bytes(at, -tx, lane)?;
                 }
                 MbarOp::Arrive {
                     state,
@@ -153,7 +241,7 @@ impl Warp {
                     no_complete,
                 } => {
                     let n = count.map_or(1, |c| self.regs.w(c)[lane]);
-                    let tx = tx.map_or(0, |t| i64::from(self.regs.w(t)[lane]));
+                    let tx = tx.map_or(Ok(0), |t| bytes(self.regs.w(t)[lane], lane))?;
                     let token = self.arrive(b, at, n, tx, *drop, *no_complete, lane)?;
                     if let Some(s) = state {
                         self.regs.put_d(*s, &[token; 32], 1 << lane);
@@ -161,23 +249,40 @@ impl Warp {
                 }
                 MbarOp::TestWait {
                     done,
-                    state,
-                    parity,
+                    phase,
+                    may_suspend,
                 } => {
                     // Whoever waits makes the copies that the barrier tracks land; not sooner.
                     self.land_deferred(b, at)?;
-                    let m = &b.mbars[&at];
-                    let complete = match (state, parity) {
-                        (Some(s), _) => m.phase > (self.regs.d(*s)[lane] >> 32) as u32,
-                        (None, Some(p)) => m.phase & 1 != self.regs.w(*p)[lane] & 1,
-                        (None, None) => false,
+                    let wait = match phase {
+                        Phase::State(s) => PhaseWait {
+                            address: at,
+                            phase: (self.regs.d(*s)[lane] >> 32) as u32,
+                            parity: false,
+                        },
+                        Phase::Parity(p) => PhaseWait {
+                            address: at,
+                            phase: self.regs.w(*p)[lane],
+                            parity: true,
+                        },
                     };
+                    let m = &b.mbars[&at];
+                    let mut complete = wait.over(m);
+                    // The completion may take its time to be seen, until something else orders it
+                    // before the wait.
+                    if complete
+                        && *may_suspend
+                        && !b.shared.knows(self.id, &m.done_clock)
+                        && b.rng.below(LATE) == 0
+                    {
+                        complete = false;
+                        b.progress += 1;
+                    }
                     if complete {
-                        let clock = m.done_clock.clone();
-                        b.shared.acquire(self.id, &clock);
+                        b.shared.acquire(self.id, &m.done_clock);
                     } else {
                         not_done |= 1u32 << lane;
-                        self.waits_on = Some(at);
+                        self.waits_on = Some(wait);
                         b.retries += 1;
                     }
                     self.regs
@@ -221,7 +326,6 @@ impl Warp {
         lane: usize,
     ) -> Exec<u64> {
         let clock = b.shared.release_clock(self.id);
-        b.progress += 1;
         let Some(m) = b.mbars.get_mut(&at) else {
             return Ok(0);
         };
@@ -235,7 +339,6 @@ impl Warp {
         }
         let token = u64::from(m.phase) << 32 | u64::from(m.pending);
         join(&mut m.clock, &clock);
-        m.tx += tx;
         m.pending -= n;
         if drop {
             m.expected -= n.min(m.expected);
@@ -245,7 +348,8 @@ impl Warp {
                 "a .noComplete arrival completes the mbarrier at {at:#x}"
             ));
         }
-        m.complete_if_done();
+        // `.expect_tx` comes before the arrival.
+        b.count_bytes(at, tx, lane)?;
         Ok(token)
     }
 
@@ -262,7 +366,6 @@ impl Warp {
             // The data and the arrival are the issuing thread's; its copies are kept by the block.
             b.land_tied(warp, lane, tie);
             let clock = b.shared.release_clock(warp);
-            b.progress += 1;
             let Some(m) = b.mbars.get_mut(&at) else {
                 return Ok(());
             };
@@ -276,7 +379,7 @@ impl Warp {
             }
             join(&mut m.clock, &clock);
             m.pending -= 1;
-            m.complete_if_done();
+            b.settle_mbarrier(at);
         }
         Ok(())
     }

@@ -1,24 +1,29 @@
 //! Execution: launches, blocks, warps and their memories.
 
+mod address;
 mod atomics;
 mod banks;
 mod barrier;
 mod block;
+mod bulk;
 mod collective;
 mod copy;
-pub(crate) mod fp;
+mod divergence;
 mod global;
+mod global_access;
 mod launch;
 mod load_store;
 mod mbarrier;
-pub(crate) mod regs;
+mod regs_pool;
 mod rng;
 mod shared;
-mod strong;
+mod special;
+mod stall;
+mod step;
 mod tensor;
 mod warp;
 mod warps_global;
-pub(crate) mod window;
+mod wgmma;
 
 pub(crate) use launch::launch;
 

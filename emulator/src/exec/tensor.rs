@@ -4,9 +4,9 @@
 //! rounded once to nearest. Hardware aligns and truncates while it adds, so it may differ in the last
 //! places; no order of additions is promised by PTX.
 
-use super::fp::{F16, NAN32, Round, b2f, h2f, round_small};
-use super::regs::{FULL, LANES, Regs, Row32};
-use crate::op::{Mma, MmaType};
+use crate::fp::{F16, NAN32, Round, b2f, h2f, round_small};
+use crate::ir::regs::{FULL, LANES, Regs, Row32};
+use crate::ir::{Mma, MmaType};
 
 const M: usize = 16;
 const N: usize = 8;

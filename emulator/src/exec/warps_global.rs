@@ -5,8 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::shared::{ATOMIC, Clock, Entry, Who};
-use super::strong::Strong;
+use super::shared::{Clock, Conflict, Entry, Kind, Reach, SharedMemory, Strong, Who};
 use crate::error::Access;
 
 /// Bytes of a shadow page: small, as a block touches little of many rows.
@@ -95,7 +94,7 @@ impl WarpsGlobal {
         atomic: bool,
     ) -> Result<(), (Who, Access)> {
         let known = &vc[who.warp];
-        let me = Entry::new(who, known[who.warp], 0);
+        let me = Entry::new(who, known[who.warp], Kind::Plain);
         let grains = self.grains(span);
         let page = self.page(span);
         for g in grains {
@@ -112,11 +111,66 @@ impl WarpsGlobal {
                 page.reads[g] = me;
             } else {
                 let list = page.readers.entry(g).or_default();
-                match list.iter_mut().find(|e| e.warp() == who.warp) {
+                match list.iter_mut().find(|e| e.party() == who.warp) {
                     Some(e) => *e = me,
                     None => list.push(me),
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Checks and notes a read that an asynchronous unit does for `who`.
+    pub fn unit_read(
+        &mut self,
+        shared: &SharedMemory,
+        span: Span,
+        who: Who,
+        entry: Entry,
+    ) -> Result<(), Conflict> {
+        let grains = self.grains(span);
+        let page = self.page(span);
+        for g in grains {
+            visible(page, g, shared, who)?;
+            let known = &shared.vc[who.warp];
+            let r = page.reads[g];
+            if r.party() == entry.party() || !r.unordered(known, who) {
+                page.reads[g] = entry;
+                continue;
+            }
+            let list = page.readers.entry(g).or_default();
+            match list.iter_mut().find(|e| e.party() == entry.party()) {
+                Some(e) => *e = entry,
+                None => list.push(entry),
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks and notes a write that an asynchronous unit does for `who`.
+    pub fn unit_write(
+        &mut self,
+        shared: &SharedMemory,
+        span: Span,
+        who: Who,
+        entry: Entry,
+    ) -> Result<(), Conflict> {
+        let known = &shared.vc[who.warp];
+        let race = |(other, other_access)| Conflict::Race {
+            other,
+            other_access,
+        };
+        let grains = self.grains(span);
+        let page = self.page(span);
+        for g in grains {
+            visible(page, g, shared, who)?;
+            ordered(page.reads[g], known, who, Access::Read).map_err(race)?;
+            for e in page.readers.get(&g).into_iter().flatten() {
+                ordered(*e, known, who, Access::Read).map_err(race)?;
+            }
+            page.readers.remove(&g);
+            page.strong.forget(g);
+            page.writes[g] = entry;
         }
         Ok(())
     }
@@ -130,7 +184,11 @@ impl WarpsGlobal {
         atomic: bool,
     ) -> Result<(), (Who, Access)> {
         let known = &vc[who.warp];
-        let me = Entry::new(who, known[who.warp], if atomic { ATOMIC } else { 0 });
+        let me = Entry::new(
+            who,
+            known[who.warp],
+            if atomic { Kind::Atomic } else { Kind::Plain },
+        );
         let grains = self.grains(span);
         let page = self.page(span);
         for g in grains {
@@ -159,9 +217,27 @@ impl WarpsGlobal {
     }
 }
 
+/// Whether an asynchronous access that `who` starts sees what was last written.
+fn visible(page: &Page, grain: usize, shared: &SharedMemory, who: Who) -> Result<(), Conflict> {
+    let (known, e) = (&shared.vc[who.warp], page.writes[grain]);
+    if e.unordered(known, who) {
+        return Err(Conflict::race(e, Access::Write));
+    }
+    if let Some(e) = page.strong.unordered(grain, known, who, true) {
+        return Err(Conflict::race(e, Access::Read));
+    }
+    let strong = page.strong.last_write(grain);
+    let plain = (e.kind() == Kind::Plain && e != Entry::NONE).then_some(e);
+    let unfenced = |e: &Entry| !shared.fences.cover(*e, known, Reach::Global);
+    match plain.into_iter().chain(strong).find(unfenced) {
+        Some(e) => Err(Conflict::Unfenced(e.who())),
+        None => Ok(()),
+    }
+}
+
 fn ordered(e: Entry, known: &Clock, who: Who, access: Access) -> Result<(), (Who, Access)> {
     if e.unordered(known, who) {
-        return Err((e.who(), access));
+        return Err((e.who(), e.access(access)));
     }
     Ok(())
 }

@@ -169,7 +169,7 @@ impl Allocation {
         }
     }
 
-    fn read(&self, mut offset: u64, mut out: &mut [u8]) {
+    pub(crate) fn read(&self, mut offset: u64, mut out: &mut [u8]) {
         while !out.is_empty() {
             if offset.is_multiple_of(4) && out.len() >= 4 {
                 out[..4].copy_from_slice(&self.load(offset, 4).to_le_bytes());

@@ -243,6 +243,7 @@ impl Parser<'_> {
             body: None,
             max_threads: None,
             required_block: None,
+            max_registers: None,
         };
         while let Some(word) = self.dot() {
             match word.as_str() {
@@ -260,7 +261,8 @@ impl Parser<'_> {
                         f.required_block = Some((d[0], d[1], d[2]));
                     }
                 }
-                "minnctapersm" | "maxnctapersm" | "maxnreg" | "maxclusterrank" => {
+                "maxnreg" => f.max_registers = Some(self.u32()?),
+                "minnctapersm" | "maxnctapersm" | "maxclusterrank" => {
                     self.u32()?;
                 }
                 "noreturn" | "explicitcluster" | "blocksareclusters" => {}

@@ -14,10 +14,9 @@ const FOREIGN: &[&str] = &[
     "sust.b.1d.b32.trap [image, {%r2}], {%r0};",
     "istypep.texref %p, %rd0;",
     // Other matrix instructions, shapes and types.
-    "wgmma.fence.sync.aligned;",
-    "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%r0, %r1, %r2, %r3}, %rd0, %rd1, %p, 1, 1, 0, 0;",
-    "wgmma.commit_group.sync.aligned;",
-    "wgmma.wait_group.sync.aligned 0;",
+    "wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 {%r0, %r1, %r2, %r3}, %rd0, %rd1, %p, 1, 1;",
+    "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {%r0, %r1, %r2, %r3}, %rd0, %rd1, %p, 1, 1;",
+    "wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.f16.f16 {%r0, %r1, %r2, %r3}, %rd0, %rd1, %r4, 0, %p, 1, 1, 0, 0;",
     "wmma.load.a.sync.aligned.row.m16n16k16.shared.f16 {%r0, %r1, %r2, %r3, %r4, %r5, %r6, %r7}, [sm];",
     "mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%rd0, %rd1}, {%rd2}, {%rd3}, {%rd4, %rd5};",
     "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%r0, %r1, %r2, %r3}, {%r4, %r5, %r6, %r7}, {%r8, %r9}, {%r0, %r1, %r2, %r3};",
@@ -25,21 +24,16 @@ const FOREIGN: &[&str] = &[
     "ldmatrix.sync.aligned.m16n16.x1.trans.shared.b8 {%r0, %r1}, [sm];",
     "tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [sm], 32;",
     // Bulk and tensor copies, clusters.
-    "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [sm], [%rd0], 16, [sm];",
-    "cp.async.bulk.tensor.1d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [sm], [%rd0, {%r0}], [sm];",
-    "cp.async.bulk.commit_group;",
-    "cp.async.bulk.wait_group 0;",
+    "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [sm], [sm], 16, [sm];",
+    "cp.async.bulk.tensor.3d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [sm], [%rd0, {%r0, %r1, %r2}], [sm], {%h0};",
+    "cp.async.bulk.global.shared::cta.bulk_group.cp_mask [%rd0], [sm], 16, %h0;",
     "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32 [%rd0], [sm], 16;",
     "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [sm], 1, [sm];",
     "st.bulk.weak.shared::cta [sm], 16, 0;",
     "red.async.relaxed.cluster.global.mbarrier::complete_tx::bytes.shared::cluster.add.u32 [sm], 1, [sm];",
     "tensormap.replace.tile.rank.global.b1024.b32 [%rd0], 1;",
     "fence.proxy.tensormap::generic.release.gpu;",
-    "barrier.cluster.arrive;",
-    "barrier.cluster.wait;",
-    "getctarank.u64 %r0, %rd1;",
     "multimem.ld_reduce.global.add.u32 %r0, [%rd0];",
-    "setmaxnreg.inc.sync.aligned.u32 40;",
     "clusterlaunchcontrol.query_cancel.is_canceled.pred.b128 %p, %rd0;",
     // Video instructions, the stack, and the rest.
     "vadd.s32.s32.s32 %r0, %r1, %r2;",
@@ -445,7 +439,7 @@ fn other_kernels_run() {
     suite("other kernels", |t| {
         // A kernel with something unknown does not keep the others of its module from running.
         let text = text(
-            ".visible .entry other() { wgmma.fence.sync.aligned; ret; }",
+            ".visible .entry other() { tcgen05.fence::before_thread_sync; ret; }",
             "mov.u64 %rd0, 4; st.global.u64 [%out], %rd0;",
         );
         t.runs("the good one", &text, 1, &[0], &[4]);

@@ -5,99 +5,24 @@
 //! of one warp are ordered by program order, converged or not: only two lanes that store different
 //! values to one address in one instruction are reported.
 
+mod asynchronous;
+mod entry;
+mod fences;
+mod parties;
+mod strong;
+
 use std::collections::HashMap;
 
-use super::strong::Strong;
 use super::{Exec, raise};
 use crate::config::Checks;
 use crate::error::{Access, FaultKind, Space};
-
-/// Who an access is by.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Who {
-    pub warp: usize,
-    pub lane: usize,
-    pub pc: usize,
-}
-
-/// `clock:32 async:1 atomic:1 warp:5 lane:5 pc:20`; 0 is nobody, as clocks begin at 1.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Entry(u64);
-
-const ASYNC: u64 = 1 << 31;
-pub(super) const ATOMIC: u64 = 1 << 30;
-/// The decoder refuses longer kernels.
-const PC_MASK: usize = (1 << 20) - 1;
-
-impl Entry {
-    pub const NONE: Self = Self(0);
-
-    #[inline(always)]
-    pub fn new(who: Who, clock: u32, flags: u64) -> Self {
-        Self(
-            u64::from(clock) << 32
-                | flags
-                | (who.warp as u64 & 31) << 25
-                | (who.lane as u64) << 20
-                | who.pc.min(PC_MASK) as u64,
-        )
-    }
-    #[inline(always)]
-    pub fn clock(self) -> u32 {
-        (self.0 >> 32) as u32
-    }
-    #[inline(always)]
-    pub fn warp(self) -> usize {
-        (self.0 >> 25) as usize & 31
-    }
-    pub fn atomic(self) -> bool {
-        self.0 & ATOMIC != 0
-    }
-    /// Whether it is another warp's and not among what `who` knows.
-    #[inline(always)]
-    pub fn unordered(self, known: &Clock, who: Who) -> bool {
-        self.warp() != who.warp && self.clock() > known[self.warp()]
-    }
-    /// How a report calls it: only atomics are marked `ATOMIC`.
-    pub fn access(self, plain: Access) -> Access {
-        if self.atomic() { Access::Atomic } else { plain }
-    }
-    pub fn who(self) -> Who {
-        Who {
-            warp: self.warp(),
-            lane: (self.0 >> 20) as usize & 31,
-            pc: self.0 as usize & PC_MASK,
-        }
-    }
-}
-
-/// A conflict, before its places are put into words.
-pub(crate) enum Conflict {
-    Uninitialised,
-    Pending(Who),
-    Race { other: Who, other_access: Access },
-}
-
-impl Conflict {
-    fn race(e: Entry, plain: Access) -> Self {
-        Self::Race {
-            other: e.who(),
-            other_access: e.access(plain),
-        }
-    }
-}
-
-/// Whether an access now may follow the last plain write.
-#[inline(always)]
-fn written(e: Entry, known: &Clock, who: Who) -> Result<(), Conflict> {
-    if e.0 & ASYNC != 0 {
-        return Err(Conflict::Pending(e.who()));
-    }
-    if e.unordered(known, who) {
-        return Err(Conflict::race(e, Access::Write));
-    }
-    Ok(())
-}
+pub(super) use asynchronous::UnitRead;
+pub(super) use entry::Entry;
+use entry::written;
+pub(crate) use entry::{Conflict, Kind, Who};
+pub(super) use fences::{Fences, Reach};
+pub(super) use parties::Parties;
+pub(super) use strong::Strong;
 
 pub(crate) type Clock = Vec<u32>;
 
@@ -113,12 +38,17 @@ pub(crate) struct SharedMemory {
     warps: usize,
     races: bool,
     uninit: bool,
-    /// Per grain: its last plain write, whose bytes are there or (`ASYNC`) on their way. An atomic
+    /// Per grain: its last plain write, whose bytes are there or on their way. An atomic
     /// store to bytes that nobody wrote leaves an entry that everybody knows.
     writes: Vec<Entry>,
     /// Per grain and warp: its last plain read.
     reads: Vec<Entry>,
+    /// Per grain: the last reads of asynchronous units; a column per warpgroup and one for bulk copies.
+    unit_reads: Vec<Entry>,
+    columns: usize,
     strong: Strong,
+    pub parties: Parties,
+    pub fences: Fences,
     /// `vc[warp]`: what each warp knows of the others; its own slot is its clock.
     pub vc: Vec<Clock>,
     /// What a warp had done at its last fence.
@@ -130,7 +60,8 @@ pub(crate) struct SharedMemory {
 }
 
 impl SharedMemory {
-    pub fn new(size: u32, grain: u32, warps: usize, checks: Checks) -> Self {
+    /// `units`: whether the kernel has instructions of the asynchronous proxy.
+    pub fn new(size: u32, grain: u32, warps: usize, units: bool, checks: Checks) -> Self {
         let grain_shift = grain.clamp(1, 16).trailing_zeros();
         let grains = (size as usize).div_ceil(1 << grain_shift);
         let Checks {
@@ -140,7 +71,13 @@ impl SharedMemory {
             ..
         } = checks;
         let shadow = if races || uninit { grains } else { 0 };
-        let mut vc = vec![vec![0; warps]; warps];
+        let parties = Parties::new(warps, units);
+        let columns = if units && races {
+            warps.div_ceil(4) + 1
+        } else {
+            0
+        };
+        let mut vc = vec![vec![0; parties.len()]; warps];
         for (w, c) in vc.iter_mut().enumerate() {
             c[w] = 1;
         }
@@ -152,7 +89,11 @@ impl SharedMemory {
             uninit,
             writes: vec![Entry::NONE; shadow],
             reads: vec![Entry::NONE; if races { shadow * warps } else { 0 }],
+            unit_reads: vec![Entry::NONE; shadow * columns],
+            columns,
             strong: Strong::default(),
+            parties,
+            fences: Fences::new(warps),
             vc,
             fenced: vec![None; warps],
             published: HashMap::new(),
@@ -177,7 +118,7 @@ impl SharedMemory {
             return Ok(());
         }
         let known = &self.vc[who.warp];
-        let me = Entry::new(who, known[who.warp], 0);
+        let me = Entry::new(who, known[who.warp], Kind::Plain);
         for g in self.grains(offset, len) {
             let at = (g << self.grain_shift) as u32;
             let e = self.writes[g];
@@ -200,20 +141,20 @@ impl SharedMemory {
         Ok(())
     }
 
-    /// Checks and notes a write, an atomic or (with `ASYNC`) a copy's issue.
+    /// Checks and notes a write, an atomic or a copy's issue.
     #[inline]
-    fn note_write_flags(
+    fn note_write_kind(
         &mut self,
         offset: u32,
         len: u32,
         who: Who,
-        flags: u64,
+        kind: Kind,
     ) -> Result<(), (u32, Conflict)> {
         if self.writes.is_empty() {
             return Ok(());
         }
         let known = &self.vc[who.warp];
-        let me = Entry::new(who, known[who.warp], flags);
+        let me = Entry::new(who, known[who.warp], kind);
         for g in self.grains(offset, len) {
             let at = (g << self.grain_shift) as u32;
             let e = self.writes[g];
@@ -223,13 +164,14 @@ impl SharedMemory {
                 if let Some(r) = reads.iter().find(|r| r.unordered(known, who)) {
                     return Err((at, Conflict::race(*r, Access::Read)));
                 }
+                self.units_done(g, known, who).map_err(|c| (at, c))?;
             }
             if me.atomic() {
                 if self.races {
                     self.strong.note(g, me);
                 }
                 if e == Entry::NONE {
-                    self.writes[g] = Entry(ATOMIC);
+                    self.writes[g] = Entry::KNOWN_ATOMIC;
                 }
                 continue;
             }
@@ -249,13 +191,18 @@ impl SharedMemory {
         who: Who,
         atomic: bool,
     ) -> Result<(), (u32, Conflict)> {
-        self.note_write_flags(offset, len, who, if atomic { ATOMIC } else { 0 })
+        self.note_write_kind(
+            offset,
+            len,
+            who,
+            if atomic { Kind::Atomic } else { Kind::Plain },
+        )
     }
 
     pub fn note_async(&mut self, offset: u32, len: u32, who: Who) -> Result<(), (u32, Conflict)> {
         // Without the race check nothing is marked pending; the late landing alone shows the bug.
         if self.races {
-            self.note_write_flags(offset, len, who, ASYNC)
+            self.note_write_kind(offset, len, who, Kind::Pending)
         } else {
             Ok(())
         }
@@ -265,7 +212,7 @@ impl SharedMemory {
     pub fn land(&mut self, offset: u32, data: &[u8], who: Who) {
         self.bytes[offset as usize..offset as usize + data.len()].copy_from_slice(data);
         if !self.writes.is_empty() {
-            let entry = Entry::new(who, self.vc[who.warp][who.warp], 0);
+            let entry = Entry::new(who, self.vc[who.warp][who.warp], Kind::Plain);
             for g in self.grains(offset, data.len() as u32) {
                 self.writes[g] = entry;
             }
@@ -283,6 +230,11 @@ impl SharedMemory {
         let c = self.vc[warp].clone();
         self.release(warp);
         c
+    }
+
+    /// Whether a warp knows all that a clock knows.
+    pub fn knows(&self, warp: usize, clock: &[u32]) -> bool {
+        self.vc[warp].iter().zip(clock).all(|(mine, c)| mine >= c)
     }
 
     pub fn acquire(&mut self, warp: usize, clock: &[u32]) {

@@ -6,10 +6,10 @@
 
 use std::collections::HashMap;
 
-use super::shared::{Clock, Entry, Who};
+use super::{Clock, Entry, Who};
 
 #[derive(Default)]
-pub(super) struct Strong {
+pub(in crate::exec) struct Strong {
     /// By grain; a store's or an atomic's entry is marked `ATOMIC`, a load's is not.
     grains: HashMap<usize, Vec<Entry>>,
 }
@@ -17,7 +17,7 @@ pub(super) struct Strong {
 impl Strong {
     pub fn note(&mut self, grain: usize, me: Entry) {
         let list = self.grains.entry(grain).or_default();
-        let same = |e: &&mut Entry| e.warp() == me.warp() && e.atomic() == me.atomic();
+        let same = |e: &&mut Entry| e.party() == me.party() && e.atomic() == me.atomic();
         match list.iter_mut().find(same) {
             Some(e) => *e = me,
             None => list.push(me),
@@ -34,6 +34,18 @@ impl Strong {
         list.iter()
             .filter(|e| (write || e.atomic()) && e.unordered(known, who))
             .max_by_key(|e| e.atomic())
+            .copied()
+    }
+
+    /// The latest store or atomic.
+    pub fn last_write(&self, grain: usize) -> Option<Entry> {
+        if self.grains.is_empty() {
+            return None;
+        }
+        self.grains
+            .get(&grain)?
+            .iter()
+            .rfind(|e| e.atomic())
             .copied()
     }
 

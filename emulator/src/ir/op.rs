@@ -1,74 +1,7 @@
-//! The internal form of a kernel: typed operations with resolved operands.
+//! Operations with resolved operands.
 
-use crate::exec::regs::{Alu, D, P, W};
-use crate::module::ParamInfo;
-use crate::report::Class;
-
-/// No reconvergence point, no file, ...
-pub(crate) const NONE: u32 = u32::MAX;
-
-/// A row whose value a warp fills in when it starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Const {
-    Imm(u64),
-    /// Address of a module variable, plus an offset.
-    Variable(u32, i64),
-    Tid(u8),
-    Ntid(u8),
-    Ctaid(u8),
-    Nctaid(u8),
-    LaneId,
-    WarpId,
-    WarpCount,
-    LaneMask(LaneMask),
-    DynamicShared,
-    TotalShared,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum LaneMask {
-    Eq,
-    Lt,
-    Le,
-    Gt,
-    Ge,
-}
-
-/// A register of either width.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Row {
-    W(W),
-    D(D),
-}
-
-/// `[base + offset]`
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Addr {
-    pub base: Row,
-    pub offset: i64,
-}
-
-/// The state space named by an instruction; generic addresses are resolved per lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum MemSpace {
-    Generic,
-    Global,
-    Shared,
-    Local,
-    Const,
-    Param,
-}
-
-/// Memory semantics that matter to the race detector.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Order {
-    Weak,
-    /// `.volatile`, `.relaxed`: may race with its like.
-    Relaxed,
-    Acquire,
-    Release,
-    AcqRel,
-}
+use super::operand::{Addr, MemSpace, Order, Row};
+use super::regs::{Alu, D, P, W};
 
 #[derive(Debug)]
 pub(crate) struct Load {
@@ -149,6 +82,36 @@ pub(crate) struct Mma {
     pub c: Vec<W>,
 }
 
+/// The first operand of `wgmma`.
+#[derive(Debug)]
+pub(crate) enum WgmmaA {
+    /// Where it is in shared memory.
+    Shared(D),
+    Registers {
+        regs: [W; 4],
+        /// Their numbers among the tracked registers of the kernel.
+        slots: Vec<u32>,
+    },
+}
+
+/// `wgmma.mma_async` with 16 columns of A and 16-bit elements.
+#[derive(Debug)]
+pub(crate) struct Wgmma {
+    pub n: u32,
+    pub ty: MmaType,
+    /// Accumulators are f16 pairs rather than f32.
+    pub acc_f16: bool,
+    pub d: Vec<W>,
+    pub d_slots: Vec<u32>,
+    pub a: WgmmaA,
+    pub b: D,
+    pub scale_d: (P, bool),
+    pub negate_a: bool,
+    pub negate_b: bool,
+    pub trans_a: bool,
+    pub trans_b: bool,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ShflMode {
     Up,
@@ -225,6 +188,15 @@ pub(crate) enum Collective {
         a: W,
     },
     Mma(Box<Mma>),
+    Wgmma(Box<Wgmma>),
+    WgmmaFence,
+    WgmmaCommit,
+    /// Waits until at most this many groups are pending.
+    WgmmaWait(u32),
+    SetMaxRegisters {
+        increase: bool,
+        count: u32,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -245,7 +217,14 @@ pub(crate) enum BarKind {
         dw: Option<W>,
         dp: Option<P>,
     },
+    ClusterArrive {
+        relaxed: bool,
+    },
+    ClusterWait,
 }
+
+/// The number of the barrier of the cluster, after the sixteen of a block.
+pub(crate) const CLUSTER_BARRIER: u32 = 16;
 
 #[derive(Debug)]
 pub(crate) struct Bar {
@@ -253,6 +232,14 @@ pub(crate) struct Bar {
     pub aligned: bool,
     pub id: W,
     pub count: Option<W>,
+}
+
+/// The phase a thread waits for.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// That of the state of an arrival.
+    State(D),
+    Parity(W),
 }
 
 #[derive(Debug)]
@@ -277,12 +264,50 @@ pub(crate) enum MbarOp {
     },
     TestWait {
         done: P,
-        state: Option<D>,
-        parity: Option<W>,
+        phase: Phase,
+        /// `try_wait`.
+        may_suspend: bool,
     },
     CpAsyncArrive {
         no_inc: bool,
     },
+}
+
+/// Which way a bulk copy goes.
+#[derive(Debug)]
+pub(crate) enum BulkDirection {
+    /// From global to shared memory; the mbarrier counts the bytes.
+    Load { barrier: Addr },
+    /// From shared to global memory, in a bulk group.
+    Store,
+    /// From global memory into the cache: only its operands are checked.
+    Prefetch,
+}
+
+/// The global side of a bulk copy.
+#[derive(Debug)]
+pub(crate) enum BulkGlobal {
+    Plain { addr: Addr, size: W },
+    Tensor { map: Addr, coordinates: Vec<W> },
+}
+
+/// `cp.async.bulk`, with and without a tensor map.
+#[derive(Debug)]
+pub(crate) struct BulkCopy {
+    pub direction: BulkDirection,
+    pub shared: Option<Addr>,
+    pub global: BulkGlobal,
+    /// The blocks of the cluster that receive it.
+    pub multicast: Option<W>,
+}
+
+/// What a proxy fence makes visible to the asynchronous proxy.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ProxyFence {
+    pub shared: bool,
+    pub global: bool,
+    /// The initialisation of mbarriers.
+    pub init: bool,
 }
 
 /// One operation.
@@ -311,6 +336,14 @@ pub(crate) enum Op {
     },
     Bar(Bar),
     Fence,
+    ProxyFence(ProxyFence),
+    Bulk(Box<BulkCopy>),
+    BulkCommit,
+    BulkWait {
+        pending: u32,
+        /// Only until the sources have been read.
+        read_only: bool,
+    },
     Mbar {
         op: MbarOp,
         addr: Addr,
@@ -334,42 +367,4 @@ pub(crate) enum Op {
         params: Vec<u32>,
     },
     Nop,
-}
-
-/// An operation with its predicate.
-pub(crate) struct Inst {
-    pub op: Op,
-    pub guard: Option<(P, bool)>,
-    /// Where lanes that part here meet again.
-    pub reconverge: u32,
-}
-
-/// What the report and faults need of an instruction.
-#[derive(Debug, Clone)]
-pub(crate) struct Meta {
-    pub line: u32,
-    pub source: Option<String>,
-    pub mnemonic: String,
-    pub text: String,
-    pub class: Class,
-}
-
-/// A kernel ready to run.
-pub(crate) struct Kernel {
-    pub name: String,
-    pub params: Vec<ParamInfo>,
-    pub param_bytes: u32,
-    pub code: Vec<Inst>,
-    pub meta: Vec<Meta>,
-    pub w_rows: u32,
-    pub d_rows: u32,
-    pub p_rows: u32,
-    pub w_consts: Vec<(W, Const)>,
-    pub d_consts: Vec<(D, Const)>,
-    pub static_shared: u32,
-    pub local_bytes: u32,
-    /// Smallest access to shared and to global memory: the grain of the race shadows.
-    pub shared_grain: u32,
-    pub global_grain: u32,
-    pub registers: u32,
 }
