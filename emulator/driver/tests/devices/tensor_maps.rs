@@ -2,13 +2,15 @@
 
 use std::ptr;
 
-use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{
     self, CUresult, CUtensorMap, CUtensorMapDataType, CUtensorMapFloatOOBfill,
     CUtensorMapInterleave, CUtensorMapL2promotion, CUtensorMapSwizzle,
 };
+use cudarc::driver::{
+    CudaContext, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg,
+};
 
-use crate::common::errors;
+use crate::common::{begin, code, errors, one_block};
 use crate::{CAPABILITIES, INVALID, NOT_SUPPORTED, SUCCESS, is_new, on_each};
 
 /// Arguments of `cuTensorMapEncodeTiled` for a matrix of halves.
@@ -137,3 +139,55 @@ fn tensor_maps_are_made_where_the_device_has_them() {
         assert!(errors.contains(expected), "{capability}: {errors}");
     }
 }
+
+/// A tile at the end of a matrix, of which a part is outside.
+#[test]
+fn a_kernel_copies_a_tile() {
+    on_each("tensor_maps::a_kernel_copies_a_tile", || {
+        if !is_new() {
+            return;
+        }
+        let (_context, stream, module) = begin();
+        let function = module.load_function("copy_tile").unwrap();
+        let [columns, rows] = MATRIX.extents.map(|extent| extent as usize);
+        let values: Vec<u16> = (1..).take(columns * rows).collect();
+        let from = stream.clone_htod(&values).unwrap();
+        let mut to = stream.alloc_zeros::<u16>(columns * rows).unwrap();
+        let map = |address: u64| {
+            let mut map = CUtensorMap { opaque: [0; 16] };
+            let address = address as usize;
+            assert_eq!(encode(&mut map, Arguments { address, ..MATRIX }), SUCCESS);
+            Map(map)
+        };
+        let maps = [
+            map(from.device_ptr(&stream).0),
+            map(to.device_ptr_mut(&stream).0),
+        ];
+        let config = LaunchConfig {
+            shared_mem_bytes: 64 * 16 * 2,
+            ..one_block(1)
+        };
+        let launch = |column: i32, row: i32, bytes: i32| {
+            let mut launch = stream.launch_builder(&function);
+            launch.arg(&maps[0]).arg(&maps[1]);
+            launch.arg(&column).arg(&row).arg(&bytes);
+            // SAFETY: the kernel takes these.
+            unsafe { launch.launch(config) }.unwrap();
+        };
+        launch(64, 32, 64 * 16 * 2);
+        let copied = stream.clone_dtoh(&to).unwrap();
+        for (i, (copied, value)) in copied.iter().zip(&values).enumerate() {
+            let inside = i % columns >= 64 && i / columns >= 32;
+            assert_eq!(*copied, if inside { *value } else { 0 }, "{i}");
+        }
+        // Fewer bytes than the whole box has: the wait ends too early.
+        launch(64, 32, 32 * 8 * 2);
+        assert_ne!(code(stream.synchronize()), SUCCESS);
+    });
+}
+
+/// A tensor map as an argument of a kernel.
+struct Map(#[expect(dead_code, reason = "the driver reads it")] CUtensorMap);
+
+// SAFETY: what a kernel with such a parameter takes.
+unsafe impl DeviceRepr for Map {}
