@@ -1,13 +1,14 @@
 //! What nvcc makes of the kernels.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 
-use crate::{ARCHITECTURES, nvcc, out_dir, write};
+use super::nvcc::Nvcc;
+use super::{ARCHITECTURES, out_dir, write};
 
 /// Kernels that only tests use, of the oldest architecture.
 const TESTS: &str = "tests";
@@ -15,7 +16,10 @@ const TESTS: &str = "tests";
 /// What PTX is made for: the oldest architecture that the kernels run on.
 const PTX_ARCH: &str = "80";
 
-const FLAGS: &[&str] = &["-O3", "-std=c++17", "-Werror", "all-warnings"];
+const FLAGS: &[&str] = &["-O3", "-std=c++17"];
+
+/// Where the kernels are tested. Elsewhere a host compiler may have headers that NVIDIA's do not quite fit.
+const NO_WARNINGS: &[&str] = &["-Werror", "all-warnings"];
 
 /// A kernel file and what is made of it.
 struct Kernel {
@@ -77,7 +81,7 @@ pub(crate) fn all() -> Result<(), String> {
             }
         }
     } else {
-        let nvcc = nvcc::find(&out)?;
+        let nvcc = Nvcc::find(&out)?;
         let archs = archs()?;
         let compile = |kernel: &Kernel| kernel.compile(&nvcc, &archs);
         let results: Vec<Result<(), String>> = thread::scope(|scope| {
@@ -117,23 +121,16 @@ pub(crate) fn all() -> Result<(), String> {
 }
 
 impl Kernel {
-    fn compile(&self, nvcc: &Path, archs: &[String]) -> Result<(), String> {
+    fn compile(&self, nvcc: &Nvcc, archs: &[String]) -> Result<(), String> {
         let run = |arguments: &[String], output: &Path| {
-            let result = Command::new(nvcc)
-                .args(FLAGS)
-                .args(["-I", "kernels"])
-                .args(arguments)
-                .arg(&self.source)
-                .arg("-o")
-                .arg(output)
-                .output()
-                .map_err(|error| format!("{}: {error}", nvcc.display()))?;
-            let text = String::from_utf8_lossy(&result.stderr).into_owned()
-                + &String::from_utf8_lossy(&result.stdout);
-            match result.status.success() {
-                true => Ok(text),
-                false => Err(format!("nvcc failed on {}:\n{text}", self.source.display())),
+            let mut all: Vec<&OsStr> = FLAGS.iter().map(OsStr::new).collect();
+            if with_text() {
+                all.extend(NO_WARNINGS.iter().map(OsStr::new));
             }
+            all.extend(["-I", "kernels"].map(OsStr::new));
+            all.extend(arguments.iter().map(OsStr::new));
+            all.extend([self.source.as_ref(), "-o".as_ref(), output.as_os_str()]);
+            nvcc.run(&all, &self.source)
         };
         let mut fatbin = ["-fatbin", "-Xptxas", "-v", "--threads", "0"]
             .map(String::from)

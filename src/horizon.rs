@@ -328,6 +328,9 @@ impl RowBound {
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::ChaCha8Rng;
+    use rand::{RngExt as _, SeedableRng as _};
+
     use super::*;
 
     #[test]
@@ -365,18 +368,17 @@ mod tests {
     /// Of keys that are the centre, only the slack is above the scores: those that f32 makes, in any order.
     #[test]
     fn slack_covers_the_rounding_of_scores() {
-        let mut state = 1u64;
-        let mut random = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
+        let mut random = ChaCha8Rng::seed_from_u64(1);
         let (scale, slope) = (0.5f32, 0.37f32);
         let horizon = Horizon::default();
         let budget = Budget::new(horizon, slope, 1, 128, 126.0).unwrap();
         let mut needed = 0;
         for head_dim in [8, 64, 256].repeat(100) {
-            let [q, k]: [Vec<f32>; 2] =
-                std::array::from_fn(|_| (0..head_dim).map(|_| 30.0 * random()).collect());
+            let [q, k]: [Vec<f32>; 2] = std::array::from_fn(|_| {
+                (0..head_dim)
+                    .map(|_| random.random_range(-30.0..30.0))
+                    .collect()
+            });
             let products = || q.iter().zip(&k);
             let exact: f64 = products().map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
             let norm = |x: &[f32]| x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();

@@ -6,6 +6,8 @@ use candle_core::{DType, Device, Result, Tensor, Var, WithDType};
 use flash_alibi::candle::{Lengths, append, attend, merge_states};
 use flash_alibi::cpu::oracle;
 use flash_alibi::{Attention, Inputs, Mask, Slopes, View, merge_state};
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt as _, SeedableRng as _};
 
 const HEADS_Q: usize = 4;
 const HEADS_K: usize = 2;
@@ -16,15 +18,10 @@ fn tensor<T: WithDType>(values: &[T]) -> Tensor {
     Tensor::new(values, &Device::Cpu).unwrap()
 }
 
-/// Numbers in -1..1, the same on every machine.
+/// Numbers in -1..1.
 fn random(shape: &[usize], seed: u64) -> Tensor {
-    let mut state = seed;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
+    let mut generator = ChaCha8Rng::seed_from_u64(seed);
+    let mut next = || generator.random_range(-1.0..1.0);
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }

@@ -223,6 +223,8 @@ fn run_with<T: Element, I, A>(
 #[cfg(test)]
 mod tests {
     use half::f16;
+    use rand::rngs::ChaCha8Rng;
+    use rand::{RngExt as _, SeedableRng as _};
 
     use super::*;
     use crate::cpu::oracle;
@@ -240,12 +242,9 @@ mod tests {
     }
 
     fn every_arch_agrees_with_the_oracle<T: Element>(tolerance: f64) {
-        let mut state = 1u32;
+        let mut generator = ChaCha8Rng::seed_from_u64(1);
         let mut random = |n: usize| -> Vec<T> {
-            let mut next = || {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                T::from_f32((state >> 8) as f32 / (1 << 22) as f32 - 2.0)
-            };
+            let mut next = || T::from_f32(generator.random_range(-2.0..2.0));
             (0..n).map(|_| next()).collect()
         };
         // Many rows, and few: each has a path. 24 and 40 are no whole number of registers.

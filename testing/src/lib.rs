@@ -29,5 +29,5 @@ mod tensor;
 
 pub use case::{Case, Lengths, Memory, SlopeKind, expect};
 pub use laid_out::{LaidOut, Rows, UNTOUCHED, reference};
-pub use random::random;
+pub use random::{generator, normal, random, uniform};
 pub use tensor::Tensor;

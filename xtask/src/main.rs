@@ -1,6 +1,7 @@
 //! Project tasks; `cargo xtask` lists them.
 
 mod bundle;
+mod package;
 mod public_api;
 mod toolkit;
 
@@ -14,10 +15,11 @@ use toolkit::Toolkit;
 
 const USAGE: &str = "usage: cargo xtask TASK
 
-    test         format, lints, builds with and without features, all tests, the documentation
+    test         format, lints, builds with and without features, all tests, the documentation, the package
     emulate      runs cargo with the arguments that follow, such as `test --test cuda`, on an emulated GPU
     toolkit      fetches the pinned CUDA compiler into the target directory, and prints where nvcc is
     kernels      compiles the kernels and prints their registers, shared memory and spills
+    package      makes the package, tries to publish it, and runs the examples of the documentation from it
     public-api   writes the listing of the public interface, public-api.txt, anew
     gpu-bundle   gathers what tests and measures on a machine with a GPU and without Rust; with --dry-run, runs it on an
                  emulated GPU instead, as far as that goes";
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
             let arguments: Vec<String> = env::args().skip(2).collect();
             on_emulated_device(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
         }
+        "package" => package::check(),
         "public-api" => public_api::check(true),
         "gpu-bundle" if env::args().nth(2).as_deref() == Some("--dry-run") => bundle::dry_run(),
         "gpu-bundle" => bundle::make(),
@@ -77,6 +80,7 @@ fn test() -> Result<(), String> {
     }
     oldest_candle()?;
     candle_cuda()?;
+    other_platforms()?;
     // As docs.rs makes it: without kernels.
     cargo_with(
         &[
@@ -87,7 +91,8 @@ fn test() -> Result<(), String> {
         ],
         &[("DOCS_RS", "1".as_ref())],
     )?;
-    public_api::check(false)
+    public_api::check(false)?;
+    package::check()
 }
 
 /// Checks the feature `candle-cuda` with the newest candle and with the oldest that it accepts: its types. candle's own
@@ -125,6 +130,36 @@ fn candle_cuda() -> Result<(), String> {
         &[&["clippy"], &oldest[..], &no_warnings].concat(),
         &variables,
     )
+}
+
+/// Checks the types on other systems and processors, as far as rustup has their standard library.
+fn other_platforms() -> Result<(), String> {
+    for platform in [
+        "aarch64-apple-darwin",
+        "aarch64-unknown-linux-gnu",
+        "x86_64-pc-windows-msvc",
+    ] {
+        let said = Command::new("rustup")
+            .args(["target", "add", platform])
+            .output();
+        if !said.is_ok_and(|said| said.status.success()) {
+            println!(
+                "SKIPPED: rustup has no standard library of {platform}, whose types are not checked"
+            );
+            continue;
+        }
+        let target = format!("--target={platform}");
+        let check = [
+            "check",
+            "--package=flash-alibi",
+            "--lib",
+            "--features=candle,cuda",
+        ];
+        // Without kernels, as docs.rs builds it: nvcc would want that system's C++ compiler.
+        let docs = ("DOCS_RS", OsStr::new("1"));
+        cargo_with(&[&check[..], &[&target]].concat(), &[docs])?;
+    }
+    Ok(())
 }
 
 /// The tests of the feature `candle` with the oldest candle that it accepts; the other tests have the newest.
