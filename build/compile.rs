@@ -10,11 +10,11 @@ use std::thread;
 use super::nvcc::Nvcc;
 use super::{ARCHITECTURES, out_dir, write};
 
-/// Kernels that only tests use, of the oldest architecture.
-const TESTS: &str = "tests";
-
 /// What PTX is made for: the oldest architecture that the kernels run on.
 const PTX_ARCH: &str = "80";
+
+/// Kernels that only tests use, and what their PTX is made for. In the tables they are of the oldest architecture.
+const TESTS: &[(&str, &str)] = &[("tests", PTX_ARCH), ("tests/sm90", "90a")];
 
 const FLAGS: &[&str] = &["-O3", "-std=c++17"];
 
@@ -27,6 +27,7 @@ struct Kernel {
     name: String,
     /// The variant of `Architecture`.
     architecture: &'static str,
+    ptx_arch: &'static str,
     source: PathBuf,
     fatbin: PathBuf,
     ptx: PathBuf,
@@ -34,7 +35,12 @@ struct Kernel {
 }
 
 /// The kernel files of a folder.
-fn folder(folder: &str, architecture: &'static str, out: &Path) -> Result<Vec<Kernel>, String> {
+fn folder(
+    folder: &str,
+    architecture: &'static str,
+    ptx_arch: &'static str,
+    out: &Path,
+) -> Result<Vec<Kernel>, String> {
     let path = Path::new("kernels").join(folder);
     let entries = fs::read_dir(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let sources = entries
@@ -44,13 +50,14 @@ fn folder(folder: &str, architecture: &'static str, out: &Path) -> Result<Vec<Ke
         .map(|source| {
             let stem = source.file_stem().unwrap_or_default().to_string_lossy();
             let made = |extension| {
-                let file = format!("{folder}-{stem}");
+                let file = format!("{}-{stem}", folder.replace('/', "-"));
                 out.join(file).with_extension(extension)
             };
             let (fatbin, ptx, log) = (made("fatbin"), made("ptx"), made("ptxas"));
             Kernel {
                 name: format!("{folder}/{stem}"),
                 architecture,
+                ptx_arch,
                 fatbin,
                 ptx,
                 log,
@@ -67,10 +74,12 @@ pub(crate) fn all() -> Result<(), String> {
     let out = out_dir();
     let mut kernels = Vec::new();
     for (name, architecture) in ARCHITECTURES {
-        kernels.extend(folder(name, architecture, &out)?);
+        kernels.extend(folder(name, architecture, PTX_ARCH, &out)?);
     }
     if with_text() {
-        kernels.extend(folder(TESTS, ARCHITECTURES[0].1, &out)?);
+        for (name, ptx_arch) in TESTS {
+            kernels.extend(folder(name, ARCHITECTURES[0].1, ptx_arch, &out)?);
+        }
     }
 
     if env::var_os("DOCS_RS").is_some() {
@@ -135,12 +144,13 @@ impl Kernel {
         let mut fatbin = ["-fatbin", "-Xptxas", "-v", "--threads", "0"]
             .map(String::from)
             .to_vec();
-        for arch in archs {
+        let ptx = self.ptx_arch;
+        // What is for one architecture only, such as 90a, is for no other.
+        let only = ptx.ends_with(char::is_alphabetic);
+        for arch in archs.iter().filter(|arch| !only || *arch == ptx) {
             fatbin.push(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
         }
-        fatbin.push(format!(
-            "-gencode=arch=compute_{PTX_ARCH},code=compute_{PTX_ARCH}"
-        ));
+        fatbin.push(format!("-gencode=arch=compute_{ptx},code=compute_{ptx}"));
         let dependencies = self.fatbin.with_extension("d");
         fatbin.extend([
             "-MD".into(),
@@ -154,7 +164,7 @@ impl Kernel {
             let arguments = [
                 "-ptx".into(),
                 "-lineinfo".into(),
-                format!("-arch=compute_{PTX_ARCH}"),
+                format!("-arch=compute_{ptx}"),
             ];
             run(&arguments, &self.ptx)?;
         }

@@ -70,9 +70,10 @@ fn test() -> Result<(), String> {
     // The bundle's dry run, among these, has all tests of the testing crate on an emulated GPU.
     cargo(&[&["test"], EVERYTHING].concat())?;
     if cfg!(target_os = "linux") {
-        // On the driver that reports every access to memory that is not there any more.
+        // On the driver that reports every access to memory that is not there any more; and what the library tests of its
+        // own launches.
         let folders = emulated_driver("debug/deps/libptx_emulator_driver.so")?;
-        let test = ["--test=cuda_soundness"];
+        let test = ["--lib", "--test=cuda_soundness"];
         cargo_with(
             &[&["test"], EVERYTHING, &test].concat(),
             &[("LD_LIBRARY_PATH", &folders)],
