@@ -73,6 +73,8 @@ impl Machine {
         let out = self.folder.join("out");
         let _ = fs::remove_file(out.join("log"));
         let output = Command::new(env::current_exe().unwrap())
+            // Cargo runs it in the folder of the package that it builds.
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
             .args(["--exact", "as_build_script", "--nocapture"])
             .env_clear()
             .env(AS_SCRIPT, "1")
