@@ -110,6 +110,9 @@ impl Slopes {
     }
 
     /// Every slope times `factor`. Falcon scales its bias with the scores: factor `1/sqrt(head_dim)`.
+    ///
+    /// transformers rounds Falcon's bias to bf16, so that beyond position 256 neighbouring keys get the same bias. Nothing is
+    /// rounded so here: on long prompts results differ from those of transformers.
     pub fn scaled(mut self, factor: f32) -> Self {
         for slope in &mut self.values {
             *slope *= factor;

@@ -10,8 +10,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use flash_alibi_models::Problem;
-use flash_alibi_models::{Measured, measure};
+use flash_alibi_models::{Measured, Problem, measure};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Source {
@@ -36,7 +35,7 @@ struct Arguments {
     /// The weight that may be left out of a row: above 0, and at most 0.5.
     #[arg(long, value_name = "X", default_value_t = 0.5f32.powi(24))]
     tolerance: f32,
-    /// Of `model`: a Hugging Face checkpoint folder of the BLOOM or MPT family.
+    /// Of `model`: a Hugging Face checkpoint folder of the BLOOM, Falcon or MPT family.
     #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/kjv-bloom"))]
     model: PathBuf,
     /// Of `model`: the text that it reads.

@@ -99,8 +99,6 @@ fn keys_of_mpt() {
             ("logit_scale", "inv_sqrt_d_model".into(), "1"),
             ("ffn_config.ffn_type", "mptglu".into(), "\"mptmlp\""),
             ("ffn_config.some_new_scale", 2.into(), "no such key"),
-            ("ffn_config.ffn_type", "mptglu".into(), "\"mptmlp\""),
-            ("ffn_config.some_new_scale", 2.into(), "no such key"),
             ("attn_config", "flash".into(), "an object"),
             ("attn_config.alibi", false.into(), "true"),
             ("attn_config.alibi_bias_max", 0.into(), "a number above 0"),

@@ -126,6 +126,22 @@ fn keys_by_their_old_names_and_defaults_of_absent_ones() {
         .without("activation")
         .without("num_kv_heads");
     same("Falcon", &falcon, "tied");
+    // As Falcon-RW was first published: absent flags are false there.
+    for name in ["RefinedWeb", "RefinedWebModel"] {
+        let falcon = Variant::of("tiny-falcon-rw")
+            .set("model_type", name)
+            .set("n_head", 6)
+            .set("n_layer", 2)
+            .without("num_attention_heads")
+            .without("num_hidden_layers")
+            .without("num_kv_heads")
+            .without("multi_query")
+            .without("parallel_attn")
+            .without("new_decoder_architecture")
+            .without("ffn_hidden_size")
+            .without("activation");
+        same(name, &falcon, "tied");
+    }
 }
 
 #[test]

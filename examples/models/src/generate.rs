@@ -34,7 +34,7 @@ pub fn generate(
 ) -> Result<Generated> {
     ensure!(!prompt.is_empty(), "the prompt is empty");
     let page_size = 16;
-    let pages = (prompt.len() + tokens).div_ceil(page_size);
+    let pages = prompt.len().saturating_add(tokens).div_ceil(page_size);
     let mut cache = model.cache(pages, page_size)?;
     let sequence = cache.pages.create();
     let mut next = |input: &[u32]| -> Result<u32> {

@@ -14,7 +14,7 @@ pub struct Sampler {
 
 impl Sampler {
     /// Draws from the probabilities of `logits / temperature`, of which only the largest are kept: as few as have `top_p`
-    /// together. At a temperature of 0 it takes the likeliest token. One seed gives the same tokens for the same logits, on every machine.
+    /// together. At a temperature of 0 it takes the likeliest token. One seed gives the same tokens for the same logits.
     ///
     /// # Errors
     /// When the temperature is not a number of at least 0, or `top_p` not above 0 and at most 1.

@@ -33,7 +33,7 @@ const CHOICES: &[Fixed] = &[
     ("watermarking_config", "null"),
 ];
 
-/// That none of them is set.
+/// Refuses a value that changes something.
 pub fn refuse_other_choices(keys: &Keys<'_>) -> Result<()> {
     keys.fixed(CHOICES)
 }

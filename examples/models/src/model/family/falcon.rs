@@ -4,6 +4,9 @@
 //! with the key's position: beyond position 256 neighbouring keys get the same bias, so that its results depend on where in
 //! the text a key is and, on long prompts, differ from what is computed here, the bias that the family was trained for
 //! without the rounding.
+//!
+//! The first configurations call the family `RefinedWeb` or `RefinedWebModel`, and are those of code that came with the
+//! checkpoints: their keys have other names, and absent ones mean something else.
 
 use anyhow::{Result, bail, ensure};
 use flash_alibi::{Attention, Horizon, Slopes};
@@ -26,6 +29,9 @@ const FIXED: &[Fixed] = &[
     ("hidden_act", r#""gelu""#),
 ];
 
+/// The number of key heads.
+const KEY_HEADS: [&str; 2] = ["num_kv_heads", "n_head_kv"];
+
 pub fn describe(keys: &Keys<'_>, _: &Tensors, horizon: Horizon) -> Result<Family> {
     keys.fixed(FIXED)?;
     ensure!(
@@ -33,25 +39,32 @@ pub fn describe(keys: &Keys<'_>, _: &Tensors, horizon: Horizon) -> Result<Family
         "config.json: found alibi = {}, expected true: Falcon without it has rotary embeddings, which are not computed here",
         keys.get("alibi")
     );
-    let hidden = keys.hidden(4544)?;
-    let heads = keys.size(&["num_attention_heads"], 71)?;
+    let newer = keys.text("model_type")? == Some("falcon");
+    let (vocab, hidden, layers, heads) = match newer {
+        true => (65_024, 4544, 32, 71),
+        false => (250_880, 64, 2, 8),
+    };
+    let hidden = keys.hidden(hidden)?;
+    let heads = keys.size(&["num_attention_heads", "n_head"], heads)?;
     let head_dim = head_dim(hidden, heads)?;
     let grouped = keys.flag("new_decoder_architecture", false)?;
-    let parallel = keys.flag("parallel_attn", true)?;
+    let parallel = keys.flag("parallel_attn", newer)?;
     ensure!(
         parallel || !grouped,
         "config.json: found parallel_attn = false, expected true: new_decoder_architecture has nothing else"
     );
-    let heads_k = match (grouped, keys.flag("multi_query", true)?) {
-        (true, _) => keys.size(&["num_kv_heads"], heads)?,
+    let heads_k = match (grouped, keys.flag("multi_query", newer)?) {
+        (true, _) => keys.size(&KEY_HEADS, heads)?,
         (false, true) => 1,
         (false, false) => {
-            keys.equal("num_kv_heads", heads)?;
+            for name in KEY_HEADS {
+                keys.equal(name, heads)?;
+            }
             heads
         }
     };
     // Not read where there is one key head.
-    keys.get("num_kv_heads");
+    KEY_HEADS.map(|name| keys.get(name));
     let norms = keys.size(&["num_ln_in_parallel_attn"], 1 + usize::from(grouped))?;
     ensure!(
         norms == 1 || grouped && norms == 2,
@@ -85,9 +98,9 @@ pub fn describe(keys: &Keys<'_>, _: &Tensors, horizon: Horizon) -> Result<Family
             // Rotary frequencies, which every block of old checkpoints has.
             inert: &["rotary.inv_freq", "rotary_emb.inv_freq"],
         },
-        vocab: keys.size(&["vocab_size"], 65_024)?,
+        vocab: keys.size(&["vocab_size"], vocab)?,
         hidden,
-        layers: keys.size(&["num_hidden_layers"], 32)?,
+        layers: keys.size(&["num_hidden_layers", "n_layer"], layers)?,
         wide: keys.size(&["ffn_hidden_size"], 4 * hidden)?,
         epsilon: keys.positive("layer_norm_epsilon", 1e-5)?,
         norm_bias: true,

@@ -71,7 +71,7 @@ pub fn load(folder: &Path, device: &Device, horizon: Horizon) -> Result<Model> {
     let keys = Keys::new(config.name, &config.keys);
     let (describe, inert): (Describe, _) = match keys.text("model_type")?.unwrap_or("none") {
         "bloom" => (bloom::describe, bloom::INERT),
-        "falcon" => (falcon::describe, falcon::INERT),
+        "falcon" | "RefinedWeb" | "RefinedWebModel" => (falcon::describe, falcon::INERT),
         "mpt" => (mpt::describe, mpt::INERT),
         other => {
             bail!("config.json: found model_type {other}, expected bloom, falcon or mpt")
