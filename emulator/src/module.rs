@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::decode::{self, ModuleVar};
-use crate::error::{Fault, MemoryError, ParseError};
+use crate::error::{Fault, FaultKind, MemoryError, ParseError, Place};
 use crate::exec;
 use crate::ir::{Kernel, ParamInfo};
 use crate::ptx::ast::{Ast, Init, Var, VarSpace};
@@ -27,6 +27,8 @@ pub struct KernelInfo {
     pub max_threads: Option<u32>,
     /// `.reqntid`: the exact block.
     pub required_block: Option<(u32, u32, u32)>,
+    /// `.reqnctapercluster`: the exact cluster, in blocks.
+    pub required_cluster: Option<(u32, u32, u32)>,
 }
 
 /// A parsed PTX text, ready to launch. Cheap to share between threads.
@@ -90,6 +92,7 @@ impl Module {
                 static_shared: kernel.as_ref().map_or(0, |k| k.static_shared),
                 max_threads: f.max_threads,
                 required_block: f.required_block,
+                required_cluster: f.required_cluster,
             });
             kernels.push(kernel);
         }
@@ -168,6 +171,17 @@ impl Module {
         params: &[u8],
     ) -> Result<Report, Box<Fault>> {
         let (code, info) = self.code(kernel)?;
+        if let Some(cluster) = info
+            .required_cluster
+            .filter(|&cluster| cluster != (1, 1, 1))
+        {
+            let what = format!("clusters of {cluster:?} blocks, which the kernel requires");
+            return Err(Box::new(Fault {
+                kind: FaultKind::Unsupported(what),
+                kernel: kernel.to_owned(),
+                place: Place::default(),
+            }));
+        }
         let addresses = self
             .load(memory)
             .map_err(|e| Fault::bad_launch(kernel, e.to_string()))?;

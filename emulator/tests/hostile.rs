@@ -130,3 +130,23 @@ fn modules_and_memory_are_shared_between_threads() {
         }
     });
 }
+
+/// A kernel that was compiled for clusters is not run as if it had none.
+#[test]
+fn clusters_that_a_kernel_requires_are_not_left_out() {
+    let launch = |x: u32| {
+        let text = format!(
+            ".version 8.0\n.target sm_90\n.address_size 64\n\
+             .visible .entry e() .reqnctapercluster {x}, 1, 1 {{ ret; }}"
+        );
+        let module = Module::parse(&text).unwrap();
+        let required = module.kernel("e").unwrap().required_cluster;
+        assert_eq!(required, Some((x, 1, 1)));
+        module.launch(&Memory::new(), "e", &LaunchConfig::new(4, 32), &[])
+    };
+    launch(1).unwrap();
+    assert_eq!(
+        launch(2).unwrap_err().to_string(),
+        "kernel `e`: not supported by the emulator: clusters of (2, 1, 1) blocks, which the kernel requires"
+    );
+}

@@ -54,6 +54,7 @@ codes! {
     716 MISALIGNED_ADDRESS "misaligned address"
     719 LAUNCH_FAILED "unspecified launch failure"
     720 COOPERATIVE_LAUNCH_TOO_LARGE "too many blocks in cooperative launch"
+    800 NOT_PERMITTED "operation not permitted"
     801 NOT_SUPPORTED "operation not supported"
     900 STREAM_CAPTURE_UNSUPPORTED "operation not permitted when stream is capturing"
     901 STREAM_CAPTURE_INVALIDATED "operation failed due to a previous error during capture"

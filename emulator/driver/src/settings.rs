@@ -23,6 +23,8 @@ pub struct Settings {
     pub checks: Checks,
     /// Of schedules.
     pub seed: u64,
+    /// Results that hardware only approximates are moved within their error.
+    pub perturb: bool,
 }
 
 /// The settings of this process.
@@ -53,6 +55,7 @@ impl Settings {
                 false => Checks::none(),
             },
             seed: variable("PTX_EMULATOR_SEED", 1, |text| text.parse().ok()),
+            perturb: flag("PTX_EMULATOR_PERTURB", false),
         }
     }
 

@@ -352,7 +352,9 @@ impl State {
             code,
             architecture,
             max_dynamic: SHARED_BYTES - info.static_shared as i32,
-            cluster: [0; 3],
+            cluster: info
+                .required_cluster
+                .map_or([0; 3], |(x, y, z)| [x, y, z].map(|extent| extent as i32)),
             non_portable_cluster: false,
             info,
         };

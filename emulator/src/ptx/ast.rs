@@ -53,6 +53,7 @@ pub(crate) struct Func {
     pub body: Option<Vec<Stmt>>,
     pub max_threads: Option<u32>,
     pub required_block: Option<(u32, u32, u32)>,
+    pub required_cluster: Option<(u32, u32, u32)>,
     pub max_registers: Option<u32>,
 }
 

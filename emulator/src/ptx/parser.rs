@@ -243,6 +243,7 @@ impl Parser<'_> {
             body: None,
             max_threads: None,
             required_block: None,
+            required_cluster: None,
             max_registers: None,
         };
         while let Some(word) = self.dot() {
@@ -255,10 +256,13 @@ impl Parser<'_> {
                             *slot = self.u32()?;
                         }
                     }
-                    if word == "maxntid" {
-                        f.max_threads = Some(d[0].saturating_mul(d[1]).saturating_mul(d[2]));
-                    } else if word == "reqntid" {
-                        f.required_block = Some((d[0], d[1], d[2]));
+                    let extents = Some((d[0], d[1], d[2]));
+                    match word.as_str() {
+                        "maxntid" => {
+                            f.max_threads = Some(d[0].saturating_mul(d[1]).saturating_mul(d[2]));
+                        }
+                        "reqntid" => f.required_block = extents,
+                        _ => f.required_cluster = extents,
                     }
                 }
                 "maxnreg" => f.max_registers = Some(self.u32()?),

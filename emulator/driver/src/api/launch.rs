@@ -34,7 +34,8 @@ fn launch(
             .shared_bytes(shared_bytes)
             .shared_limit(SETTINGS.device.shared_optin() as u32)
             .checks(SETTINGS.checks)
-            .seed(SETTINGS.seed);
+            .seed(SETTINGS.seed)
+            .perturb(SETTINGS.perturb);
         let launch = Launch {
             function,
             config,

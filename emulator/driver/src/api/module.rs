@@ -117,6 +117,7 @@ api! {
                 // PREFERRED_SHARED_MEMORY_CARVEOUT
                 9 if (-1..=100).contains(&value) => Ok(()),
                 // REQUIRED_CLUSTER_WIDTH, _HEIGHT and _DEPTH, checked by launches.
+                11..=13 if function.info.required_cluster.is_some() => Err(Code::NOT_PERMITTED),
                 11..=13 if value >= 0 => {
                     function.cluster[name as usize - 11] = value;
                     Ok(())

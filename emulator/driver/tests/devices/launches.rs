@@ -7,6 +7,7 @@ use cudarc::driver::sys::{
     CUlaunchConfig, CUresult,
 };
 use cudarc::driver::{CudaFunction, CudaStream};
+use cudarc::nvrtc::Ptx;
 
 use crate::common::{begin, code, one_block};
 use crate::{INVALID, NOT_SUPPORTED, SUCCESS, is_new, of_device, on_each};
@@ -121,6 +122,35 @@ fn clusters_are_checked_as_the_device_has_them() {
             stream.synchronize().unwrap();
         },
     );
+}
+
+/// A size that the function was compiled for.
+#[test]
+fn clusters_of_the_compiler_are_required() {
+    let name = "launches::clusters_of_the_compiler_are_required";
+    on_each(name, || {
+        use CUfunction_attribute::*;
+        if !is_new() {
+            return;
+        }
+        let (context, stream, _) = begin();
+        for (x, expected) in [(1, SUCCESS), (2, NOT_SUPPORTED), (3, CLUSTER)] {
+            let text = format!(
+                ".version 8.0\n.target sm_90\n.address_size 64\n\
+                 .visible .entry e() .reqnctapercluster {x}, 1, 1 {{ ret; }}"
+            );
+            let module = context.load_module(Ptx::from_src(text)).unwrap();
+            let function = module.load_function("e").unwrap();
+            let width = CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH;
+            assert_eq!(function.get_attribute(width).unwrap(), x);
+            let set = code(function.set_attribute(width, x));
+            assert_eq!(set, CUresult::CUDA_ERROR_NOT_PERMITTED);
+            let found = launch(&stream, &function, (4, 1, 1), Vec::new());
+            assert_eq!(found, expected, "{x}");
+            // Before the module is unloaded.
+            stream.synchronize().unwrap();
+        }
+    });
 }
 
 #[test]

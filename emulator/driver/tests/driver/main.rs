@@ -3,6 +3,8 @@
 
 #![cfg(target_os = "linux")]
 
+mod checks;
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::fs;
@@ -20,7 +22,7 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 
-use common::{begin, code, errors, image, one_block, run};
+use common::{begin, code, image, one_block, run};
 
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -261,84 +263,6 @@ fn captures_refuse_what_they_must() {
         assert_eq!(elsewhere, (R::CUDA_SUCCESS, R::CUDA_SUCCESS));
         let ended = code(stream.end_capture(CUgraphInstantiate_flags(0)));
         assert_eq!(ended, R::CUDA_ERROR_ILLEGAL_STATE);
-    });
-}
-
-/// The error of a kernel, when it is launched and when it is waited for, and ever after.
-fn fault(
-    name: &str,
-    arguments: impl Fn(&CudaStream, &CudaFunction, &mut CudaSlice<i32>),
-) -> CUresult {
-    let (context, stream, module) = begin();
-    let mut x = stream.alloc_zeros::<i32>(4).unwrap();
-    let function = module.load_function(name).unwrap();
-    arguments(&stream, &function, &mut x);
-    let found = code(stream.synchronize());
-    assert_ne!(found, CUresult::CUDA_SUCCESS);
-    assert_eq!(code(stream.clone_htod(&[1])), found);
-    assert_eq!(code(context.synchronize()), found);
-    assert_eq!(code(stream.record_event(None)), found);
-    std::mem::forget((context, stream, module, x, function));
-    found
-}
-
-#[test]
-fn faults_stay_and_are_explained() {
-    let output = run("faults_stay_and_are_explained", &[], || {
-        let found = fault("stray", |stream, function, x| {
-            let mut launch = stream.launch_builder(function);
-            launch.arg(x).arg(&4i32);
-            // SAFETY: it is not: the emulator finds out.
-            unsafe { launch.launch(one_block(1)) }.unwrap();
-        });
-        assert_eq!(found, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
-    });
-    if let Some(output) = output {
-        let errors = errors(&output);
-        assert!(
-            errors.contains("kernel `stray`, block (0,0,0) thread (0,0,0)"),
-            "{errors}"
-        );
-        assert!(errors.contains("out of bounds"), "{errors}");
-    }
-}
-
-#[test]
-fn traps_are_illegal_instructions() {
-    run("traps_are_illegal_instructions", &[], || {
-        let found = fault("fails", |stream, function, _| {
-            // SAFETY: it takes nothing.
-            unsafe { stream.launch_builder(function).launch(one_block(1)) }.unwrap();
-        });
-        assert_eq!(found, CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION);
-    });
-}
-
-fn read_unwritten() -> Result<(), DriverError> {
-    let (_, stream, module) = begin();
-    // SAFETY: that it is not written is the matter.
-    let x = unsafe { stream.alloc::<i32>(1) }.unwrap();
-    let mut out = stream.alloc_zeros::<i32>(1).unwrap();
-    let function = module.load_function("unwritten").unwrap();
-    let mut launch = stream.launch_builder(&function);
-    launch.arg(&x).arg(&mut out);
-    // SAFETY: the kernel takes these.
-    unsafe { launch.launch(one_block(1)) }.unwrap();
-    stream.synchronize()
-}
-
-#[test]
-fn the_checks_of_the_emulator() {
-    run("the_checks_of_the_emulator", &[], || {
-        assert_eq!(code(read_unwritten()), CUresult::CUDA_ERROR_LAUNCH_FAILED);
-    });
-}
-
-#[test]
-fn the_checks_of_the_emulator_switched_off() {
-    let off = [("PTX_EMULATOR_CHECKS", "0")];
-    run("the_checks_of_the_emulator_switched_off", &off, || {
-        assert_eq!(code(read_unwritten()), CUresult::CUDA_SUCCESS);
     });
 }
 
