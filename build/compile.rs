@@ -1,21 +1,25 @@
 //! What nvcc makes of the kernels.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 
-use crate::{ARCHITECTURES, nvcc, out_dir, write};
-
-/// Kernels that only tests use, of the oldest architecture.
-const TESTS: &str = "tests";
+use super::nvcc::Nvcc;
+use super::{ARCHITECTURES, out_dir, write};
 
 /// What PTX is made for: the oldest architecture that the kernels run on.
 const PTX_ARCH: &str = "80";
 
-const FLAGS: &[&str] = &["-O3", "-std=c++17", "-Werror", "all-warnings"];
+/// Kernels that only tests use, and what their PTX is made for. In the tables they are of the oldest architecture.
+const TESTS: &[(&str, &str)] = &[("tests", PTX_ARCH), ("tests/sm90", "90a")];
+
+const FLAGS: &[&str] = &["-O3", "-std=c++17"];
+
+/// Where the kernels are tested. Elsewhere a host compiler may have headers that NVIDIA's do not quite fit.
+const NO_WARNINGS: &[&str] = &["-Werror", "all-warnings"];
 
 /// A kernel file and what is made of it.
 struct Kernel {
@@ -23,6 +27,7 @@ struct Kernel {
     name: String,
     /// The variant of `Architecture`.
     architecture: &'static str,
+    ptx_arch: &'static str,
     source: PathBuf,
     fatbin: PathBuf,
     ptx: PathBuf,
@@ -30,7 +35,12 @@ struct Kernel {
 }
 
 /// The kernel files of a folder.
-fn folder(folder: &str, architecture: &'static str, out: &Path) -> Result<Vec<Kernel>, String> {
+fn folder(
+    folder: &str,
+    architecture: &'static str,
+    ptx_arch: &'static str,
+    out: &Path,
+) -> Result<Vec<Kernel>, String> {
     let path = Path::new("kernels").join(folder);
     let entries = fs::read_dir(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let sources = entries
@@ -40,13 +50,14 @@ fn folder(folder: &str, architecture: &'static str, out: &Path) -> Result<Vec<Ke
         .map(|source| {
             let stem = source.file_stem().unwrap_or_default().to_string_lossy();
             let made = |extension| {
-                let file = format!("{folder}-{stem}");
+                let file = format!("{}-{stem}", folder.replace('/', "-"));
                 out.join(file).with_extension(extension)
             };
             let (fatbin, ptx, log) = (made("fatbin"), made("ptx"), made("ptxas"));
             Kernel {
                 name: format!("{folder}/{stem}"),
                 architecture,
+                ptx_arch,
                 fatbin,
                 ptx,
                 log,
@@ -63,10 +74,12 @@ pub(crate) fn all() -> Result<(), String> {
     let out = out_dir();
     let mut kernels = Vec::new();
     for (name, architecture) in ARCHITECTURES {
-        kernels.extend(folder(name, architecture, &out)?);
+        kernels.extend(folder(name, architecture, PTX_ARCH, &out)?);
     }
     if with_text() {
-        kernels.extend(folder(TESTS, ARCHITECTURES[0].1, &out)?);
+        for (name, ptx_arch) in TESTS {
+            kernels.extend(folder(name, ARCHITECTURES[0].1, ptx_arch, &out)?);
+        }
     }
 
     if env::var_os("DOCS_RS").is_some() {
@@ -77,7 +90,7 @@ pub(crate) fn all() -> Result<(), String> {
             }
         }
     } else {
-        let nvcc = nvcc::find(&out)?;
+        let nvcc = Nvcc::find(&out)?;
         let archs = archs()?;
         let compile = |kernel: &Kernel| kernel.compile(&nvcc, &archs);
         let results: Vec<Result<(), String>> = thread::scope(|scope| {
@@ -117,33 +130,27 @@ pub(crate) fn all() -> Result<(), String> {
 }
 
 impl Kernel {
-    fn compile(&self, nvcc: &Path, archs: &[String]) -> Result<(), String> {
+    fn compile(&self, nvcc: &Nvcc, archs: &[String]) -> Result<(), String> {
         let run = |arguments: &[String], output: &Path| {
-            let result = Command::new(nvcc)
-                .args(FLAGS)
-                .args(["-I", "kernels"])
-                .args(arguments)
-                .arg(&self.source)
-                .arg("-o")
-                .arg(output)
-                .output()
-                .map_err(|error| format!("{}: {error}", nvcc.display()))?;
-            let text = String::from_utf8_lossy(&result.stderr).into_owned()
-                + &String::from_utf8_lossy(&result.stdout);
-            match result.status.success() {
-                true => Ok(text),
-                false => Err(format!("nvcc failed on {}:\n{text}", self.source.display())),
+            let mut all: Vec<&OsStr> = FLAGS.iter().map(OsStr::new).collect();
+            if with_text() {
+                all.extend(NO_WARNINGS.iter().map(OsStr::new));
             }
+            all.extend(["-I", "kernels"].map(OsStr::new));
+            all.extend(arguments.iter().map(OsStr::new));
+            all.extend([self.source.as_ref(), "-o".as_ref(), output.as_os_str()]);
+            nvcc.run(&all, &self.source)
         };
         let mut fatbin = ["-fatbin", "-Xptxas", "-v", "--threads", "0"]
             .map(String::from)
             .to_vec();
-        for arch in archs {
+        let ptx = self.ptx_arch;
+        // What is for one architecture only, such as 90a, is for no other.
+        let only = ptx.ends_with(char::is_alphabetic);
+        for arch in archs.iter().filter(|arch| !only || *arch == ptx) {
             fatbin.push(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
         }
-        fatbin.push(format!(
-            "-gencode=arch=compute_{PTX_ARCH},code=compute_{PTX_ARCH}"
-        ));
+        fatbin.push(format!("-gencode=arch=compute_{ptx},code=compute_{ptx}"));
         let dependencies = self.fatbin.with_extension("d");
         fatbin.extend([
             "-MD".into(),
@@ -157,7 +164,7 @@ impl Kernel {
             let arguments = [
                 "-ptx".into(),
                 "-lineinfo".into(),
-                format!("-arch=compute_{PTX_ARCH}"),
+                format!("-arch=compute_{ptx}"),
             ];
             run(&arguments, &self.ptx)?;
         }

@@ -6,10 +6,16 @@
 //!
 //! nvcc is looked for in `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `PATH`, and where `cargo xtask toolkit` puts it. Architectures
 //! come from `FLASH_ALIBI_CUDA_ARCHS` (such as `80,90a,100a`), or from `CUDA_COMPUTE_CAP` (one, such as `90`), or are 80
-//! and 90a; PTX of compute_80 is always embedded, for what comes later.
+//! and 90a; PTX of compute_80 is always embedded, for what comes later. nvcc's host compiler is that of `NVCC_CCBIN`, `CXX`,
+//! a cross build or Visual Studio, or what nvcc finds.
 
+#[cfg(feature = "cuda")]
 mod compile;
+#[cfg(feature = "cuda")]
+mod host;
+#[cfg(feature = "cuda")]
 mod nvcc;
+#[cfg(feature = "cuda")]
 mod tables;
 
 use std::env;
@@ -20,7 +26,7 @@ use std::path::{Path, PathBuf};
 /// The folders of kernels, with their variants of `Architecture`, the oldest first.
 const ARCHITECTURES: &[(&str, &str)] = &[("sm80", "Sm80")];
 
-fn main() {
+pub(crate) fn main() {
     println!("cargo::rerun-if-changed=build");
     // Not the notes beside them.
     let architectures = ARCHITECTURES.iter().map(|(folder, _)| *folder);
@@ -28,9 +34,13 @@ fn main() {
         println!("cargo::rerun-if-changed=kernels/{folder}");
     }
     finish(limits());
-    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
-        return;
-    }
+    #[cfg(feature = "cuda")]
+    cuda();
+}
+
+/// What the feature `cuda` is made of.
+#[cfg(feature = "cuda")]
+fn cuda() {
     for variable in [
         "NVCC",
         "CUDA_HOME",

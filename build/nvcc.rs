@@ -1,11 +1,50 @@
 //! The compiler.
 
 use std::env;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Where it is.
-pub(crate) fn find(out: &Path) -> Result<PathBuf, String> {
+use super::host::HostCompiler;
+
+/// nvcc and its host compiler.
+pub(crate) struct Nvcc {
+    program: PathBuf,
+    host: HostCompiler,
+}
+
+impl Nvcc {
+    pub(crate) fn find(out: &Path) -> Result<Self, String> {
+        let program = find(out)?;
+        let host = HostCompiler::find(&program)?;
+        Ok(Self { program, host })
+    }
+
+    /// Compiles a file, and gives what was printed.
+    pub(crate) fn run(&self, arguments: &[&OsStr], source: &Path) -> Result<String, String> {
+        let result = Command::new(&self.program)
+            .args(&self.host.arguments)
+            .args(arguments)
+            .envs(
+                self.host
+                    .environment
+                    .iter()
+                    .map(|(name, value)| (name, value)),
+            )
+            .output()
+            .map_err(|error| format!("{}: {error}", self.program.display()))?;
+        let text = String::from_utf8_lossy(&result.stderr).into_owned()
+            + &String::from_utf8_lossy(&result.stdout);
+        match (result.status.success(), self.host.refused(&text)) {
+            (true, _) => Ok(text),
+            (false, Some(refused)) => Err(refused),
+            (false, None) => Err(format!("nvcc failed on {}:\n{text}", source.display())),
+        }
+    }
+}
+
+/// Where nvcc is.
+fn find(out: &Path) -> Result<PathBuf, String> {
     let program = format!("nvcc{}", env::consts::EXE_SUFFIX);
     if let Some(nvcc) = env::var_os("NVCC") {
         // Said outright: no other is looked for.

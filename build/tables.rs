@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::{ARCHITECTURES, out_dir, read, write};
+use super::{ARCHITECTURES, out_dir, read, write};
 
 /// The names of the element types: those of `FOR_EACH_ELEMENT` in `kernels/common/elements.cuh`, and the fields of
 /// `PerElement` in `src/kernels`.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, IndexOp, Tensor};
 use clap::Parser;
+use flash_alibi::Horizon;
 use flash_alibi_models::{Backend, Model, Tokenizer};
-use flash_alibi_testing::HorizonArgument;
 use indicatif::{ProgressBar, ProgressStyle};
 use plotters::prelude::*;
 
@@ -17,19 +17,19 @@ use plotters::prelude::*;
 #[command(about = "Bits per byte of an ALiBi model at contexts of 128 to 4096 tokens")]
 struct Arguments {
     /// A Hugging Face checkpoint folder of the BLOOM or MPT family.
-    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kjv-bloom"))]
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/kjv-bloom"))]
     model: PathBuf,
     /// Where the model runs. A GPU needs a build with `--features candle-cuda`.
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]
     device: Backend,
-    /// Which keys are left out, because they cannot change the result.
-    #[arg(long, value_enum, default_value_t = HorizonArgument::Certified)]
-    horizon: HorizonArgument,
+    /// Which keys are left out, because they cannot change the result: off, certified or bitwise.
+    #[arg(long, default_value = "certified")]
+    horizon: Horizon,
     /// The context at which the model was trained, to be marked.
     #[arg(long, value_name = "N", default_value_t = 256)]
     trained: usize,
     /// The text to predict.
-    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kjv-bloom/heldout.txt"))]
+    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/kjv-bloom/heldout.txt"))]
     text: PathBuf,
     /// Where to draw the plot, an SVG.
     #[arg(long, value_name = "FILE", default_value = "target/extrapolate.svg")]
@@ -42,7 +42,7 @@ struct Arguments {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let device = arguments.device.device()?;
-    let model = Model::load(&arguments.model, &device, arguments.horizon.into())?;
+    let model = Model::load(&arguments.model, &device, arguments.horizon)?;
     let tokenizer = Tokenizer::load(&arguments.model)?;
     let text = fs::read_to_string(&arguments.text);
     let tokens = tokenizer.encode(&text.with_context(|| arguments.text.display().to_string())?)?;

@@ -1,28 +1,27 @@
-//! Continues a prompt greedily with an ALiBi model.
+//! Continues a prompt with an ALiBi model: greedily, or with tokens drawn at a temperature.
 //!
-//! `cargo run --release --example generate -- [--model DIR] [--device cpu|cuda] [--horizon off|certified|bitwise] [--prompt TEXT] [--tokens N] [--quiet]`
+//! `cargo run --release --example generate -- [--model DIR] [--device cpu|cuda] [--horizon off|certified|bitwise] [--prompt TEXT] [--tokens N] [--temperature T] [--top-p P] [--seed N] [--quiet | --json]`
 
 use std::io::{Write, stdout};
 use std::path::PathBuf;
-use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Parser;
-use flash_alibi_models::{Backend, Model, Tokenizer};
-use flash_alibi_testing::HorizonArgument;
+use flash_alibi::Horizon;
+use flash_alibi_models::{Backend, Model, Sampler, Tokenizer, generate};
 
 #[derive(Parser)]
-#[command(about = "Continues a prompt with an ALiBi model of the BLOOM or MPT family")]
+#[command(about = "Continues a prompt with an ALiBi model of the BLOOM, Falcon or MPT family")]
 struct Arguments {
     /// A Hugging Face checkpoint folder: config.json, safetensors and, unless the model reads bytes, tokenizer.json.
-    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kjv-bloom"))]
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/kjv-bloom"))]
     model: PathBuf,
     /// Where the model runs. A GPU needs a build with `--features candle-cuda`.
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]
     device: Backend,
-    /// Which keys are left out, because they cannot change the result.
-    #[arg(long, value_enum, default_value_t = HorizonArgument::Certified)]
-    horizon: HorizonArgument,
+    /// Which keys are left out, because they cannot change the result: off, certified or bitwise.
+    #[arg(long, default_value = "certified")]
+    horizon: Horizon,
     /// The text to continue.
     #[arg(
         long,
@@ -33,57 +32,65 @@ struct Arguments {
     /// How many tokens to add at most.
     #[arg(long, value_name = "N", default_value_t = 240)]
     tokens: usize,
+    /// Draws tokens at this temperature; 0 takes the likeliest.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f64,
+    /// Draws from the likeliest tokens only: as few as have this probability together.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f64,
+    /// The same seed draws the same tokens.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
     /// Prints the prompt and its continuation, and nothing else.
     #[arg(long)]
     quiet: bool,
+    /// Prints one line of JSON, and nothing else: `prompt_tokens` (how many), `tokens` (those that were added, with the one
+    /// that ended the text), `text` (the prompt and its continuation), `prefill_seconds` and `decode_seconds`.
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    let mut sampler = Sampler::new(arguments.temperature, arguments.top_p, arguments.seed)?;
     let device = arguments.device.device()?;
-    let model = Model::load(&arguments.model, &device, arguments.horizon.into())?;
+    let model = Model::load(&arguments.model, &device, arguments.horizon)?;
     let tokenizer = Tokenizer::load(&arguments.model)?;
     let prompt = tokenizer.encode(&arguments.prompt)?;
-    ensure!(!prompt.is_empty(), "the prompt is empty");
     let mut out = stdout().lock();
-    write!(out, "{}", arguments.prompt)?;
-    out.flush()?;
-
-    let page_size = 16;
-    let pages = (prompt.len() + arguments.tokens).div_ceil(page_size);
-    let mut cache = model.cache(pages, page_size)?;
-    let sequence = cache.pages.create();
-    let start = Instant::now();
-    let hidden = model.forward(&[(sequence, &prompt)], &mut cache)?;
-    let mut next = model.greedy(&hidden, &[prompt.len() as u32 - 1])?;
-    let prefill = start.elapsed();
-
-    let start = Instant::now();
-    let mut text = tokenizer.stream();
-    let mut generated = 0;
-    while generated < arguments.tokens {
-        let token = next[0];
-        if Some(token) == model.eos_token {
-            break;
+    let mut write = |text: &str| -> Result<()> {
+        if !arguments.json {
+            write!(out, "{text}")?;
+            out.flush()?;
         }
-        write!(out, "{}", text(token)?)?;
-        out.flush()?;
-        generated += 1;
-        if generated < arguments.tokens {
-            let hidden = model.forward(&[(sequence, &next)], &mut cache)?;
-            next = model.greedy(&hidden, &[0])?;
-        }
-    }
-    let decode = start.elapsed();
-
-    if !arguments.quiet {
-        let rate = |tokens: usize, seconds: f64| tokens as f64 / seconds;
+        Ok(())
+    };
+    write(&arguments.prompt)?;
+    let found = generate(
+        &model,
+        &tokenizer,
+        &prompt,
+        arguments.tokens,
+        &mut sampler,
+        &mut write,
+    )?;
+    let (prefill, decode) = (found.prefill.as_secs_f64(), found.decode.as_secs_f64());
+    if arguments.json {
+        let line = serde_json::json!({
+            "prompt_tokens": prompt.len(),
+            "tokens": found.tokens,
+            "text": arguments.prompt + &found.text,
+            "prefill_seconds": prefill,
+            "decode_seconds": decode,
+        });
+        writeln!(out, "{line}")?;
+    } else if !arguments.quiet {
+        let (read, added) = (prompt.len(), found.tokens.len());
         writeln!(
             out,
-            "\n\nprefill: {} tokens, {:.0} tokens/s; decode: {generated} tokens, {:.0} tokens/s",
-            prompt.len(),
-            rate(prompt.len(), prefill.as_secs_f64()),
-            rate(generated, decode.as_secs_f64()),
+            "\n\nprefill: {read} tokens, {:.0} tokens/s; decode: {added} tokens, {:.0} tokens/s",
+            read as f64 / prefill,
+            added as f64 / decode,
         )?;
     }
     Ok(())

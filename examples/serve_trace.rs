@@ -7,24 +7,24 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use flash_alibi::Horizon;
 use flash_alibi_models::{Backend, Model, Tokenizer};
 use flash_alibi_models::{Request, serve};
-use flash_alibi_testing::HorizonArgument;
 
 #[derive(Parser)]
 #[command(about = "Serves a trace of requests by continuous batching over a paged cache")]
 struct Arguments {
     /// A Hugging Face checkpoint folder: config.json, safetensors and, unless the model reads bytes, tokenizer.json.
-    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kjv-bloom"))]
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/kjv-bloom"))]
     model: PathBuf,
     /// Where the model runs. A GPU needs a build with `--features candle-cuda`.
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]
     device: Backend,
-    /// Which keys are left out, because they cannot change the result.
-    #[arg(long, value_enum, default_value_t = HorizonArgument::Certified)]
-    horizon: HorizonArgument,
+    /// Which keys are left out, because they cannot change the result: off, certified or bitwise.
+    #[arg(long, default_value = "certified")]
+    horizon: Horizon,
     /// A JSON list of requests in the order of arrival: {"arrival": STEP, "prompt": TEXT, "tokens": N}.
-    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/serve/trace.json"))]
+    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../serve/trace.json"))]
     trace: PathBuf,
     /// Pages of the cache; requests wait while it is full.
     #[arg(long, value_name = "N", default_value_t = 96)]
@@ -40,7 +40,7 @@ struct Arguments {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let device = arguments.device.device()?;
-    let model = Model::load(&arguments.model, &device, arguments.horizon.into())?;
+    let model = Model::load(&arguments.model, &device, arguments.horizon)?;
     let tokenizer = Tokenizer::load(&arguments.model)?;
     let trace = &arguments.trace;
     let text = fs::read_to_string(trace).with_context(|| trace.display().to_string())?;

@@ -44,8 +44,10 @@
 //! is skipped with no change at all.
 
 use std::f64::consts::LOG2_E;
+use std::fmt;
+use std::str::FromStr;
 
-use crate::error::{Result, value};
+use crate::error::{Error, Result, value};
 
 /// Whether keys that cannot change the result are left out.
 ///
@@ -113,6 +115,30 @@ impl Default for Horizon {
     fn default() -> Self {
         Self::Certified {
             tolerance: 0.5f32.powi(24),
+        }
+    }
+}
+
+/// As programs name it in their arguments: `off`, `certified` (at the default tolerance) or `bitwise`.
+impl FromStr for Horizon {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "off" => Ok(Self::Off),
+            "certified" => Ok(Self::default()),
+            "bitwise" => Ok(Self::Bitwise),
+            _ => Err(value("horizon", name, "off, certified or bitwise")),
+        }
+    }
+}
+
+impl fmt::Display for Horizon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Certified { tolerance } => write!(f, "certified at {tolerance:e}"),
+            Self::Bitwise => f.write_str("bitwise"),
         }
     }
 }
@@ -302,6 +328,9 @@ impl RowBound {
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::ChaCha8Rng;
+    use rand::{RngExt as _, SeedableRng as _};
+
     use super::*;
 
     #[test]
@@ -339,18 +368,17 @@ mod tests {
     /// Of keys that are the centre, only the slack is above the scores: those that f32 makes, in any order.
     #[test]
     fn slack_covers_the_rounding_of_scores() {
-        let mut state = 1u64;
-        let mut random = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
+        let mut random = ChaCha8Rng::seed_from_u64(1);
         let (scale, slope) = (0.5f32, 0.37f32);
         let horizon = Horizon::default();
         let budget = Budget::new(horizon, slope, 1, 128, 126.0).unwrap();
         let mut needed = 0;
         for head_dim in [8, 64, 256].repeat(100) {
-            let [q, k]: [Vec<f32>; 2] =
-                std::array::from_fn(|_| (0..head_dim).map(|_| 30.0 * random()).collect());
+            let [q, k]: [Vec<f32>; 2] = std::array::from_fn(|_| {
+                (0..head_dim)
+                    .map(|_| random.random_range(-30.0..30.0))
+                    .collect()
+            });
             let products = || q.iter().zip(&k);
             let exact: f64 = products().map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
             let norm = |x: &[f32]| x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();

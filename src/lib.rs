@@ -1,5 +1,13 @@
-#![doc = include_str!("../README.md")]
+//! ALiBi attention ([Press et al., 2022](https://arxiv.org/abs/2108.12409)) for Rust inference engines, fused, on CPUs and
+//! NVIDIA GPUs. Keys that provably cannot change a result are not even read, so with the usual slopes the cost of a token
+//! stops growing with the context:
+//!
+#![doc = include_str!("../docs/cost.svg")]
+//!
+#![doc = include_str!("../docs/guide.md")]
 #![deny(missing_docs)]
+// docs.rs has the nightly compiler that shows features.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod attention;
 mod cache;
@@ -33,3 +41,8 @@ pub use inputs::Inputs;
 pub use merge::{merge_state, merge_states};
 pub use slopes::Slopes;
 pub use tensor::{Layout, View, ViewMut};
+
+/// Its examples are tested as the documentation's are.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -4,13 +4,12 @@ use flash_alibi::cpu::{self, Element};
 use flash_alibi::plan::{CopyPages, CopyPagesAddresses, MergeState, MergeStateAddresses};
 use flash_alibi::{Layout, View, ViewMut, merge_states};
 use flash_alibi_testing::emulator::{Emulator, OnEmulator};
-use flash_alibi_testing::random;
+use flash_alibi_testing::normal;
 use half::{bf16, f16};
 
 fn numbers<T: Element>(tag: u64, len: usize) -> Vec<T> {
-    (0..len)
-        .map(|i| T::from_f32(random(3, tag, [i, 0, 0, 0])))
-        .collect()
+    let numbers = normal(3, tag, [0; 4]).map(T::from_f32);
+    numbers.take(len).collect()
 }
 
 /// Pages `[pages, page_size, heads_k, head_dim]` with the dimensions in some order of memory, the last but one `gap` apart.

@@ -7,20 +7,17 @@ use flash_alibi::candle::*;
 use flash_alibi::cpu::{Element, oracle};
 use flash_alibi::{Attention, Inputs, Mask, Slopes, View};
 use half::{bf16, f16};
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt as _, SeedableRng as _};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 const SCALE: f32 = 0.3;
 const NONE: Option<usize> = None;
 
-/// Numbers in -1..1, the same on every machine.
+/// Numbers in -1..1.
 fn random(shape: &[usize], dtype: DType, seed: u64) -> Result<Tensor> {
-    let mut state = seed;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
+    let mut generator = ChaCha8Rng::seed_from_u64(seed);
+    let mut next = || generator.random_range(-1.0..1.0);
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
     Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)
 }

@@ -6,6 +6,8 @@ use candle_core::{DType, Device, Result, Tensor, Var, WithDType};
 use flash_alibi::candle::{Lengths, append, attend, merge_states};
 use flash_alibi::cpu::oracle;
 use flash_alibi::{Attention, Inputs, Mask, Slopes, View, merge_state};
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt as _, SeedableRng as _};
 
 const HEADS_Q: usize = 4;
 const HEADS_K: usize = 2;
@@ -16,15 +18,10 @@ fn tensor<T: WithDType>(values: &[T]) -> Tensor {
     Tensor::new(values, &Device::Cpu).unwrap()
 }
 
-/// Numbers in -1..1, the same on every machine.
+/// Numbers in -1..1.
 fn random(shape: &[usize], seed: u64) -> Tensor {
-    let mut state = seed;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
+    let mut generator = ChaCha8Rng::seed_from_u64(seed);
+    let mut next = || generator.random_range(-1.0..1.0);
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
@@ -71,13 +68,17 @@ fn layers() -> Vec<Attention> {
     ]
 }
 
-/// Before all keys, among them, and far behind them, in both types.
-fn offsets(offset: [i32; 3]) -> [Tensor; 2] {
+/// Before all keys, among them, and far behind them, in each type that this version of candle has.
+fn offsets(offset: [i32; 3]) -> Vec<Tensor> {
     // Of every second number.
     let strided: Vec<i64> = offset.iter().flat_map(|&x| [i64::from(x), 77]).collect();
     let strided = tensor(&strided).reshape((3, 2)).unwrap();
     let strided = strided.narrow(1, 0, 1).unwrap().squeeze(1).unwrap();
-    [tensor(&offset), strided]
+    let types = ["i32", "i64"].map(|name| name.parse::<DType>().ok());
+    let cast = |dtype| strided.to_dtype(dtype).unwrap();
+    let mut offsets: Vec<Tensor> = types.into_iter().flatten().map(cast).collect();
+    offsets.push(strided);
+    offsets
 }
 
 #[test]
@@ -150,7 +151,7 @@ fn errors_of_offsets() -> Result<()> {
         ),
         (tensor(&[0i64]), "found 1 elements, expected batch = 2"),
         (
-            tensor(&[0i32, 1]).unsqueeze(0)?,
+            tensor(&[0i64, 1]).unsqueeze(0)?,
             "found shape [1, 2], expected [batch]",
         ),
         (
@@ -185,7 +186,7 @@ fn merged_parts_are_the_whole() -> Result<()> {
             let near = k.narrow(1, 10, KEYS - 10)?;
             let far = k.narrow(1, 0, 10)?;
             let (out, lse) = attend(&layer, &q, &near, &near, Lengths::dense())?;
-            let offset = tensor(&at);
+            let offset = tensor(&at.map(i64::from));
             let (other, other_lse) =
                 attend(&layer, &q, &far, &far, Lengths::dense().offset(&offset))?;
             let case = format!("{:?} {dtype:?}", layer.mask());

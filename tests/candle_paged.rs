@@ -5,6 +5,8 @@ use std::error::Error as _;
 use candle_core::{DType, Device, IndexOp, NdArray, Result, Tensor};
 use flash_alibi::candle::{Lengths, append, append_with_radii, attend, copy_pages};
 use flash_alibi::{Attention, Horizon, Slopes};
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt as _, SeedableRng as _};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 const HEADS_K: usize = 2;
@@ -14,15 +16,10 @@ fn tensor(values: impl NdArray) -> Tensor {
     Tensor::new(values, &Device::Cpu).unwrap()
 }
 
-/// Numbers in -1..1, the same on every machine.
+/// Numbers in -1..1.
 fn random(shape: &[usize], dtype: DType, seed: u64) -> Result<Tensor> {
-    let mut state = seed;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
+    let mut generator = ChaCha8Rng::seed_from_u64(seed);
+    let mut next = || generator.random_range(-1.0..1.0);
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
     Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)
 }
@@ -35,7 +32,11 @@ fn bits(x: &Tensor) -> Result<Vec<u32>> {
 
 /// KvCache of nothing but NaN, in memory of their own: without gaps, heads before rows, or a part of a larger tensor.
 fn nan_pool(pages: usize, page_size: usize, dtype: DType, memory: usize) -> Result<Tensor> {
-    let nan = |shape: [usize; 4]| Tensor::full(f32::NAN, &shape, &Device::Cpu)?.to_dtype(dtype);
+    let nan = |shape: [usize; 4]| {
+        Tensor::full(f32::NAN, &shape, &Device::Cpu)?
+            .contiguous()?
+            .to_dtype(dtype)
+    };
     match memory {
         0 => nan([pages, page_size, HEADS_K, HEAD_DIM]),
         1 => nan([pages, HEADS_K, page_size, HEAD_DIM])?.transpose(1, 2),

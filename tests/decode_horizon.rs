@@ -5,7 +5,7 @@ use flash_alibi::plan::{Append, AppendAddresses};
 use flash_alibi::{Horizon, Layout, View, ViewMut, cpu};
 use flash_alibi_testing::emulator::{Emulator, OnEmulator};
 use flash_alibi_testing::horizon::{Path, Probe};
-use flash_alibi_testing::{Case, SlopeKind, random};
+use flash_alibi_testing::{Case, SlopeKind, normal, random};
 use half::{bf16, f16};
 use ptx_emulator::DevicePtr;
 
@@ -64,9 +64,7 @@ impl<T: OnEmulator> Filled<T> {
         let emulator = Emulator::new(9);
         let memory = &emulator.memory;
         let marks = vec![T::from_f32(f32::NAN); pages * page_size * heads * head_dim];
-        let centres: Vec<f32> = (0..heads * head_dim)
-            .map(|c| random(2, 5, [c, 0, 0, 0]))
-            .collect();
+        let centres: Vec<f32> = normal(2, 5, [0; 4]).take(heads * head_dim).collect();
         Self {
             heads,
             head_dim,
@@ -86,8 +84,8 @@ impl<T: OnEmulator> Filled<T> {
     fn append(&mut self, slots: &[i64], first: impl Fn(usize) -> f32) {
         let (heads, d, page_size) = (self.heads, self.head_dim, self.page_size);
         let key = |token: usize| -> Vec<T> {
-            let value = |c| random(slots[0] as u64, 1, [token, c, 0, 0]);
-            let mut key: Vec<T> = (0..heads * d).map(|c| T::from_f32(value(c))).collect();
+            let numbers = normal(slots[0] as u64, 1, [token, 0, 0, 0]);
+            let mut key: Vec<T> = numbers.map(T::from_f32).take(heads * d).collect();
             key[0] = T::from_f32(first(token));
             key
         };

@@ -13,7 +13,7 @@ use flash_alibi_testing::golden::{self, Case, Computed, Golden, Stored};
 
 fn cases() -> Vec<Golden> {
     // Tests run in the package's folder, wherever it is.
-    let files = golden::find(&[PathBuf::from("tests/golden")]).unwrap();
+    let files = golden::find(&[PathBuf::from("golden")]).unwrap();
     assert_eq!(files.len(), 19, "a golden file is missing or new");
     files
         .iter()

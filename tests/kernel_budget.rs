@@ -119,7 +119,7 @@ fn violations(table: &Table, logs: &str, budget: &BTreeMap<String, u32>) -> Vec<
 
 /// `name registers` a line; `#` begins a comment.
 fn budget() -> BTreeMap<String, u32> {
-    let file = Path::new("kernels/budget.txt");
+    let file = Path::new("../kernels/budget.txt");
     let text =
         fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let lines = text.lines().filter(|line| !line.starts_with('#'));

@@ -6,7 +6,7 @@ use flash_alibi::{
     Attention, Error, Horizon, Inputs, Mask, PagedCache, SequenceId, Slopes, View, ViewMut,
 };
 use flash_alibi_testing::strategy::{case_with_offsets, config, fail};
-use flash_alibi_testing::{Case, Lengths, Memory, SlopeKind, expect, random};
+use flash_alibi_testing::{Case, Lengths, Memory, SlopeKind, expect, uniform};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -34,9 +34,10 @@ proptest! {
 
 /// Sequences of mixed lengths, some of them empty, that decode `q` tokens each.
 fn mixed(batch: usize, q: usize, longest: usize) -> Vec<Lengths> {
+    let parts: Vec<f32> = uniform(5).take(batch).collect();
     let k = |b: usize| match b % 5 {
         4 => 0,
-        _ => (random(5, 5, [b, 0, 0, 0]).abs() * longest as f32 / 4.0) as usize + q,
+        _ => q + (parts[b].abs() * (longest - q) as f32) as usize,
     };
     let lengths = |b| Lengths {
         q,

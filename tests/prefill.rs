@@ -7,7 +7,7 @@ use flash_alibi::{Attention, Horizon, Inputs, Layout, Slopes, View};
 use flash_alibi_testing::emulator::{Emulator, OnEmulator, Planner, SMALLEST};
 use flash_alibi_testing::horizon::copied;
 use flash_alibi_testing::strategy::{case_with_offsets, config, fail};
-use flash_alibi_testing::{Case, LaidOut, Rows, SlopeKind, expect, matrix, random};
+use flash_alibi_testing::{Case, LaidOut, Rows, SlopeKind, expect, matrix, normal};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use ptx_emulator::{Class, DevicePtr, Line, Report};
@@ -119,8 +119,8 @@ fn probabilities_are_exact_at_position_1_000_000_and_offsets_exceed_32_bits() {
     let slopes = [0.5, 2f32.powi(-8), 0.5f32.sqrt()];
     let heads = slopes.len();
     let values = |tag, rows: usize, heads: usize| -> Vec<f16> {
-        let value = |i| f16::from_f32(random(5, tag, [i, 0, 0, 0]));
-        (0..rows * heads * HEAD_DIM).map(value).collect()
+        let numbers = normal(5, tag, [0; 4]).map(f16::from_f32);
+        numbers.take(rows * heads * HEAD_DIM).collect()
     };
     let (q, k, v) = (
         values(0, ROWS, heads),

@@ -4,7 +4,7 @@
 use flash_alibi::cpu::{self, Element, oracle};
 use flash_alibi::{Attention, Inputs, Mask, Slopes, View};
 use flash_alibi_testing::strategy::{case, case_with_offsets, config, fail, pick};
-use flash_alibi_testing::{Case, LaidOut, Lengths, Rows, SlopeKind, Tensor, expect, random};
+use flash_alibi_testing::{Case, LaidOut, Lengths, Rows, SlopeKind, Tensor, expect, normal};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -606,12 +606,12 @@ fn equal_scores_give_the_mean() {
 }
 
 /// Keys around position 1,000,000 without the memory of a million rows: rows overlap, each one element after the one
-/// before. `value` gives element `n` of V's buffer.
+/// before. `values` are those of V's buffer.
 fn far<T: Element>(
     slope: f32,
     q: usize,
     left: usize,
-    value: impl Fn(usize) -> f32,
+    values: impl Iterator<Item = f32>,
 ) -> (cpu::Output<T>, oracle::Reference) {
     const KEYS: usize = 1_000_000;
     const D: usize = 64;
@@ -620,12 +620,12 @@ fn far<T: Element>(
         .window(Some(left), None)
         .build()
         .unwrap();
-    let from = |n: usize, f: &dyn Fn(usize) -> f32| -> Vec<T> {
-        (0..n).map(|i| T::from_f32(f(i))).collect()
-    };
-    let q_data = from(q * D, &|i| random(3, 0, [i, 0, 0, 0]));
-    let k_data = from(KEYS + D, &|i| random(3, 1, [i, 0, 0, 0]));
-    let v_data = from(KEYS + D, &value);
+    fn data<T: Element>(values: impl Iterator<Item = f32>, n: usize) -> Vec<T> {
+        values.map(T::from_f32).take(n).collect()
+    }
+    let q_data: Vec<T> = data(normal(3, 0, [0; 4]), q * D);
+    let k_data: Vec<T> = data(normal(3, 1, [0; 4]), KEYS + D);
+    let v_data: Vec<T> = data(values, KEYS + D);
     let rows = |data| View::strided(data, &[1, KEYS, 1, D], &[0, 1, 0, 1]).unwrap();
     let inputs = Inputs::new(
         View::new(&q_data, &[1, q, 1, D]).unwrap(),
@@ -642,11 +642,11 @@ fn far<T: Element>(
 fn probabilities_are_exact_at_position_1_000_000() {
     // Row j of V is 1 at the one element c with (j + c) % 64 == 0: out holds the probabilities themselves, summed over
     // keys 64 apart.
-    let one_hot = |n: usize| if n.is_multiple_of(64) { 1.0 } else { 0.0 };
+    let one_hot = (0usize..).map(|n| if n.is_multiple_of(64) { 1.0 } else { 0.0 });
     // Products of a power of two with a position are exact in f32, which would hide a bias formed from positions.
     for slope in [0.5, 2f32.powi(-8), 0.5f32.sqrt()] {
         for (q, left) in [(1, 63), (3, 63), (70, 63), (1, 5000), (16, 2000)] {
-            let (found, reference) = far::<f32>(slope, q, left, one_hot);
+            let (found, reference) = far::<f32>(slope, q, left, one_hot.clone());
             for (at, (&p, &exact)) in found.out.iter().zip(&reference.out).enumerate() {
                 let error = (f64::from(p) - exact).abs() / exact;
                 assert!(
@@ -670,7 +670,7 @@ fn halves_are_accurate_at_position_1_000_000() {
         let limit = flash_alibi_testing::accuracy::out_ratio_limit::<T>();
         for slope in [0.5, 2f32.powi(-8)] {
             for q in [1, 40] {
-                let (found, reference) = far::<T>(slope, q, 700, |i| random(3, 2, [i, 0, 0, 0]));
+                let (found, reference) = far::<T>(slope, q, 700, normal(3, 2, [0; 4]));
                 let max = reference.out.iter().fold(0f64, |max, x| max.max(x.abs()));
                 for (&x, &exact) in found.out.iter().zip(&reference.out) {
                     assert!((f64::from(x.to_f32()) - exact).abs() <= limit * max);

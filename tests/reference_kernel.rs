@@ -3,6 +3,7 @@
 use flash_alibi::cpu::{self, Element};
 use flash_alibi::kernels::{self, AttentionParams, Params as _, TensorStrides};
 use flash_alibi::{Attention, Inputs, Mask, Slopes, View};
+use flash_alibi_testing::uniform;
 use half::{bf16, f16};
 use ptx_emulator::{DevicePtr, LaunchConfig, Memory, Module, Scalar};
 
@@ -14,13 +15,9 @@ struct Case {
     packed: bool,
 }
 
-fn random<T: Element>(n: usize, seed: u32) -> Vec<T> {
-    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345);
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        T::from_f32((state >> 8) as f32 / (1 << 22) as f32 - 2.0)
-    };
-    (0..n).map(|_| next()).collect()
+fn random<T: Element>(n: usize, seed: u64) -> Vec<T> {
+    let numbers = uniform(seed).map(|x| T::from_f32(2.0 * x));
+    numbers.take(n).collect()
 }
 
 fn run<T: Element + Scalar>(name: &str, case: &Case, tolerance: f64) {

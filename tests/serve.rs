@@ -5,17 +5,16 @@ use std::path::Path;
 
 use candle_core::{IndexOp, Tensor};
 use flash_alibi::Horizon;
-use flash_alibi_models::{Model, Tokenizer};
-use flash_alibi_models::{Request, serve};
+use flash_alibi_models::{Model, Request, Sampler, Tokenizer, generate, serve};
 
 fn load() -> (Model, Tokenizer) {
-    let folder = Path::new("models/kjv-bloom");
+    let folder = Path::new("../models/kjv-bloom");
     let model = Model::load(folder, &candle_core::Device::Cpu, Horizon::default()).unwrap();
     (model, Tokenizer::load(folder).unwrap())
 }
 
 fn trace() -> Vec<Request> {
-    serde_json::from_str(&fs::read_to_string("examples/serve/trace.json").unwrap()).unwrap()
+    serde_json::from_str(&fs::read_to_string("../examples/serve/trace.json").unwrap()).unwrap()
 }
 
 #[test]
@@ -40,6 +39,29 @@ fn texts_of_the_trace_equal_those_of_each_request_alone() {
     }
 }
 
+/// A request's text is what it is alone, to the bytes at its end that are no character.
+#[test]
+fn a_text_ends_as_that_of_its_prompt_alone() {
+    let folder = Path::new("models/tiny-bloom");
+    let model = Model::load(folder, &candle_core::Device::Cpu, Horizon::default()).unwrap();
+    let tokenizer = Tokenizer::load(folder).unwrap();
+    let request = Request {
+        arrival: 0,
+        prompt: "hello there, old friend".into(),
+        tokens: 24,
+    };
+    let served = serve(&model, &tokenizer, std::slice::from_ref(&request), 6, 8).unwrap();
+    let prompt = tokenizer.encode(&request.prompt).unwrap();
+    let greedy = &mut Sampler::greedy();
+    let alone = generate(&model, &tokenizer, &prompt, 24, greedy, &mut |_| Ok(())).unwrap();
+    assert!(
+        alone.text.ends_with(char::REPLACEMENT_CHARACTER),
+        "{}",
+        alone.text
+    );
+    assert_eq!(served.texts, [alone.text]);
+}
+
 fn bits(hidden: &Tensor) -> Vec<u32> {
     let numbers: Vec<f32> = hidden.flatten_all().unwrap().to_vec1().unwrap();
     numbers.into_iter().map(f32::to_bits).collect()
@@ -48,7 +70,7 @@ fn bits(hidden: &Tensor) -> Vec<u32> {
 #[test]
 fn hidden_states_are_those_of_each_sequence_alone_to_the_bit() {
     let (model, tokenizer) = load();
-    let text = fs::read_to_string("models/kjv-bloom/heldout.txt").unwrap();
+    let text = fs::read_to_string("../models/kjv-bloom/heldout.txt").unwrap();
     let tokens = tokenizer.encode(&text[..1500]).unwrap();
     // What each of five sequences reads in each step: prompts whole and in chunks, tokens one by one, and pauses.
     let steps: [[usize; 5]; 6] = [
@@ -89,7 +111,7 @@ fn hidden_states_are_those_of_each_sequence_alone_to_the_bit() {
 #[test]
 fn a_fork_leaves_the_pages_of_the_other_as_they_were() {
     let (model, tokenizer) = load();
-    let text = fs::read_to_string("models/kjv-bloom/heldout.txt").unwrap();
+    let text = fs::read_to_string("../models/kjv-bloom/heldout.txt").unwrap();
     let tokens = tokenizer.encode(&text[..100]).unwrap();
     // Diverges within a page.
     let (prefix, ends) = (&tokens[..40], [&tokens[40..70], &tokens[60..90]]);

@@ -1,7 +1,8 @@
 //! What the certified horizon leaves out: of each head and distance, what that saves, and what it changes.
 //!
-//! `cargo run --release --example horizon -- [--input model|normal] [--tokens N] [--tolerance X] [--plot FILE] [--json]`
+//! `cargo run --release --example horizon -- [--input model|normal] [--tokens N] [--contexts] [--tolerance X] [--plot FILE] [--json]`
 
+mod contexts;
 mod plot;
 
 use std::fs;
@@ -29,14 +30,17 @@ struct Arguments {
     /// Tokens of one sequence.
     #[arg(long, value_name = "N", default_value_t = 4096)]
     tokens: usize,
+    /// Of `normal` numbers, counts the keys that a query computes in contexts from 1024 to 65536 tokens, and draws it.
+    #[arg(long, conflicts_with = "json")]
+    contexts: bool,
     /// The weight that may be left out of a row: above 0, and at most 0.5.
     #[arg(long, value_name = "X", default_value_t = 0.5f32.powi(24))]
     tolerance: f32,
     /// Of `model`: a Hugging Face checkpoint folder of the BLOOM or MPT family.
-    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kjv-bloom"))]
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/kjv-bloom"))]
     model: PathBuf,
     /// Of `model`: the text that it reads.
-    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kjv-bloom/heldout.txt"))]
+    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/kjv-bloom/heldout.txt"))]
     text: PathBuf,
     /// Of `normal`: heads, which have geometric slopes.
     #[arg(long, value_name = "N", default_value_t = 8)]
@@ -60,6 +64,17 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    let plot = &arguments.plot;
+    if let Some(folder) = plot.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    if arguments.contexts {
+        let size = (arguments.heads, arguments.head_dim);
+        contexts::draw(plot, size, arguments.tolerance)
+            .with_context(|| plot.display().to_string())?;
+        println!("\nplot: {}", plot.display());
+        return Ok(());
+    }
     let problems = match arguments.input {
         Source::Model => Problem::of_model(&arguments.model, &arguments.text, arguments.tokens)?,
         Source::Normal => vec![Problem::normal(
@@ -83,10 +98,6 @@ fn main() -> Result<()> {
     );
     for (layer, measured) in measured.iter().enumerate() {
         println!("{layer:5}  {measured}");
-    }
-    let plot = &arguments.plot;
-    if let Some(folder) = plot.parent() {
-        fs::create_dir_all(folder)?;
     }
     plot::draw(plot, &measured).with_context(|| plot.display().to_string())?;
     println!("\nplot: {}", plot.display());

@@ -172,12 +172,13 @@ impl<'a> Lengths<'a> {
     pub(super) fn check(&self, q: &Tensor, k: &Tensor) -> std::result::Result<(), Error> {
         for (argument, tensor) in self.tensors() {
             let Some(tensor) = tensor else { continue };
-            let (allowed, expected): (&[DType], _) = match argument {
-                "offset" => (&[DType::I32, DType::I64], "dtype I32 or I64"),
-                _ => (&[DType::U32], "dtype U32"),
+            let dtype = tensor.dtype();
+            let (fits, expected) = match argument {
+                "offset" => (is_i32(dtype) || dtype == DType::I64, "dtype I32 or I64"),
+                _ => (dtype == DType::U32, "dtype U32"),
             };
-            if !allowed.contains(&tensor.dtype()) {
-                return Err(bad_dtype(argument, tensor.dtype(), expected));
+            if !fits {
+                return Err(bad_dtype(argument, dtype, expected));
             }
             let cumulative = argument.starts_with("seqlens");
             if argument == "block_table" {
@@ -306,6 +307,11 @@ impl HostLengths {
     }
 }
 
+/// Whether it is `DType::I32`, which candle has since 0.9.2.
+pub(super) fn is_i32(dtype: DType) -> bool {
+    dtype.as_str() == "i32"
+}
+
 fn read_lengths(argument: &'static str, tensor: &Tensor) -> Result<Vec<i32>> {
     let lengths = to_host::<u32>(tensor)?;
     let lengths = lengths.iter().enumerate().map(|(at, &length)| {
@@ -318,10 +324,7 @@ fn read_lengths(argument: &'static str, tensor: &Tensor) -> Result<Vec<i32>> {
 }
 
 fn read_positions(offset: &Tensor) -> Result<Vec<i32>> {
-    if offset.dtype() == DType::I32 {
-        return to_host(offset);
-    }
-    let positions = to_host::<i64>(offset)?;
+    let positions = to_host::<i64>(&offset.to_dtype(DType::I64)?)?;
     let positions = positions.iter().enumerate().map(|(at, &position)| {
         i32::try_from(position).map_err(|_| {
             let expected = format!("{} to {}", i32::MIN, i32::MAX);

@@ -2,12 +2,11 @@
 
 use std::f32::consts::LOG2_E;
 
-use pulp::{Simd, WithSimd};
-
 use super::Element;
 use super::bounds::{FarTile, KeyBounds, Side, budget};
 use super::few::{Few, run_few};
 use super::gemm::{F32, Matrix, STRIP, Target};
+use super::machine::{Machine, WithMachine};
 use super::report::Counts;
 use super::softmax::{Row, softmax_row};
 use super::state::State;
@@ -84,7 +83,7 @@ impl<'a, T> Tensors<'a, T> {
     }
 }
 
-/// Computes a block into `scratch.state`. Run it by [`pulp::Arch::dispatch`].
+/// Computes a block into `scratch.state`. Run it by [`dispatch`](super::machine::dispatch).
 pub(super) struct Run<'a, T, A, I> {
     pub(super) tensors: &'a Tensors<'a, T>,
     pub(super) block: &'a Block,
@@ -93,23 +92,23 @@ pub(super) struct Run<'a, T, A, I> {
     /// Scores that the rows have kept elsewhere: the maxima of another part of the keys.
     pub(super) kept: Option<&'a [f32]>,
     pub(super) scratch: &'a mut Scratch<I>,
-    /// From the SIMD token to the arithmetic of the products.
+    /// From the machine to the arithmetic of the products.
     pub(super) arithmetic: A,
 }
 
-/// The arithmetic for a SIMD token.
-pub(super) trait ForSimd<T, I: Copy + Default + Send>: Copy {
-    fn of<S: Simd>(self, simd: S) -> impl Arithmetic<T, Item = I>;
+/// The arithmetic for a machine.
+pub(super) trait ForMachine<T, I: Copy + Default + Send>: Copy {
+    fn of<M: Machine>(self, machine: M) -> impl Arithmetic<T, Item = I>;
 }
 
 /// Products in f32, whatever the element type.
 #[derive(Clone, Copy)]
 pub(super) struct UseF32;
 
-impl<T: Element> ForSimd<T, f32> for UseF32 {
+impl<T: Element> ForMachine<T, f32> for UseF32 {
     #[inline(always)]
-    fn of<S: Simd>(self, simd: S) -> impl Arithmetic<T, Item = f32> {
-        F32(simd)
+    fn of<M: Machine>(self, machine: M) -> impl Arithmetic<T, Item = f32> {
+        F32(machine)
     }
 }
 
@@ -119,26 +118,26 @@ impl<T: Element> ForSimd<T, f32> for UseF32 {
 pub(super) struct UseBf16(pub(super) super::tile::Bf16);
 
 #[cfg(target_arch = "x86_64")]
-impl ForSimd<half::bf16, [half::bf16; 2]> for UseBf16 {
+impl ForMachine<half::bf16, [half::bf16; 2]> for UseBf16 {
     #[inline(always)]
-    fn of<S: Simd>(self, _: S) -> impl Arithmetic<half::bf16, Item = [half::bf16; 2]> {
+    fn of<M: Machine>(self, _: M) -> impl Arithmetic<half::bf16, Item = [half::bf16; 2]> {
         self.0
     }
 }
 
-impl<T: Element, I: Copy + Default + Send, A: ForSimd<T, I>> WithSimd for Run<'_, T, A, I> {
+impl<T: Element, I: Copy + Default + Send, A: ForMachine<T, I>> WithMachine for Run<'_, T, A, I> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let arithmetic = self.arithmetic.of(simd);
-        run(simd, arithmetic, self);
+    fn with_machine<M: Machine>(self, machine: M) {
+        let arithmetic = self.arithmetic.of(machine);
+        run(machine, arithmetic, self);
     }
 }
 
 #[inline(always)]
-fn run<T: Element, S: Simd, A: Arithmetic<T>, F>(
-    simd: S,
+fn run<T: Element, M: Machine, A: Arithmetic<T>, F>(
+    machine: M,
     arithmetic: A,
     call: Run<'_, T, F, A::Item>,
 ) {
@@ -206,7 +205,7 @@ fn run<T: Element, S: Simd, A: Arithmetic<T>, F>(
         };
         let buffers = (&mut scratch.wide, &mut scratch.scores);
         let query = |r| tensors.query(block, r);
-        run_few(simd, few, query, buffers, &mut scratch.state);
+        run_few(machine, few, query, buffers, &mut scratch.state);
         return;
     }
 
@@ -235,7 +234,7 @@ fn run<T: Element, S: Simd, A: Arithmetic<T>, F>(
         scratch.bounds.extend((0..rows).map(|r| {
             let head = block.row(attention.group(), r).1;
             let budget = budget(attention, &block.sequence, head)?;
-            Some(bounds.row(attention, budget, tensors.query(block, r)))
+            Some(bounds.row(machine, attention, budget, tensors.query(block, r)))
         }));
         scratch.bounds.resize(scratch.rows.len(), None);
     }
@@ -311,7 +310,9 @@ fn run<T: Element, S: Simd, A: Arithmetic<T>, F>(
             if scratch.verdicts[strip] != Verdict::Keep {
                 continue;
             }
-            run_strip(simd, arithmetic, attention, &tile, values, strip, scratch);
+            run_strip(
+                machine, arithmetic, attention, &tile, values, strip, scratch,
+            );
             if let Some(counts) = counts {
                 let strip = strip * STRIP..rows.min((strip + 1) * STRIP);
                 counts.add_kept(
@@ -354,8 +355,8 @@ struct Tile<'a> {
 }
 
 #[inline(always)]
-fn run_strip<T: Element, S: Simd, A: Arithmetic<T>>(
-    simd: S,
+fn run_strip<T: Element, M: Machine, A: Arithmetic<T>>(
+    machine: M,
     arithmetic: A,
     attention: &Attention,
     tile: &Tile<'_>,
@@ -419,7 +420,16 @@ fn run_strip<T: Element, S: Simd, A: Arithmetic<T>>(
             }
             _ => false,
         };
-        match softmax_row(simd, attention, bias, visible, scores, max, sum, skip) {
+        match softmax_row(
+            machine.simd(),
+            attention,
+            bias,
+            visible,
+            scores,
+            max,
+            sum,
+            skip,
+        ) {
             Some(factor) => (scale[i], any) = (factor, true),
             None => scores.fill(0.0),
         }

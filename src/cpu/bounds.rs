@@ -6,7 +6,9 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::Element;
+use super::element::widen;
 use super::gemm::STRIP;
+use super::machine::{Machine, WithMachine, dispatch};
 use super::softmax::Row;
 use super::tile::{KEYS, Pages, Rows};
 use super::work::FEW;
@@ -85,7 +87,15 @@ impl KeyBounds {
     fn new<T: Element>(arch: Arch, keys: Rows<'_, T>, seen: Range<usize>) -> Self {
         let centre = centre(keys, &seen);
         let radius = |keys_of_tile: Range<usize>| {
-            arch.dispatch(|| radius(keys, keys_of_tile.start, keys_of_tile.len(), &centre))
+            let centre = &centre;
+            dispatch(
+                arch,
+                Radius {
+                    keys,
+                    of: keys_of_tile,
+                    centre,
+                },
+            )
         };
         let radii = tiles(&seen).with_min_len(8).map(radius).collect();
         Self::of_tiles(centre, seen.start / KEYS, radii)
@@ -139,8 +149,9 @@ impl KeyBounds {
 
     /// What bounds the scores of a query with these keys.
     #[inline(always)]
-    pub(super) fn row<T: Element>(
+    pub(super) fn row<T: Element, M: Machine>(
         &self,
+        machine: M,
         attention: &Attention,
         budget: Budget,
         query: &[T],
@@ -148,7 +159,7 @@ impl KeyBounds {
         const LANES: usize = 8;
         let mut wide = [0.0; crate::MAX_HEAD_DIM];
         let wide = &mut wide[..query.len()];
-        T::widen(query, wide);
+        widen(machine, query, wide);
         let (mut dot, mut squares) = ([0.0f64; LANES], [0.0f64; LANES]);
         for (q, c) in wide.chunks(LANES).zip(self.centre.chunks(LANES)) {
             let sums = dot.iter_mut().zip(&mut squares);
@@ -191,24 +202,37 @@ fn centre<T: Element>(keys: Rows<'_, T>, seen: &Range<usize>) -> Vec<f32> {
     sums.iter().map(|sum| (sum / count) as f32).collect()
 }
 
-/// At least the distance of each of `n` keys from the centre.
-#[inline(always)]
-fn radius<T: Element>(keys: Rows<'_, T>, from: usize, n: usize, centre: &[f32]) -> f32 {
-    let mut offsets = [0; KEYS];
-    let tile = keys.tile(from, n, &mut offsets);
-    let distances = (0..n).map(|j| distance(tile.row(j), centre));
-    distances.fold(0.0, larger)
+/// At least the distance of each of some keys from the centre.
+struct Radius<'a, T> {
+    keys: Rows<'a, T>,
+    of: Range<usize>,
+    centre: &'a [f32],
+}
+
+impl<T: Element> WithMachine for Radius<'_, T> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_machine<M: Machine>(self, machine: M) -> f32 {
+        let mut offsets = [0; KEYS];
+        let tile = (self.keys).tile(self.of.start, self.of.len(), &mut offsets);
+        let mut radius = 0.0;
+        for j in 0..tile.len() {
+            radius = larger(radius, distance(machine, tile.row(j), self.centre));
+        }
+        radius
+    }
 }
 
 /// At least the distance of a key from the centre.
 #[inline(always)]
-pub(super) fn distance<T: Element>(key: &[T], centre: &[f32]) -> f32 {
+pub(super) fn distance<T: Element, M: Machine>(machine: M, key: &[T], centre: &[f32]) -> f32 {
     const LANES: usize = 16;
     let mut wide = [0.0; crate::MAX_HEAD_DIM];
     let mut sums = [0.0f32; LANES];
     for (key, centre) in key.chunks(wide.len()).zip(centre.chunks(wide.len())) {
         let wide = &mut wide[..key.len()];
-        T::widen(key, wide);
+        widen(machine, key, wide);
         for (k, c) in wide.chunks(LANES).zip(centre.chunks(LANES)) {
             for (sum, (k, c)) in sums.iter_mut().zip(k.iter().zip(c)) {
                 *sum += (k - c) * (k - c);
@@ -221,6 +245,7 @@ pub(super) fn distance<T: Element>(key: &[T], centre: &[f32]) -> f32 {
 }
 
 /// The larger of two that are not negative; NaN is the largest.
+#[inline(always)]
 pub(super) fn larger(x: f32, y: f32) -> f32 {
     if x.to_bits() > y.to_bits() { x } else { y }
 }

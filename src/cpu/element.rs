@@ -2,31 +2,63 @@
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use pulp::Simd;
 
+use super::machine::Machine;
 use crate::tensor::View;
 
 mod sealed {
     use super::super::block::Tensors;
+    use super::super::machine::{Floats, Machine};
     use super::super::schedule;
     use half::{bf16, f16};
+    use pulp::Simd;
 
-    /// Chooses the arithmetic of the products.
     pub trait Sealed: Sized {
+        /// Chooses the arithmetic of the products.
         fn run(tensors: &Tensors<'_, Self>, out: &mut [Self], lse: Option<&mut [f32]>);
+        /// Converts the first elements, a register of them.
+        fn load<M: Machine>(machine: M, from: &[Self]) -> Floats<M>;
+        /// Converts fewer elements than that; the rest of the register is zero.
+        fn load_partial<M: Machine>(machine: M, from: &[Self]) -> Floats<M>;
     }
     impl Sealed for f16 {
         fn run(tensors: &Tensors<'_, Self>, out: &mut [Self], lse: Option<&mut [f32]>) {
             schedule::run_f32(tensors, out, lse);
+        }
+        #[inline(always)]
+        fn load<M: Machine>(machine: M, from: &[Self]) -> Floats<M> {
+            machine.load_f16(from)
+        }
+        #[inline(always)]
+        fn load_partial<M: Machine>(machine: M, from: &[Self]) -> Floats<M> {
+            machine.load_partial_f16(from)
         }
     }
     impl Sealed for bf16 {
         fn run(tensors: &Tensors<'_, Self>, out: &mut [Self], lse: Option<&mut [f32]>) {
             schedule::run_bf16(tensors, out, lse);
         }
+        #[inline(always)]
+        fn load<M: Machine>(machine: M, from: &[Self]) -> Floats<M> {
+            machine.load_bf16(from)
+        }
+        #[inline(always)]
+        fn load_partial<M: Machine>(machine: M, from: &[Self]) -> Floats<M> {
+            machine.load_partial_bf16(from)
+        }
     }
     impl Sealed for f32 {
         fn run(tensors: &Tensors<'_, Self>, out: &mut [Self], lse: Option<&mut [f32]>) {
             schedule::run_f32(tensors, out, lse);
+        }
+        #[inline(always)]
+        fn load<M: Machine>(machine: M, from: &[Self]) -> Floats<M> {
+            machine.load_f32(from)
+        }
+        #[inline(always)]
+        fn load_partial<M: Machine>(machine: M, from: &[Self]) -> Floats<M> {
+            machine.simd().partial_load_f32s(from)
         }
     }
 }
@@ -41,14 +73,6 @@ pub trait Element:
     fn from_f32(value: f32) -> Self;
     /// Neither infinite nor NaN.
     fn is_finite(self) -> bool;
-    /// Converts a slice; the lengths are equal.
-    #[doc(hidden)]
-    fn widen(from: &[Self], to: &mut [f32]);
-    /// The same slice, if it is f32 already.
-    #[doc(hidden)]
-    fn as_f32(_: &[Self]) -> Option<&[f32]> {
-        None
-    }
     /// Converts a slice; the lengths are equal.
     #[doc(hidden)]
     fn narrow(from: &[f32], to: &mut [Self]);
@@ -79,15 +103,6 @@ impl Element for f16 {
     fn from_f32(value: f32) -> Self {
         f16::from_f32(value)
     }
-    #[inline(always)]
-    fn widen(from: &[Self], to: &mut [f32]) {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx") && is_x86_feature_detected!("f16c") {
-            // SAFETY: the processor has the features.
-            return unsafe { widen_f16c(from, to) };
-        }
-        from.convert_to_f32_slice(to);
-    }
     fn narrow(from: &[f32], to: &mut [Self]) {
         to.convert_from_f32_slice(from);
     }
@@ -102,13 +117,6 @@ impl Element for bf16 {
     }
     fn from_f32(value: f32) -> Self {
         bf16::from_f32(value)
-    }
-    #[inline(always)]
-    fn widen(from: &[Self], to: &mut [f32]) {
-        // A shift, so that the loop vectorises; it keeps a NaN's payload where `to_f32` would quiet it.
-        for (to, from) in to.iter_mut().zip(from) {
-            *to = f32::from_bits(u32::from(from.to_bits()) << 16);
-        }
     }
     fn narrow(from: &[f32], to: &mut [Self]) {
         to.convert_from_f32_slice(from);
@@ -126,36 +134,21 @@ impl Element for f32 {
         value
     }
     #[inline(always)]
-    fn widen(from: &[Self], to: &mut [f32]) {
-        to.copy_from_slice(from);
-    }
-    #[inline(always)]
-    fn as_f32(from: &[Self]) -> Option<&[f32]> {
-        Some(from)
-    }
-    #[inline(always)]
     fn narrow(from: &[f32], to: &mut [Self]) {
         to.copy_from_slice(from);
     }
 }
 
-/// `half` converts eight at a time behind a call; this loop is one.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx,f16c")]
-fn widen_f16c(from: &[f16], to: &mut [f32]) {
-    use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
-
-    let ((from, from_tail), (to, to_tail)) = (from.as_chunks::<8>(), to.as_chunks_mut::<8>());
-    for (from, to) in from.iter().zip(to) {
-        // SAFETY: 16 bytes are readable and 32 writable.
-        unsafe {
-            _mm256_storeu_ps(
-                to.as_mut_ptr(),
-                _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())),
-            )
-        };
+/// Converts a slice; the lengths are equal.
+#[inline(always)]
+pub(super) fn widen<T: Element, M: Machine>(machine: M, from: &[T], to: &mut [f32]) {
+    let (registers, tail) = M::Simd::as_mut_simd_f32s(&mut to[..from.len()]);
+    let from = from.chunks_exact(M::LANES);
+    if !tail.is_empty() {
+        let rest = T::load_partial(machine, from.remainder());
+        machine.simd().partial_store_f32s(tail, rest);
     }
-    for (from, to) in from_tail.iter().zip(to_tail) {
-        *to = from.to_f32();
+    for (to, from) in registers.iter_mut().zip(from) {
+        *to = T::load(machine, from);
     }
 }

@@ -1,5 +1,7 @@
 //! The same recurrence for so few query rows that reading keys and values is the work: decoding. Nothing is transposed
-//! or packed; each key is one dot product a row.
+//! or packed; each key is one dot product a row. Elements become f32 in registers.
+
+#![allow(clippy::needless_range_loop)] // Fixed bounds over arrays of registers: the form that the compiler unrolls.
 
 use std::ops::Range;
 
@@ -7,10 +9,12 @@ use pulp::Simd;
 
 use super::Element;
 use super::bounds::{FarTile, KeyBounds, Side, budget};
+use super::element::widen;
+use super::machine::{Floats, Machine};
 use super::report::Counts;
 use super::softmax::{Row, softmax_row};
 use super::state::State;
-use super::tile::{KEYS, Offsets, Rows, TileRows, padded};
+use super::tile::{KEYS, Rows, TileRows, padded};
 use super::work::{Block, FEW};
 use crate::Attention;
 use crate::horizon::{Budget, MIN_KEYS, Verdict, share};
@@ -37,11 +41,11 @@ pub(super) struct Few<'a, 'b, T> {
 }
 
 #[inline(always)]
-pub(super) fn run_few<'a, T: Element, S: Simd>(
-    simd: S,
+pub(super) fn run_few<'a, T: Element, M: Machine>(
+    machine: M,
     few: Few<'_, '_, T>,
     query: impl Fn(usize) -> &'a [T],
-    (wide, scores): (&mut Vec<f32>, &mut Vec<f32>),
+    (queries, scores): (&mut Vec<f32>, &mut Vec<f32>),
     state: &mut State,
 ) {
     let Few {
@@ -64,11 +68,11 @@ pub(super) fn run_few<'a, T: Element, S: Simd>(
         let head = block.row(attention.group(), r).1;
         (long && r < rows.len()).then(|| budget(attention, &block.sequence, head))?
     });
-    let row_bounds =
-        std::array::from_fn::<_, FEW, _>(|r| Some(bounds?.row(attention, budgets[r]?, query(r))));
+    let row_bounds = std::array::from_fn::<_, FEW, _>(|r| {
+        Some(bounds?.row(machine, attention, budgets[r]?, query(r)))
+    });
     let mut begun = false;
-    // Where converted rows lie, and where those of the keys, of the values and of the next keys do.
-    let at_wide: Offsets = std::array::from_fn(|j| j * head_dim);
+    // Where the rows of the keys, of the values and of the next keys lie.
     let [mut at_keys, mut at_values, mut at_next] = [[0; KEYS]; 3];
     // From the nearest tile outwards. Those after it are there only where an offset puts the rows before keys.
     let tiles = seen.start / KEYS..seen.end.div_ceil(KEYS);
@@ -104,25 +108,25 @@ pub(super) fn run_few<'a, T: Element, S: Simd>(
                 Verdict::Keep => {}
             }
         }
-        // The queries, then a tile of keys or values: nothing is prepared for a part of the keys that is left out.
-        wide.resize((FEW + KEYS) * width, 0.0);
-        let (queries, wide) = wide.split_at_mut(FEW * width);
+        // Nothing is prepared for a part of the keys that is left out.
         if !std::mem::replace(&mut begun, true) {
             scores.resize(FEW * KEYS, 0.0);
+            queries.clear();
+            queries.resize(FEW * width, 0.0);
             for (r, to) in queries.chunks_exact_mut(width).take(rows.len()).enumerate() {
-                T::widen(query(r), &mut to[..head_dim]);
-                to[head_dim..].fill(0.0);
+                widen(machine, query(r), &mut to[..head_dim]);
             }
         }
-        let tile_values = values.tile(from, n, &mut at_values);
-
-        let wide_keys = widened(keys.tile(from, n, &mut at_keys), &at_wide, wide);
+        let (tile_keys, tile_values) = (
+            keys.tile(from, n, &mut at_keys),
+            values.tile(from, n, &mut at_values),
+        );
         prefetch(tile_values);
-        for j in 0..n {
-            let key = wide_keys.row(j);
-            for r in 0..rows.len() {
-                scores[r * KEYS + j] = dot(simd, &queries[r * width..], key);
-            }
+        match rows.len() {
+            1 => dots::<T, M, 1>(machine, queries, tile_keys, scores),
+            2 => dots::<T, M, 2>(machine, queries, tile_keys, scores),
+            3 => dots::<T, M, 3>(machine, queries, tile_keys, scores),
+            _ => dots::<T, M, FEW>(machine, queries, tile_keys, scores),
         }
         let mut scale = [1.0; FEW];
         let mut visible: [Range<usize>; FEW] = std::array::from_fn(|r| {
@@ -149,7 +153,16 @@ pub(super) fn run_few<'a, T: Element, S: Simd>(
                         budget.skips_computed(top, max, share(tile.abs_diff(nearest)))
                     })
             };
-            match softmax_row(simd, attention, bias, &visible[r], scores, max, sum, skip) {
+            match softmax_row(
+                machine.simd(),
+                attention,
+                bias,
+                &visible[r],
+                scores,
+                max,
+                sum,
+                skip,
+            ) {
                 Some(factor) => scale[r] = factor,
                 None => {
                     visible[r] = 0..0;
@@ -165,47 +178,19 @@ pub(super) fn run_few<'a, T: Element, S: Simd>(
         if visible.iter().all(Range::is_empty) {
             continue;
         }
-        let wide_values = widened(tile_values, &at_wide, wide);
         for (r, visible) in visible.into_iter().enumerate().take(rows.len()) {
             // Only what the row sees: a value it does not see may be anything.
             let probabilities = &scores[r * KEYS..][visible.clone()];
             let out = &mut state.out[r * width..][..width];
             accumulate(
-                simd,
+                machine,
                 probabilities,
-                wide_values,
+                tile_values,
                 visible.start,
                 scale[r],
                 out,
             );
         }
-    }
-}
-
-/// The rows of a tile in f32: where they are, or converted.
-#[inline(always)]
-fn widened<'a, 'o, T: Element>(
-    rows: TileRows<'a, 'o, T>,
-    at_wide: &'o Offsets,
-    wide: &'a mut [f32],
-) -> TileRows<'a, 'o, f32> {
-    let TileRows {
-        offsets, head_dim, ..
-    } = rows;
-    if let Some(data) = T::as_f32(rows.data) {
-        return TileRows {
-            data,
-            offsets,
-            head_dim,
-        };
-    }
-    for (j, to) in wide.chunks_exact_mut(head_dim).take(rows.len()).enumerate() {
-        T::widen(rows.row(j), to);
-    }
-    TileRows {
-        data: wide,
-        offsets: &at_wide[..rows.len()],
-        head_dim,
     }
 }
 
@@ -222,76 +207,98 @@ fn prefetch<T>(rows: TileRows<'_, '_, T>) {
     let _ = rows;
 }
 
+/// `scores[r][j] = queries[r] . keys[j]` for `R` rows. The rows of the queries are padded with zeros.
 #[inline(always)]
-fn dot<S: Simd>(simd: S, query: &[f32], key: &[f32]) -> f32 {
-    let (query, query_tail) = S::as_simd_f32s(&query[..key.len()]);
-    let (key, key_tail) = S::as_simd_f32s(key);
-    let mut sum = simd.splat_f32s(0.0);
-    for (&q, &k) in query.iter().zip(key) {
-        sum = simd.mul_add_e_f32s(q, k, sum);
+fn dots<T: Element, M: Machine, const R: usize>(
+    machine: M,
+    queries: &[f32],
+    keys: TileRows<'_, '_, T>,
+    scores: &mut [f32],
+) {
+    let simd = machine.simd();
+    let width = padded(keys.head_dim);
+    assert!(queries.len() >= R * width && scores.len() >= R * KEYS);
+    for j in 0..keys.len() {
+        let key = keys.row(j).chunks_exact(M::LANES);
+        let tail = key.remainder();
+        let mut sums = [simd.splat_f32s(0.0); R];
+        let mut at = 0;
+        for key in key {
+            let key = T::load(machine, key);
+            for r in 0..R {
+                let query = machine.load_f32(&queries[r * width + at..]);
+                sums[r] = simd.mul_add_e_f32s(query, key, sums[r]);
+            }
+            at += M::LANES;
+        }
+        if !tail.is_empty() {
+            let key = T::load_partial(machine, tail);
+            for r in 0..R {
+                let query = machine.load_f32(&queries[r * width + at..]);
+                sums[r] = simd.mul_add_e_f32s(query, key, sums[r]);
+            }
+        }
+        for r in 0..R {
+            scores[r * KEYS + j] = simd.reduce_sum_f32s(sums[r]);
+        }
     }
-    if !key_tail.is_empty() {
-        let (q, k) = (
-            simd.partial_load_f32s(query_tail),
-            simd.partial_load_f32s(key_tail),
-        );
-        sum = simd.mul_add_e_f32s(q, k, sum);
-    }
-    simd.reduce_sum_f32s(sum)
 }
 
-/// `out = scale * out + sum_j probabilities[j] * values[first + j]`.
+/// `out = scale * out + sum_j probabilities[j] * values[first + j]`; `out` is padded.
 #[inline(always)]
-fn accumulate<S: Simd>(
-    simd: S,
+fn accumulate<T: Element, M: Machine>(
+    machine: M,
     probabilities: &[f32],
-    values: TileRows<'_, '_, f32>,
+    values: TileRows<'_, '_, T>,
     first: usize,
     scale: f32,
     out: &mut [f32],
 ) {
-    let (whole, tail) = S::as_mut_simd_f32s(&mut out[..values.head_dim]);
-    let (panels, rest) = whole.as_chunks_mut::<COLUMNS>();
+    let (out, _) = M::Simd::as_mut_simd_f32s(out);
+    let whole = values.head_dim / M::LANES;
+    let (panels, rest) = out[..whole].as_chunks_mut::<COLUMNS>();
     let mut column = 0;
     for panel in panels {
-        accumulate_panel(simd, probabilities, values, first, scale, column, panel);
-        column += COLUMNS;
+        accumulate_panel(machine, probabilities, values, first, scale, column, panel);
+        column += COLUMNS * M::LANES;
     }
     for panel in rest.as_chunks_mut::<1>().0 {
-        accumulate_panel(simd, probabilities, values, first, scale, column, panel);
-        column += 1;
+        accumulate_panel(machine, probabilities, values, first, scale, column, panel);
+        column += M::LANES;
     }
-    let at = values.head_dim - tail.len();
-    for (i, out) in tail.iter_mut().enumerate() {
-        let terms = probabilities.iter().enumerate();
-        *out = terms.fold(*out * scale, |sum, (j, p)| {
-            p.mul_add(values.row(first + j)[at + i], sum)
-        });
+    if column < values.head_dim {
+        let simd = machine.simd();
+        let mut sum = simd.mul_f32s(out[whole], simd.splat_f32s(scale));
+        for (j, &p) in probabilities.iter().enumerate() {
+            let value = T::load_partial(machine, &values.row(first + j)[column..]);
+            sum = simd.mul_add_e_f32s(simd.splat_f32s(p), value, sum);
+        }
+        out[whole] = sum;
     }
 }
 
-/// `N` registers of columns from the `column`-th on.
+/// `N` registers of columns from the `column`-th column on.
 #[inline(always)]
-fn accumulate_panel<S: Simd, const N: usize>(
-    simd: S,
+fn accumulate_panel<T: Element, M: Machine, const N: usize>(
+    machine: M,
     probabilities: &[f32],
-    values: TileRows<'_, '_, f32>,
+    values: TileRows<'_, '_, T>,
     first: usize,
     scale: f32,
     column: usize,
-    out: &mut [S::f32s; N],
+    out: &mut [Floats<M>; N],
 ) {
-    let at = column * (size_of::<S::f32s>() / size_of::<f32>());
+    let simd = machine.simd();
     let mut sums = [simd.splat_f32s(0.0); N];
     for i in 0..N {
         sums[i] = simd.mul_f32s(out[i], simd.splat_f32s(scale));
     }
     for (j, &p) in probabilities.iter().enumerate() {
         let p = simd.splat_f32s(p);
-        let (value, _) = S::as_simd_f32s(&values.row(first + j)[at..]);
-        let value: &[S::f32s; N] = value.first_chunk().expect("the columns are within the row");
+        let value = &values.row(first + j)[column..][..N * M::LANES];
         for i in 0..N {
-            sums[i] = simd.mul_add_e_f32s(p, value[i], sums[i]);
+            let value = T::load(machine, &value[i * M::LANES..]);
+            sums[i] = simd.mul_add_e_f32s(p, value, sums[i]);
         }
     }
     *out = sums;

@@ -7,6 +7,8 @@
 
 use pulp::Simd;
 
+use super::machine::{Floats, Machine};
+
 /// The height of a strip: the rows that the kernel computes at once.
 pub(super) const STRIP: usize = 6;
 
@@ -42,43 +44,45 @@ pub(super) trait Multiply: Copy {
 
 /// Single precision in whatever registers the machine has.
 #[derive(Clone, Copy)]
-pub(super) struct F32<S>(pub(super) S);
+pub(super) struct F32<M>(pub(super) M);
 
-impl<S: Simd> Multiply for F32<S> {
+impl<M: Machine> Multiply for F32<M> {
     type Item = f32;
-    type Register = S::f32s;
-    type Accumulator = S::f32s;
-    const LANES: usize = size_of::<S::f32s>() / size_of::<f32>();
+    type Register = Floats<M>;
+    type Accumulator = Floats<M>;
+    const LANES: usize = M::LANES;
     // AVX2 has 16 registers, AVX-512 and NEON have 32.
     const COLUMNS: usize = if Self::LANES == 8 { 2 } else { 4 };
 
     #[inline(always)]
-    fn zero(self) -> S::f32s {
-        self.0.splat_f32s(0.0)
+    fn zero(self) -> Floats<M> {
+        self.0.simd().splat_f32s(0.0)
     }
     #[inline(always)]
-    fn splat(self, item: f32) -> S::f32s {
-        self.0.splat_f32s(item)
+    fn splat(self, item: f32) -> Floats<M> {
+        self.0.simd().splat_f32s(item)
     }
     #[inline(always)]
-    unsafe fn load(self, from: *const f32) -> S::f32s {
+    unsafe fn load(self, from: *const f32) -> Floats<M> {
         // SAFETY: `LANES` numbers are readable, and any bits are a register of f32.
-        unsafe { from.cast::<S::f32s>().read_unaligned() }
+        unsafe { from.cast::<Floats<M>>().read_unaligned() }
     }
     #[inline(always)]
-    unsafe fn load_scaled(self, from: *const f32, scale: f32) -> S::f32s {
+    unsafe fn load_scaled(self, from: *const f32, scale: f32) -> Floats<M> {
         // SAFETY: as required of the caller.
         let value = unsafe { self.load(from) };
-        self.0.mul_f32s(value, self.0.splat_f32s(scale))
+        self.0
+            .simd()
+            .mul_f32s(value, self.0.simd().splat_f32s(scale))
     }
     #[inline(always)]
-    unsafe fn store(self, to: *mut f32, value: S::f32s) {
+    unsafe fn store(self, to: *mut f32, value: Floats<M>) {
         // SAFETY: `LANES` numbers are writable.
-        unsafe { to.cast::<S::f32s>().write_unaligned(value) }
+        unsafe { to.cast::<Floats<M>>().write_unaligned(value) }
     }
     #[inline(always)]
-    fn multiply_add(self, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
-        self.0.mul_add_e_f32s(a, b, c)
+    fn multiply_add(self, a: Floats<M>, b: Floats<M>, c: Floats<M>) -> Floats<M> {
+        self.0.simd().mul_add_e_f32s(a, b, c)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::Element;
 use super::bounds::{distance, larger};
+use super::machine::Portable;
 use crate::Inputs;
 use crate::error::{Error, Result, value};
 use crate::sequences::{check_page_size, check_radii};
@@ -99,12 +100,16 @@ pub fn append_with_radii<T: Element>(
     for (_, slot) in slots().filter(|(_, slot)| slot % pool.rows == 0) {
         radii[slot / pool.rows * heads_k..][..heads_k].fill(0.0);
     }
+    let machine = Portable(pulp::Scalar);
     for (token, slot) in slots() {
         for head in 0..heads_k {
             let at = token * k.layout.row_stride + head * k.layout.head_stride;
             let (key, centre) = (&k.data[at..], &centres[head * head_dim..]);
             let radius = &mut radii[slot / pool.rows * heads_k + head];
-            *radius = larger(*radius, distance(&key[..head_dim], &centre[..head_dim]));
+            *radius = larger(
+                *radius,
+                distance(machine, &key[..head_dim], &centre[..head_dim]),
+            );
         }
     }
     Ok(())

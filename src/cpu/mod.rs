@@ -6,6 +6,7 @@ mod element;
 mod few;
 mod gemm;
 mod kv_cache;
+mod machine;
 pub mod oracle;
 mod report;
 mod schedule;

@@ -7,9 +7,12 @@ use rayon::prelude::*;
 use super::Element;
 #[cfg(target_arch = "x86_64")]
 use super::block::UseBf16;
-use super::block::{ForSimd, Run, Scratch, Tensors, UseF32};
+use super::block::{ForMachine, Run, Scratch, Tensors, UseF32};
 use super::bounds::key_bounds;
+use super::machine::dispatch;
 use super::state::State;
+#[cfg(target_arch = "x86_64")]
+use super::tile::Bf16;
 use super::tile::KEYS;
 use super::work::Block;
 use crate::problem::Problem;
@@ -139,10 +142,12 @@ pub(super) fn run_f32<T: Element>(
     run_with(Arch::new(), tensors, out, lse, UseF32);
 }
 
-/// Runs a validated call, with products of bf16 pairs where the processor has them.
+/// Runs a validated call, with products of bf16 pairs where the processor is fast at them.
 pub(super) fn run_bf16(tensors: &Tensors<'_, bf16>, out: &mut [bf16], lse: Option<&mut [f32]>) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(arithmetic) = super::tile::Bf16::new() {
+    if let Some(arithmetic) = Bf16::new()
+        && Bf16::is_fast()
+    {
         return run_with(Arch::new(), tensors, out, lse, UseBf16(arithmetic));
     }
     run_f32(tensors, out, lse);
@@ -156,7 +161,7 @@ fn run_with<T: Element, I, A>(
     arithmetic: A,
 ) where
     I: Copy + Default + Send,
-    A: ForSimd<T, I> + Sync,
+    A: ForMachine<T, I> + Sync,
 {
     let problem = tensors.problem;
     let outputs = Outputs {
@@ -176,14 +181,15 @@ fn run_with<T: Element, I, A>(
     let run = |at: usize, kept: Option<&State>, scratch: &mut Scratch<I>| {
         let block = &blocks[at];
         let of_block = block.sequence.index * problem.attention.heads_k() + block.head_k;
-        arch.dispatch(Run {
+        let run = Run {
             tensors,
             block,
             bounds: bounds[of_block].as_ref(),
             kept: kept.map(|state| &state.max[..]),
             scratch,
             arithmetic,
-        });
+        };
+        dispatch(arch, run);
         if whole[at] {
             outputs.write(block, &mut scratch.state);
             return None;
@@ -223,29 +229,22 @@ fn run_with<T: Element, I, A>(
 #[cfg(test)]
 mod tests {
     use half::f16;
+    use rand::rngs::ChaCha8Rng;
+    use rand::{RngExt as _, SeedableRng as _};
 
     use super::*;
+    use crate::cpu::machine::arches;
     use crate::cpu::oracle;
     use crate::{Attention, Inputs, View};
 
-    /// The instruction sets of this machine, the best last.
-    fn arches() -> Vec<Arch> {
-        let mut arches = vec![Arch::Scalar];
-        #[cfg(target_arch = "x86_64")]
-        {
-            arches.extend(pulp::x86::V3::try_new().map(Arch::V3));
-            arches.extend(pulp::x86::V4::try_new().map(Arch::V4));
-        }
-        arches
-    }
-
-    fn every_arch_agrees_with_the_oracle<T: Element>(tolerance: f64) {
-        let mut state = 1u32;
+    fn every_arch_agrees_with_the_oracle<T: Element, I, A>(arithmetic: A, tolerance: f64)
+    where
+        I: Copy + Default + Send,
+        A: ForMachine<T, I> + Sync,
+    {
+        let mut generator = ChaCha8Rng::seed_from_u64(1);
         let mut random = |n: usize| -> Vec<T> {
-            let mut next = || {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                T::from_f32((state >> 8) as f32 / (1 << 22) as f32 - 2.0)
-            };
+            let mut next = || T::from_f32(generator.random_range(-2.0..2.0));
             (0..n).map(|_| next()).collect()
         };
         // Many rows, and few: each has a path. 24 and 40 are no whole number of registers.
@@ -276,7 +275,7 @@ mod tests {
             for arch in arches() {
                 let mut out = vec![T::from_f32(f32::NAN); expected.out.len()];
                 let mut lse = vec![f32::NAN; expected.lse.len()];
-                run_with(arch, &tensors, &mut out, Some(&mut lse), UseF32);
+                run_with(arch, &tensors, &mut out, Some(&mut lse), arithmetic);
                 for (found, expected) in out.iter().zip(&expected.out) {
                     let error = (f64::from(found.to_f32()) - expected).abs();
                     assert!(
@@ -309,8 +308,12 @@ mod tests {
 
     #[test]
     fn every_instruction_set_agrees_with_the_oracle() {
-        every_arch_agrees_with_the_oracle::<f32>(1e-5);
-        every_arch_agrees_with_the_oracle::<f16>(2e-3);
-        every_arch_agrees_with_the_oracle::<bf16>(1.6e-2);
+        every_arch_agrees_with_the_oracle::<f32, _, _>(UseF32, 1e-5);
+        every_arch_agrees_with_the_oracle::<f16, _, _>(UseF32, 2e-3);
+        every_arch_agrees_with_the_oracle::<bf16, _, _>(UseF32, 1.6e-2);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(pairs) = Bf16::new() {
+            every_arch_agrees_with_the_oracle::<bf16, _, _>(UseBf16(pairs), 1.6e-2);
+        }
     }
 }

@@ -12,7 +12,7 @@ use cudarc::nvrtc::Ptx;
 
 use super::buffer::check_context;
 use super::slopes::Interned;
-use super::{Error, Result};
+use super::{Error, Result, hopper};
 use crate::plan::{Device, Executor, Launch};
 
 /// The kernels of one context, and the slopes of its layers.
@@ -168,11 +168,17 @@ impl Executor for Launcher<'_> {
     type Error = Error;
 
     unsafe fn launch(&self, launch: &Launch, params: &[u8]) -> Result<()> {
-        launch.check_plain()?;
         let failed = Error::driver("when a kernel was launched");
+        if !launch.is_plain() {
+            hopper::check(&self.kernels.device)?;
+        }
         let function = self.kernels.function(launch)?;
         // Also reports what failed since, such as waiting for a buffer.
         self.stream.context().bind_to_thread().map_err(&failed)?;
+        if !launch.is_plain() {
+            // SAFETY: as below.
+            return unsafe { hopper::launch(function, launch, self.stream, params) };
+        }
         let params: *const c_void = params.as_ptr().cast();
         // SAFETY: kernels stay loaded. The driver reads the parameters before it
         // returns, and only as many bytes as the kernel has; the caller vouches for what they point to.

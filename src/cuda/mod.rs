@@ -76,6 +76,7 @@ mod capture;
 mod check;
 mod driver;
 mod error;
+mod hopper;
 mod inputs;
 mod kernels;
 mod layer;

@@ -62,7 +62,7 @@ pub struct Embedded {
     pub name: &'static str,
     /// Machine code for the architectures of the build, and PTX for later ones: what a driver loads.
     pub fatbin: &'static [u8],
-    /// The PTX text for compute_80: what an emulator loads.
+    /// The PTX text for compute_80, or for what the kernels need: what an emulator loads.
     #[cfg(feature = "ptx")]
     pub ptx: &'static str,
     /// What ptxas said of registers, shared memory and spills.

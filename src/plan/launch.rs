@@ -1,7 +1,9 @@
 //! A launch, and who carries it out.
 
-use crate::error::{Error, Result, value};
-use crate::kernels::{Architecture, Embedded, Kernel, named};
+use std::mem::offset_of;
+
+use crate::error::{Result, value};
+use crate::kernels::{Architecture, AttentionParams, Dtype, Embedded, Kernel, named};
 
 /// One launch of one kernel.
 #[derive(Debug, Clone)]
@@ -29,6 +31,8 @@ pub struct Launch {
 pub struct TensorMap {
     /// Which tensor, and so where it begins.
     pub operand: Operand,
+    /// The type of its elements.
+    pub dtype: Dtype,
     /// The lengths of its dimensions, the contiguous one first: as many as it has.
     pub dims: Vec<u64>,
     /// The distances between the indices of every dimension but the first, in bytes.
@@ -60,6 +64,29 @@ pub enum Swizzle {
     Bytes128,
 }
 
+impl Operand {
+    /// Where the tensor begins, by the parameter of the kernel that takes its map: [`AttentionParams`] as bytes.
+    ///
+    /// # Errors
+    /// [`Error::Value`](crate::Error::Value) for bytes that are not as many.
+    pub fn address(self, params: &[u8]) -> Result<u64> {
+        if params.len() != size_of::<AttentionParams>() {
+            let found = format!("{} bytes", params.len());
+            let expected = format!("the {} of AttentionParams", size_of::<AttentionParams>());
+            return Err(value("params", found, expected));
+        }
+        let at = match self {
+            Self::Q => offset_of!(AttentionParams, q),
+            Self::K => offset_of!(AttentionParams, k),
+            Self::V => offset_of!(AttentionParams, v),
+            Self::Out => offset_of!(AttentionParams, out),
+        };
+        let mut address = [0; 8];
+        address.copy_from_slice(&params[at..at + 8]);
+        Ok(u64::from_ne_bytes(address))
+    }
+}
+
 impl Launch {
     /// Of so many blocks.
     pub(super) fn new(kernel: &Kernel, grid: u32) -> Self {
@@ -79,21 +106,38 @@ impl Launch {
         self.file.architecture
     }
 
+    /// Whether it needs neither clusters nor tensor maps.
+    pub fn is_plain(&self) -> bool {
+        self.cluster == [1; 3] && self.tensor_maps.is_empty()
+    }
+
+    /// For executors that have no clusters: whether the launch needs none.
+    ///
+    /// # Errors
+    /// [`Error::Value`](crate::Error::Value) if it does.
+    pub fn check_unclustered(&self) -> Result<()> {
+        match self.cluster {
+            [1, 1, 1] => Ok(()),
+            cluster => Err(value(
+                "launch",
+                format!("{} with clusters of {cluster:?} blocks", self.kernel),
+                "blocks that are in no cluster",
+            )),
+        }
+    }
+
     /// For executors that have neither clusters nor tensor maps: whether the launch needs none.
     ///
     /// # Errors
-    /// [`Error::Value`] if it does.
+    /// [`Error::Value`](crate::Error::Value) if it does.
     pub fn check_plain(&self) -> Result<()> {
-        let refused = |found: String, expected: &str| -> Error {
-            value("launch", format!("{} with {found}", self.kernel), expected)
-        };
-        if self.cluster != [1; 3] {
-            let found = format!("clusters of {:?} blocks", self.cluster);
-            return Err(refused(found, "blocks that are in no cluster"));
-        }
+        self.check_unclustered()?;
         match self.tensor_maps.len() {
             0 => Ok(()),
-            n => Err(refused(format!("{n} tensor maps"), "none")),
+            n => {
+                let found = format!("{} with {n} tensor maps", self.kernel);
+                Err(value("launch", found, "none"))
+            }
         }
     }
 }
@@ -103,7 +147,7 @@ pub trait Executor {
     /// What can go wrong.
     type Error;
 
-    /// Launches a kernel with the bytes of its only parameter.
+    /// Launches a kernel with the bytes of its parameter, after which it takes the maps of the launch.
     ///
     /// # Errors
     /// What the executor cannot do: one that knows nothing of clusters and tensor maps begins with [`Launch::check_plain`].

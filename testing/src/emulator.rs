@@ -1,11 +1,15 @@
 //! Runs plans on an emulator: the PTX that the build made, instruction by instruction on the CPU, with all of its checks on.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use flash_alibi::Attention;
-use flash_alibi::plan::{Addresses, Call, Device, Executor, Launch, Packed, Paged, Plan};
+use flash_alibi::plan::{
+    Addresses, Call, Device, Dtype, Executor, Launch, Packed, Paged, Plan, Swizzle, TensorMap,
+};
+use ptx_emulator::tensor_map::{ElementType, Tiled};
 use ptx_emulator::{DevicePtr, LaunchConfig, Memory, Module, Report, Scalar};
 
 use crate::problem::{Attended, Failure, OnDevice, Placed, Problem};
@@ -69,7 +73,7 @@ impl Executor for Emulator {
     type Error = Failure;
 
     unsafe fn launch(&self, launch: &Launch, params: &[u8]) -> Result<(), Failure> {
-        launch.check_plain().map_err(Failure::new)?;
+        launch.check_unclustered().map_err(Failure::new)?;
         static MODULES: LazyLock<Mutex<HashMap<&'static str, Arc<Module>>>> =
             LazyLock::new(Mutex::default);
         let module = MODULES
@@ -84,12 +88,78 @@ impl Executor for Emulator {
             .shared_bytes(launch.shared_bytes)
             .shared_limit(SMALLEST.shared_bytes_per_block)
             .seed(self.seed);
+        let params = with_maps(&module, launch, params)?;
         let report =
-            (module.launch(&self.memory, launch.kernel, &config, params)).map_err(Failure::new)?;
+            (module.launch(&self.memory, launch.kernel, &config, &params)).map_err(Failure::new)?;
         let mut reports = self.reports.lock().expect("nothing panics with it");
         reports.push(report);
         Ok(())
     }
+}
+
+/// The bytes of all parameters: the first, and the tensor maps that a launch has, where the kernel has them.
+fn with_maps<'a>(
+    module: &Module,
+    launch: &Launch,
+    params: &'a [u8],
+) -> Result<Cow<'a, [u8]>, Failure> {
+    if launch.tensor_maps.is_empty() {
+        return Ok(params.into());
+    }
+    let kernel = module.kernel(launch.kernel).ok_or_else(|| {
+        Failure::new(format!(
+            "{} has no kernel {}",
+            launch.file.name, launch.kernel
+        ))
+    })?;
+    let maps = launch.tensor_maps.iter().map(|map| {
+        let address = map.operand.address(params).map_err(Failure::new)?;
+        encoded(map, address)
+    });
+    let maps = maps.collect::<Result<Vec<_>, Failure>>()?;
+    let all = [params].into_iter().chain(maps.iter().map(Vec::as_slice));
+    let mut bytes = vec![0; kernel.param_bytes as usize];
+    if kernel.params.len() != 1 + maps.len() {
+        return Err(Failure::new(format!(
+            "{} takes {} parameters, and the launch has {}",
+            launch.kernel,
+            kernel.params.len(),
+            1 + maps.len()
+        )));
+    }
+    for (param, argument) in kernel.params.iter().zip(all) {
+        if param.size as usize != argument.len() {
+            return Err(Failure::new(format!(
+                "{}: {} has {} bytes, and the launch has {}",
+                launch.kernel,
+                param.name,
+                param.size,
+                argument.len()
+            )));
+        }
+        bytes[param.offset as usize..][..argument.len()].copy_from_slice(argument);
+    }
+    Ok(bytes.into())
+}
+
+/// A tensor map as the emulator has it, of a tensor that begins at an address.
+fn encoded(map: &TensorMap, address: u64) -> Result<Vec<u8>, Failure> {
+    let element = match map.dtype {
+        Dtype::F16 => ElementType::F16,
+        Dtype::Bf16 => ElementType::Bf16,
+    };
+    let mut tiled = Tiled::dense(element, address, &map.dims, &map.tile);
+    for (dimension, &stride) in tiled.dimensions.iter_mut().skip(1).zip(&map.strides) {
+        dimension.stride = stride;
+    }
+    let tiled = tiled.swizzle(match map.swizzle {
+        Swizzle::None => ptx_emulator::Swizzle::None,
+        Swizzle::Bytes32 => ptx_emulator::Swizzle::B32,
+        Swizzle::Bytes64 => ptx_emulator::Swizzle::B64,
+        Swizzle::Bytes128 => ptx_emulator::Swizzle::B128,
+    });
+    let made = ptx_emulator::tensor_map::TensorMap::new(tiled).map_err(Failure::new)?;
+    Ok(made.encode().to_vec())
 }
 
 impl<T: OnEmulator> Problem<'_, T> {

@@ -8,7 +8,6 @@
 //! The kernels are run by `emulator`, with the feature `emulator`, and on a GPU by `device`, with the feature `cuda`.
 
 pub mod accuracy;
-mod argument;
 #[cfg(feature = "cuda")]
 pub mod bench;
 mod case;
@@ -28,8 +27,7 @@ mod random;
 pub mod strategy;
 mod tensor;
 
-pub use argument::HorizonArgument;
 pub use case::{Case, Lengths, Memory, SlopeKind, expect};
 pub use laid_out::{LaidOut, Rows, UNTOUCHED, reference};
-pub use random::random;
+pub use random::{generator, normal, random, uniform};
 pub use tensor::Tensor;

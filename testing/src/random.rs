@@ -1,19 +1,33 @@
-//! Random numbers that do not depend on how a tensor is laid out.
+//! Random numbers: the same on every machine, wherever a tensor has them in memory, and whatever else is drawn.
 
-/// Random numbers by position: the value of an element does not depend on how the tensor is laid out.
-pub fn random(seed: u64, tag: u64, index: [usize; 4]) -> f32 {
-    let mut x = seed ^ tag.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    for i in index {
-        x = splitmix(x ^ (i as u64).wrapping_mul(0xd1b5_4a32_d192_ed03));
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt as _, SeedableRng as _};
+use rand_distr::{StandardNormal, StandardUniform};
+
+/// The generator of a place, such as a row of a tensor, in the data of a seed and a tag.
+pub fn generator(seed: u64, tag: u64, place: [usize; 4]) -> ChaCha8Rng {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(&tag.to_le_bytes());
+    for (bytes, index) in key[16..].chunks_exact_mut(4).zip(place) {
+        let index = u32::try_from(index).expect("places are counted in 32 bits");
+        bytes.copy_from_slice(&index.to_le_bytes());
     }
-    // The sum of four uniform numbers is close to normal; this one has variance 1.
-    let sum: u64 = (0..4).map(|part| x >> (16 * part) & 0xffff).sum();
-    (sum as f32 / 65536.0 - 2.0) * 3f32.sqrt()
+    ChaCha8Rng::from_seed(key)
 }
 
-fn splitmix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
+/// A normal number of variance 1 by its place.
+pub fn random(seed: u64, tag: u64, place: [usize; 4]) -> f32 {
+    generator(seed, tag, place).sample(StandardNormal)
+}
+
+/// Normal numbers of variance 1, without end.
+pub fn normal(seed: u64, tag: u64, place: [usize; 4]) -> impl Iterator<Item = f32> {
+    generator(seed, tag, place).sample_iter(StandardNormal)
+}
+
+/// Numbers from -1 to below 1, evenly distributed, without end.
+pub fn uniform(seed: u64) -> impl Iterator<Item = f32> {
+    let numbers = generator(seed, 0, [0; 4]).sample_iter(StandardUniform);
+    numbers.map(|x: f32| 2.0 * x - 1.0)
 }

@@ -4,7 +4,7 @@ use flash_alibi::cpu::Element;
 use flash_alibi::{View, ViewMut};
 
 use crate::case::{Case, Memory};
-use crate::random;
+use crate::normal;
 
 /// A tensor in a buffer of its own.
 #[derive(Debug, Clone)]
@@ -84,8 +84,10 @@ impl<T: Element> Tensor<T> {
             0 => 0,
             _ => index[dim],
         });
-        let value = |c| T::from_f32(random(case.seed, tag, [b, row, head, c]) * amplitude);
-        (0..self.shape[3]).map(value).collect()
+        normal(case.seed, tag, [b, row, head, 0])
+            .map(|x| T::from_f32(x * amplitude))
+            .take(self.shape[3])
+            .collect()
     }
 
     pub(crate) fn shape_and_strides(&self) -> (Vec<usize>, Vec<usize>) {

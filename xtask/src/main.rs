@@ -1,6 +1,7 @@
 //! Project tasks; `cargo xtask` lists them.
 
 mod bundle;
+mod package;
 mod public_api;
 mod toolkit;
 
@@ -14,16 +15,17 @@ use toolkit::Toolkit;
 
 const USAGE: &str = "usage: cargo xtask TASK
 
-    test         format, lints, builds with and without features, all tests, the documentation
+    test         format, lints, builds with and without features, all tests, the documentation, the package
     emulate      runs cargo with the arguments that follow, such as `test --test cuda`, on an emulated GPU
     toolkit      fetches the pinned CUDA compiler into the target directory, and prints where nvcc is
     kernels      compiles the kernels and prints their registers, shared memory and spills
+    package      makes the package, tries to publish it, and runs the examples of the documentation from it
     public-api   writes the listing of the public interface, public-api.txt, anew
     gpu-bundle   gathers what tests and measures on a machine with a GPU and without Rust; with --dry-run, runs it on an
                  emulated GPU instead, as far as that goes";
 
 /// All packages, with all that can be built without CUDA's libraries. Always the same, so that nothing is built twice.
-const EVERYTHING: &[&str] = &["--workspace", "--features=flash-alibi/ptx"];
+const EVERYTHING: &[&str] = &["--workspace", "--features=flash-alibi-tests/ptx"];
 
 fn main() -> ExitCode {
     let task = env::args().nth(1).unwrap_or_default();
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
             let arguments: Vec<String> = env::args().skip(2).collect();
             on_emulated_device(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
         }
+        "package" => package::check(),
         "public-api" => public_api::check(true),
         "gpu-bundle" if env::args().nth(2).as_deref() == Some("--dry-run") => bundle::dry_run(),
         "gpu-bundle" => bundle::make(),
@@ -67,15 +70,18 @@ fn test() -> Result<(), String> {
     // The bundle's dry run, among these, has all tests of the testing crate on an emulated GPU.
     cargo(&[&["test"], EVERYTHING].concat())?;
     if cfg!(target_os = "linux") {
-        // On the driver that reports every access to memory that is not there any more.
+        // On the driver that reports every access to memory that is not there any more; and what the library tests of its
+        // own launches.
         let folders = emulated_driver("debug/deps/libptx_emulator_driver.so")?;
-        let test = ["--test=cuda_soundness"];
+        let test = ["--lib", "--test=cuda_soundness"];
         cargo_with(
             &[&["test"], EVERYTHING, &test].concat(),
             &[("LD_LIBRARY_PATH", &folders)],
         )?;
     }
+    oldest_candle()?;
     candle_cuda()?;
+    other_platforms()?;
     // As docs.rs makes it: without kernels.
     cargo_with(
         &[
@@ -86,28 +92,83 @@ fn test() -> Result<(), String> {
         ],
         &[("DOCS_RS", "1".as_ref())],
     )?;
-    public_api::check(false)
+    public_api::check(false)?;
+    package::check()
 }
 
-/// Checks the types of the feature `candle-cuda`. candle's own kernels take nvcc many minutes and are not looked at.
+/// Checks the feature `candle-cuda` with the newest candle and with the oldest that it accepts: its types. candle's own
+/// kernels take nvcc many minutes and are not looked at.
 fn candle_cuda() -> Result<(), String> {
-    let stand_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("nvcc-stand-in.sh");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let stand_in = root.join("stand-in");
+    let (folder, nvcc) = (stand_in.join("bin"), stand_in.join("bin/nvcc"));
+    let found = env::var_os("PATH").unwrap_or_default();
+    let folders = env::join_paths([folder].into_iter().chain(env::split_paths(&found)))
+        .map_err(|error| error.to_string())?;
+    let target = toolkit::target();
+    let variables = [
+        ("CARGO_TARGET_DIR", target.as_os_str()),
+        ("PATH", folders.as_os_str()),
+        ("NVCC", nvcc.as_os_str()),
+        ("CUDA_ROOT", stand_in.as_os_str()),
+        ("CUDA_COMPUTE_CAP", "80".as_ref()),
+    ];
+    let newest = [
+        "--package=flash-alibi",
+        "--package=flash-alibi-models",
+        "--package=flash-alibi-tests",
+        "--features=candle-cuda",
+        "--lib",
+        "--examples",
+        "--test=cuda_candle",
+    ];
+    let oldest = ["--manifest-path=testing/candle-0.9.2/Cargo.toml", "--tests"];
+    let no_warnings = ["--", "-D", "warnings"];
     cargo_with(
-        &[
-            "clippy",
+        &[&["clippy"], &newest[..], &no_warnings].concat(),
+        &variables,
+    )?;
+    cargo_with(
+        &[&["clippy"], &oldest[..], &no_warnings].concat(),
+        &variables,
+    )
+}
+
+/// Checks the types on other systems and processors, as far as rustup has their standard library.
+fn other_platforms() -> Result<(), String> {
+    for platform in [
+        "aarch64-apple-darwin",
+        "aarch64-unknown-linux-gnu",
+        "x86_64-pc-windows-msvc",
+    ] {
+        let said = Command::new("rustup")
+            .args(["target", "add", platform])
+            .output();
+        if !said.is_ok_and(|said| said.status.success()) {
+            println!(
+                "SKIPPED: rustup has no standard library of {platform}, whose types are not checked"
+            );
+            continue;
+        }
+        let target = format!("--target={platform}");
+        let check = [
+            "check",
             "--package=flash-alibi",
-            "--features=candle-cuda",
             "--lib",
-            "--examples",
-            "--test=cuda_candle",
-            "--",
-            "-D",
-            "warnings",
-        ],
-        &[
-            ("NVCC", stand_in.as_os_str()),
-            ("CUDA_COMPUTE_CAP", "80".as_ref()),
-        ],
+            "--features=candle,cuda",
+        ];
+        // Without kernels, as docs.rs builds it: nvcc would want that system's C++ compiler.
+        let docs = ("DOCS_RS", OsStr::new("1"));
+        cargo_with(&[&check[..], &[&target]].concat(), &[docs])?;
+    }
+    Ok(())
+}
+
+/// The tests of the feature `candle` with the oldest candle that it accepts; the other tests have the newest.
+fn oldest_candle() -> Result<(), String> {
+    cargo_with(
+        &["test", "--manifest-path=testing/candle-0.8.4/Cargo.toml"],
+        &[("CARGO_TARGET_DIR", toolkit::target().as_os_str())],
     )
 }
 

@@ -53,6 +53,7 @@ codes! {
     715 ILLEGAL_INSTRUCTION "an illegal instruction was encountered"
     716 MISALIGNED_ADDRESS "misaligned address"
     719 LAUNCH_FAILED "unspecified launch failure"
+    720 COOPERATIVE_LAUNCH_TOO_LARGE "too many blocks in cooperative launch"
     801 NOT_SUPPORTED "operation not supported"
     900 STREAM_CAPTURE_UNSUPPORTED "operation not permitted when stream is capturing"
     901 STREAM_CAPTURE_INVALIDATED "operation failed due to a previous error during capture"
@@ -63,6 +64,7 @@ codes! {
     906 STREAM_CAPTURE_IMPLICIT "operation would make the legacy stream depend on a capturing blocking stream"
     907 CAPTURED_EVENT "operation not permitted on an event last recorded in a capturing stream"
     908 STREAM_CAPTURE_WRONG_THREAD "attempt to terminate a thread-local capture sequence from another thread"
+    912 INVALID_CLUSTER_SIZE "misconfiguration of a cluster"
 }
 
 impl Code {

@@ -10,7 +10,8 @@ use ptx_emulator::{DevicePtr, KernelInfo, Memory, Module};
 
 use crate::capture::{Capture, Joined};
 use crate::code::{Code, Result};
-use crate::settings::{SETTINGS, SHARED_BYTES};
+use crate::device::SHARED_BYTES;
+use crate::settings::SETTINGS;
 use crate::work::{Event, Queue, Work};
 
 /// A context, stream, event, module, function, graph or executable graph.
@@ -55,6 +56,8 @@ pub struct Context {
 pub struct LoadedModule {
     pub context: Handle,
     pub code: Arc<Module>,
+    /// What its PTX is for: 80 for `sm_80`.
+    pub architecture: u32,
 }
 
 /// A kernel in a context.
@@ -63,8 +66,14 @@ pub struct Function {
     pub module: Handle,
     pub code: Arc<Module>,
     pub info: KernelInfo,
+    /// What its PTX is for.
+    pub architecture: u32,
     /// Bytes of dynamic shared memory that a launch may ask for.
     pub max_dynamic: i32,
+    /// Blocks of the clusters that it is to be launched in; zeros if it does not matter.
+    pub cluster: [i32; 3],
+    /// It may be launched in clusters of a size that not every device has.
+    pub non_portable_cluster: bool,
 }
 
 /// A stream.
@@ -329,7 +338,8 @@ impl State {
             return Ok(handle);
         }
         let loaded = self.modules.get(&module).ok_or(Code::INVALID_HANDLE)?;
-        let (context, code) = (loaded.context, loaded.code.clone());
+        let (context, architecture) = (loaded.context, loaded.architecture);
+        let code = loaded.code.clone();
         let info = code.kernel(name).ok_or(Code::NOT_FOUND)?.clone();
         if let Err(fault) = code.check(name) {
             eprintln!("ptx-emulator-driver: {fault}");
@@ -340,7 +350,10 @@ impl State {
             context,
             module,
             code,
+            architecture,
             max_dynamic: SHARED_BYTES - info.static_shared as i32,
+            cluster: [0; 3],
+            non_portable_cluster: false,
             info,
         };
         self.functions.insert(handle, function);

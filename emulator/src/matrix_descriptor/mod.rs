@@ -11,19 +11,24 @@
 //! | MN-major, no swizzle | `start + 16 (k mod 8) + LBO (k / 8) + SBO c`, `c` = chunk along the rows |
 //! | MN-major, swizzle | `start + 16 W (k mod 8) + SBO (k / 8) + 16 (c mod W) + LBO (c / W)` |
 //!
-//! Every field was read from two sources that do not depend on each other. The layout of the bits, the meaning of the
-//! two offsets and the base offset: the PTX ISA, "Asynchronous warpgroup level matrix shared memory layout" (strides,
-//! matrix descriptor format). The same, as kernels use it: the canonical layouts in CUTLASS
-//! (`include/cute/atom/mma_traits_sm90_gmma.hpp`, for all four rows of the table), and for the swizzled rows the
-//! descriptors of ThunderKittens (`include/types/shared/descriptor.cuh`). Both advance along K by adding to the start
-//! address: 32 bytes inside a row of the swizzle (K-major), or two groups of eight rows of it (MN-major). That a swizzle
-//! acts on the bits of the address is what such an advance needs, and what the CUDA programming guide says of tensor
-//! copies.
+//! Each field was read from two sources that do not depend on each other:
 //!
-//! What the ISA leaves undefined, and what only one source describes, is an error ([`DescriptorError`]): reserved bits,
-//! a start address in the middle of a swizzle's pattern, offsets that lead there, an operand that leaves the row of the
-//! swizzle in which it starts. A base offset other than 0 is refused even where the ISA's formula gives it: no public
-//! kernel was found that uses one.
+//! - The PTX ISA. The layout of the bits and the base offset: "Matrix Descriptor Format" of `wgmma`. The atoms of eight
+//!   lines that a swizzle permutes: "Shared Memory Matrix Layout" of `wgmma`. What the two offsets lead to: "Strides",
+//!   which has the same words for `wgmma` and `tcgen05`.
+//! - What kernels do. The bits and all four rows of the table: CUTLASS (`include/cute/arch/mma_sm90_desc.hpp`, and the
+//!   canonical layouts in `include/cute/atom/mma_traits_sm90_gmma.hpp`). The swizzled rows, and how to advance along K:
+//!   ThunderKittens (`include/types/shared/descriptor.cuh`), which adds 32 bytes to the start address inside a row of the
+//!   swizzle (K-major), or two groups of eight rows (MN-major).
+//!
+//! That the swizzle acts on the bits of the address, and not on offsets from the start address, follows from the first
+//! advance, and is what the CUDA programming guide says of tensor copies. The two sources differ in one point: after the
+//! ISA a base offset counts with every swizzle, after CUTLASS not with that of 32 bytes.
+//!
+//! What the ISA leaves undefined, and what only one source describes, is an error ([`DescriptorError`]): bits that no
+//! field has, a start address in the middle of a swizzle's pattern, offsets that lead there, an operand that leaves the
+//! row of the swizzle in which it starts. A base offset other than 0 is refused even where the ISA's formula gives it: no
+//! public kernel was found that uses one.
 
 #[cfg(test)]
 mod tests;
@@ -48,8 +53,8 @@ pub enum Major {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DescriptorError {
-    /// Reserved bits that are set.
-    #[error("matrix descriptor {bits:#018x} has reserved bits set: {reserved:#018x}")]
+    /// Bits that are set and that no field has.
+    #[error("matrix descriptor {bits:#018x} has bits set that no field has: {reserved:#018x}")]
     Reserved {
         /// The descriptor.
         bits: u64,
@@ -145,7 +150,7 @@ impl MatrixDescriptor {
     /// Reads the 64 bits of a descriptor.
     ///
     /// # Errors
-    /// [`DescriptorError::Reserved`] when reserved bits are set.
+    /// [`DescriptorError::Reserved`] when bits are set that no field has.
     pub fn parse(bits: u64) -> Result<Self, DescriptorError> {
         if bits & RESERVED != 0 {
             return Err(DescriptorError::Reserved {

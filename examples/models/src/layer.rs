@@ -6,6 +6,9 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use flash_alibi::{Attention, Horizon, Slopes};
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt as _, SeedableRng as _};
+use rand_distr::StandardNormal;
 
 use crate::model::{Model, Tokenizer};
 
@@ -63,17 +66,10 @@ impl Problem {
         sd: f32,
         bias_max: f64,
     ) -> Result<Self> {
-        let mut state = 1u64;
-        let mut uniform = || {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            (state >> 40) as f32 / (1u64 << 24) as f32
-        };
-        // The sum of twelve uniform numbers is close to normal, with a variance of 1.
+        let mut source = ChaCha8Rng::seed_from_u64(1);
         let mut random = |sd: f32| -> Vec<f32> {
             (0..tokens * heads * head_dim)
-                .map(|_| sd * ((0..12).map(|_| uniform()).sum::<f32>() - 6.0))
+                .map(|_| sd * source.sample::<f32, _>(StandardNormal))
                 .collect()
         };
         Ok(Self {

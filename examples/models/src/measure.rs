@@ -85,6 +85,17 @@ pub fn measure(problem: &Problem, tolerance: f32) -> Result<Measured> {
     })
 }
 
+/// How many keys a query computes in the mean, of all heads.
+pub fn computed_keys(problem: &Problem, tolerance: f32) -> Result<f64> {
+    let attention = &problem.attention;
+    let horizon = Horizon::Certified { tolerance };
+    let attention = attention.clone().with_horizon(horizon)?;
+    let report = attend(problem, &attention, [&problem.q, &problem.k, &problem.v])?.report;
+    // A query sees half of the keys in the mean.
+    let seen = (problem.tokens + 1) as f64 / 2.0;
+    Ok(seen * report.kept() as f64 / report.total() as f64)
+}
+
 fn attend<T: Element>(
     problem: &Problem,
     attention: &Attention,

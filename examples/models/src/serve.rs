@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use flash_alibi::SequenceId;
 use serde::Deserialize;
 
-use crate::model::{Model, Tokenizer};
+use crate::model::{Model, TextStream, Tokenizer};
 
 /// A line of the trace.
 #[derive(Debug, Clone, Deserialize)]
@@ -49,7 +49,7 @@ struct Running<'a> {
     left: usize,
     /// The pages that it takes when it is done. A sequence that has started is never without.
     pages: usize,
-    stream: Box<dyn FnMut(u32) -> Result<String> + 'a>,
+    stream: TextStream<'a>,
 }
 
 /// Serves the requests, which are in the order of their arrival, from a cache of `pages` pages of `page_size` tokens.
@@ -92,13 +92,15 @@ pub fn serve(
             running.push(Running {
                 request,
                 sequence: cache.pages.create(),
+                stream: tokenizer.stream(&input),
                 input,
                 left: *tokens,
                 pages: needed,
-                stream: tokenizer.stream(),
             });
         }
-        running.retain(|r| r.left > 0);
+        for done in running.extract_if(.., |r| r.left == 0) {
+            report.texts[done.request] += &done.stream.finish()?;
+        }
         if running.is_empty() {
             now += 1;
             continue;
@@ -119,10 +121,10 @@ pub fn serve(
         });
         let next = model.greedy(&hidden, &ends.collect::<Vec<_>>())?;
         for (r, token) in running.iter_mut().zip(next) {
-            if Some(token) == model.eos_token {
+            if model.end_tokens().contains(&token) {
                 r.left = 0;
             } else {
-                report.texts[r.request] += &(r.stream)(token)?;
+                report.texts[r.request] += &r.stream.push(token)?;
                 report.new_tokens += 1;
                 r.left -= 1;
                 r.input = vec![token];

@@ -16,6 +16,8 @@ use flash_alibi::cuda::cudarc::driver::{CudaSlice, CudaStream};
 use flash_alibi::cuda::{Inputs, Layer, View, ViewMut};
 use half::bf16;
 
+use crate::normal;
+
 const PAGE_SIZE: usize = 64;
 /// What the caches of a call take at most.
 const BYTES: usize = 16 << 30;
@@ -87,7 +89,7 @@ impl Step {
             stream: stream.clone(),
             batch,
             keys,
-            q: stream.clone_htod(&normal(batch * heads_q * head_dim))?,
+            q: stream.clone_htod(&numbers(batch * heads_q * head_dim))?,
             // Where every key is read, the time does not depend on the values.
             k: stream.alloc_zeros(batch * keys * heads_k * head_dim)?,
             v: stream.alloc_zeros(batch * keys * heads_k * head_dim)?,
@@ -114,7 +116,7 @@ impl Step {
         let tokens = self.batch * self.keys;
         let shape = [tokens / PAGE_SIZE, PAGE_SIZE, heads, d];
         let at_once = tokens.min(1 << 14);
-        let new = self.stream.clone_htod(&normal(at_once * heads * d))?;
+        let new = self.stream.clone_htod(&numbers(at_once * heads * d))?;
         for first in (0..tokens).step_by(at_once) {
             let slots: Vec<i64> = (first..first + at_once).map(|slot| slot as i64).collect();
             let new = View::new(&new, &[at_once, heads, d])?;
@@ -169,17 +171,8 @@ impl Step {
     }
 }
 
-/// Normal numbers of variance 1, or nearly so: sums of four uniform ones.
-fn normal(len: usize) -> Vec<bf16> {
-    let mut state = 1u64;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        let sum: u64 = (0..4).map(|part| state >> (12 * part + 16) & 0xfff).sum();
-        bf16::from_f32((sum as f32 / 4096.0 - 2.0) * 3f32.sqrt())
-    };
-    (0..len).map(|_| next()).collect()
+fn numbers(len: usize) -> Vec<bf16> {
+    normal(1, 0, [0; 4]).map(bf16::from_f32).take(len).collect()
 }
 
 fn timed(

@@ -9,16 +9,15 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use flash_alibi::cpu;
 #[cfg(feature = "cuda")]
 use flash_alibi::cuda::{self, cudarc::driver::CudaStream};
 #[cfg(feature = "emulator")]
 use flash_alibi::plan::Plan;
+use flash_alibi::{Horizon, cpu};
 
 #[cfg(feature = "cuda")]
 use super::Runner;
 use super::{Case, Computed, Golden, Stored, find};
-use crate::HorizonArgument;
 use crate::accuracy::Accuracy;
 
 /// What to check, as arguments of a program.
@@ -28,8 +27,8 @@ pub struct Check {
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]
     pub backend: Backend,
     /// Which keys are left out, because they cannot change the result.
-    #[arg(long, value_enum, default_value_t = HorizonArgument::Certified)]
-    pub horizon: HorizonArgument,
+    #[arg(long, default_value = "certified")]
+    pub horizon: Horizon,
     /// Golden files (.safetensors), or folders of them.
     #[arg(value_name = "DIR_OR_FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden"))]
     pub paths: Vec<PathBuf>,
@@ -91,7 +90,7 @@ impl Check {
             "{} golden files, backend {}, horizon {}\n",
             files.len(),
             name(self.backend.to_possible_value()),
-            name(self.horizon.to_possible_value()),
+            self.horizon,
         );
         println!(
             "{:<40} {:<5} {:>9} {:>9} {:>9}   {:>9} {:>9}",
@@ -128,7 +127,7 @@ impl Check {
         mut case: Case<T>,
         summary: &mut Summary,
     ) -> Result<()> {
-        case.attention = case.attention.with_horizon(self.horizon.into())?;
+        case.attention = case.attention.with_horizon(self.horizon)?;
         let start = Instant::now();
         let computed = ready.attend(&case)?;
         summary.time += start.elapsed();

@@ -5,9 +5,10 @@ mod on_device;
 
 use flash_alibi::Inputs;
 use flash_alibi::cpu::{Element, oracle};
+use rand::seq::SliceRandom as _;
 
 use crate::accuracy::sees;
-use crate::{Case, LaidOut, Memory, Rows, Tensor, random};
+use crate::{Case, LaidOut, Memory, Rows, Tensor, generator};
 
 /// What table entries hold that no query needs.
 const GARBAGE: [i32; 4] = [-1, i32::MAX, i32::MIN, 1 << 20];
@@ -45,7 +46,7 @@ impl Case {
         let owners = if shared { 1 } else { self.sequences.len() };
         let pages = owners * max_pages + 3;
         let mut order: Vec<i32> = (0..pages as i32).collect();
-        order.sort_by_key(|&page| random(self.seed, 17, [page as usize, 0, 0, 0]).to_bits());
+        order.shuffle(&mut generator(self.seed, 17, [0; 4]));
 
         let shape = [pages, page_size, self.heads_k, self.head_dim];
         let pool = |memory| {

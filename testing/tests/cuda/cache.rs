@@ -6,7 +6,7 @@ use flash_alibi::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamC
 use flash_alibi::cuda::cudarc::driver::{CudaSlice, CudaStream};
 use flash_alibi::cuda::{self, Buffer, BufferMut, Inputs, Layer, Step, View, ViewMut};
 use flash_alibi::{Attention, Slopes, cpu};
-use flash_alibi_testing::{Case, Lengths, SlopeKind, expect, random};
+use flash_alibi_testing::{Case, Lengths, SlopeKind, expect, normal};
 use half::f16;
 use libtest_mimic::Trial;
 
@@ -40,8 +40,8 @@ fn a_captured_step_is_replayed_while_lengths_grow() {
     let mut slots = [0i64; BATCH];
 
     let random = |tag: u64, step: usize, n: usize| -> Vec<f16> {
-        let value = |i| f16::from_f32(random(7, tag, [step, i, 0, 0]));
-        (0..n).map(value).collect()
+        let numbers = normal(7, tag, [step, 0, 0, 0]).map(f16::from_f32);
+        numbers.take(n).collect()
     };
     // What the caches hold before.
     for b in 0..BATCH {
@@ -146,9 +146,8 @@ impl Cache {
         let pages = batch * Self::COLUMNS;
         // Nothing of a page that is not written yet may be read, and no radius that is not begun.
         let poison = vec![f16::NAN; pages * Self::PAGE_SIZE * Self::ROW];
-        let centre: Vec<f32> = (0..Self::ROW)
-            .map(|c| random(8, 8, [c, 0, 0, 0]) / 4.0)
-            .collect();
+        let centre = normal(8, 8, [0; 4]).map(|x| x / 4.0);
+        let centre: Vec<f32> = centre.take(Self::ROW).collect();
         Self {
             stream: stream.clone(),
             pools: [(); 2].map(|()| stream.clone_htod(&poison).unwrap()),
@@ -178,8 +177,8 @@ impl Cache {
         let page = self.table[b * Self::COLUMNS + j / Self::PAGE_SIZE] as usize;
         let slot = page * Self::PAGE_SIZE + j % Self::PAGE_SIZE;
         let new = [10, 11].map(|tag| -> Vec<f16> {
-            let value = |c| f16::from_f32(random(7, tag, [b, j, c, 0]));
-            (0..Self::ROW).map(value).collect()
+            let numbers = normal(7, tag, [b, j, 0, 0]).map(f16::from_f32);
+            numbers.take(Self::ROW).collect()
         });
         for (host, new) in self.host.iter_mut().zip(&new) {
             host[slot * Self::ROW..][..Self::ROW].copy_from_slice(new);
@@ -316,8 +315,8 @@ fn a_captured_step_leaves_out_what_lies_beyond_the_horizon() {
                 new.extend(token);
             }
         }
-        let value = |i| f16::from_f32(random(7, 1, [step, i, 0, 0]));
-        let new_q: Vec<f16> = (0..q.len()).map(value).collect();
+        let numbers = normal(7, 1, [step, 0, 0, 0]).map(f16::from_f32);
+        let new_q: Vec<f16> = numbers.take(q.len()).collect();
         stream.memcpy_htod(&new_q, &mut q).unwrap();
         for (new, of_step) in new.iter_mut().zip(&new_of_step) {
             stream.memcpy_htod(of_step, new).unwrap();

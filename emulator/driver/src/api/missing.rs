@@ -39,14 +39,13 @@ missing! {
     cuMemPoolSetAttribute
     cuMemPoolTrimTo
     cuMemPrefetchAsync_v2
-    cuOccupancyAvailableDynamicSMemPerBlock
-    cuOccupancyMaxActiveClusters
     cuOccupancyMaxPotentialBlockSize
     cuOccupancyMaxPotentialBlockSizeWithFlags
-    cuOccupancyMaxPotentialClusterSize
     cuProfilerStart
     cuProfilerStop
     cuStreamAttachMemAsync
     cuStreamGetCaptureInfo_v3
+    cuTensorMapEncodeIm2col
+    cuTensorMapEncodeIm2colWide
     cuThreadExchangeStreamCaptureMode
 }

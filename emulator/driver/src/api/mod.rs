@@ -4,7 +4,10 @@ mod context;
 mod launch;
 mod memory;
 mod missing;
+mod module;
+mod occupancy;
 mod stream;
+mod tensor_map;
 
 /// Exported functions that count their calls. A body is of type [`Result`](crate::code::Result).
 macro_rules! api {

@@ -1,0 +1,115 @@
+//! The examples as programs.
+
+use std::env;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use flash_alibi_models::Backend;
+use serde_json::Value;
+
+use crate::{folder, greedy_golden};
+
+/// Runs an example; nothing where it has not been built: `cargo test` builds it, `cargo test --test models` does not.
+fn run(example: &str, arguments: &[&str]) -> Option<Output> {
+    let tests = env::current_exe().unwrap();
+    let examples = tests.ancestors().nth(2).unwrap().join("examples");
+    let program: PathBuf = examples
+        .join(example)
+        .with_extension(env::consts::EXE_EXTENSION);
+    if !program.exists() {
+        let line = format!("skipped: there is no {}\n", program.display());
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
+        return None;
+    }
+    let mut command = Command::new(program);
+    command.args(arguments).env("RUST_BACKTRACE", "0");
+    Some(command.env_remove("RUST_LIB_BACKTRACE").output().unwrap())
+}
+
+/// Where there is no GPU, one line says so.
+#[test]
+fn examples_without_a_gpu_end_with_one_clear_line() {
+    #[cfg(feature = "cuda")]
+    let expected = match flash_alibi::cuda::context(0) {
+        Ok(_) => return,
+        Err(error) => error.to_string(),
+    };
+    #[cfg(not(feature = "cuda"))]
+    let expected =
+        "this program was built without candle's CUDA path: build it with `--features candle-cuda`";
+    let error = Backend::Cuda.device().unwrap_err();
+    assert_eq!(error.to_string(), expected);
+    for example in ["generate", "extrapolate", "serve_trace"] {
+        let Some(output) = run(example, &["--device", "cuda"]) else {
+            continue;
+        };
+        assert_eq!(output.status.code(), Some(1), "{example}");
+        assert_eq!(
+            String::from_utf8_lossy(&output.stderr),
+            format!("Error: {expected}\n")
+        );
+        assert!(output.stdout.is_empty(), "{example}");
+    }
+}
+
+#[test]
+fn generate_prints_one_line_of_json() {
+    for name in ["tiny-bloom", "tiny-falcon-rw", "tiny-falcon-mqa"] {
+        let (prompt, golden) = greedy_golden(name);
+        let case = if name == "tiny-bloom" {
+            "untied"
+        } else {
+            "tied"
+        };
+        let model = folder(name);
+        let arguments = [
+            "--json",
+            "--tokens",
+            "24",
+            "--prompt",
+            &prompt,
+            "--model",
+            model.to_str().unwrap(),
+        ];
+        let Some(output) = run("generate", &arguments) else {
+            return;
+        };
+        assert!(output.status.success(), "{output:?}");
+        let out = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(out.lines().count(), 1, "{out}");
+        let line: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(line["prompt_tokens"], prompt.len(), "{line}");
+        assert_eq!(line["tokens"], golden[case], "{line}");
+        assert!(
+            line["text"].as_str().unwrap().starts_with(&prompt),
+            "{line}"
+        );
+        for seconds in ["prefill_seconds", "decode_seconds"] {
+            assert!(line[seconds].as_f64().unwrap() > 0.0, "{line}");
+        }
+    }
+}
+
+#[test]
+fn generate_draws_the_same_text_for_the_same_seed() {
+    let text = |seed: &str| {
+        let arguments = [
+            "--quiet",
+            "--tokens",
+            "40",
+            "--temperature",
+            "1.5",
+            "--top-p",
+            "0.95",
+        ];
+        let output = run("generate", &[&arguments[..], &["--seed", seed]].concat())?;
+        assert!(output.status.success(), "{output:?}");
+        Some(output.stdout)
+    };
+    let Some(first) = text("1") else {
+        return;
+    };
+    assert_eq!(text("1").unwrap(), first);
+    assert_ne!(text("2").unwrap(), first);
+}

@@ -1,0 +1,1 @@
+// Build scripts look for this file to find out whether CUDA is installed: see bin/nvcc.
