@@ -6,7 +6,8 @@ mod common;
 use std::time::Instant;
 
 use common::{Rng, module};
-use ptx_emulator::{Checks, LaunchConfig, Memory, Module, Params};
+use ptx_emulator::tensor_map::{ElementType, TensorMap, Tiled};
+use ptx_emulator::{Checks, LaunchConfig, Memory, Module, Params, Swizzle};
 
 fn time(name: &str, m: &Module, memory: &Memory, kernel: &str, config: &LaunchConfig, p: &Params) {
     for (checks, what) in [(Checks::all(), "all checks"), (Checks::none(), "no checks")] {
@@ -89,4 +90,15 @@ fn main() {
         .arg(0.18f32);
     let config = LaunchConfig::new((8, 2), 128).shared_bytes(3 * 64 * 128);
     time("fused 2 x 512 x 64", m, &memory, "fused", &config, &p);
+    // The same size with tensor copies and wgmma.
+    let m = module("wgmma_attention");
+    let mut p = Params::new();
+    for tensor in [q, k, v] {
+        let tiled = Tiled::dense(ElementType::F16, tensor.0, &[64, 1024], &[64, 64]);
+        let map = TensorMap::new(tiled.swizzle(Swizzle::B128)).expect("a map");
+        p = p.arg_bytes(&map.encode(), 64);
+    }
+    let p = p.arg(o).arg(512i32).arg(0.18f32);
+    let config = LaunchConfig::new((8, 2), 128).shared_bytes(5 * 64 * 128);
+    time("wgmma 2 x 512 x 64", m, &memory, "attention", &config, &p);
 }

@@ -362,6 +362,7 @@ impl<'l> Block<'l> {
 }
 
 /// Puts bytes, aligned to their number, into an allocation.
+#[inline]
 fn put(a: &Allocation, offset: u64, bytes: &[u8]) {
     let len = bytes.len() as u32;
     let Some(page) = a.touch(offset) else {

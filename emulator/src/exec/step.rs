@@ -7,7 +7,7 @@ use super::{Exec, raise};
 use crate::error::FaultKind;
 use crate::fidelity::perturb;
 use crate::ir::regs::{FULL, LANES, W, lanes};
-use crate::ir::{Collective, MemSpace, NONE, Op, Row};
+use crate::ir::{Approximate, Collective, MemSpace, NONE, Op, Row};
 use crate::window::Window;
 
 /// An instruction's place in a slice of time, for `%clock`.
@@ -75,11 +75,7 @@ impl Warp {
                 Op::Approximate(a) => {
                     (a.alu)(&mut self.regs, exec);
                     if let Some(seed) = self.regs.perturb {
-                        let out = self
-                            .regs
-                            .w(a.d)
-                            .map(|x| perturb(x, a.format, a.error, seed));
-                        self.regs.put_w(a.d, &out, exec);
+                        self.perturb(a, seed, exec);
                     }
                     pc += 1;
                     continue;
@@ -211,7 +207,15 @@ impl Warp {
         }
     }
 
+    #[cold]
+    fn perturb(&mut self, a: &Approximate, seed: u64, exec: u32) {
+        let moved = |x| perturb(x, a.format, a.error, seed);
+        let out = self.regs.w(a.d).map(moved);
+        self.regs.put_w(a.d, &out, exec);
+    }
+
     /// A warp-wide instruction. `None` when the split waits, or parts, for it.
+    #[inline]
     fn warp_wide(
         &mut self,
         b: &mut Block<'_>,

@@ -103,19 +103,31 @@ fn multiply<const E: usize, const K: usize>(
         *sums = s;
     }
     if let Some(seed) = regs.perturb.filter(|_| !m.int) {
-        let mut magnitudes = accumulators(regs, m).map(|row| row.map(f64::abs));
-        for (row, sums) in a.iter().zip(&mut magnitudes) {
-            for (&x, line) in row.iter().zip(&b) {
-                for n in 0..N {
-                    sums[n] += (x * line[n]).abs();
-                }
-            }
-        }
-        for (s, m) in acc.iter_mut().flatten().zip(magnitudes.iter().flatten()) {
-            *s = perturb_sum(*s, *m, seed);
-        }
+        perturb(regs, m, (&a, &b), &mut acc, seed);
     }
     results(regs, m, &acc);
+}
+
+/// The perturbing mode (see `fidelity`).
+#[cold]
+fn perturb<const K: usize>(
+    regs: &Regs,
+    m: &Mma,
+    (a, b): (&[[f64; K]; M], &[[f64; N]; K]),
+    acc: &mut [[f64; N]; M],
+    seed: u64,
+) {
+    let mut magnitudes = accumulators(regs, m).map(|row| row.map(f64::abs));
+    for (row, sums) in a.iter().zip(&mut magnitudes) {
+        for (&x, line) in row.iter().zip(b) {
+            for n in 0..N {
+                sums[n] += (x * line[n]).abs();
+            }
+        }
+    }
+    for (s, m) in acc.iter_mut().flatten().zip(magnitudes.iter().flatten()) {
+        *s = perturb_sum(*s, *m, seed);
+    }
 }
 
 fn accumulators(regs: &Regs, m: &Mma) -> [[f64; N]; M] {

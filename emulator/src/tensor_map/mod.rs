@@ -286,7 +286,10 @@ impl TensorMap {
 
     /// Rows of a box: the elements of every dimension but the first.
     fn rows(&self) -> u32 {
-        (1..self.rank()).map(|i| self.count(i)).product()
+        // Four dimensions of 256 are more than 32 bits hold; no shared memory is as large.
+        (1..self.rank())
+            .map(|i| self.count(i))
+            .fold(1, u32::saturating_mul)
     }
 
     /// Bytes of a row of a box.
@@ -304,11 +307,11 @@ impl TensorMap {
 
     /// Bytes that the barrier of a copy is told of: those of the whole box, whether they are in the tensor or not.
     pub fn transaction_bytes(&self) -> u32 {
-        self.rows() * self.row_bytes()
+        self.rows().saturating_mul(self.row_bytes())
     }
 
     /// Bytes of shared memory that a box takes.
     pub fn shared_bytes(&self) -> u32 {
-        self.rows() * self.pitch()
+        self.rows().saturating_mul(self.pitch())
     }
 }

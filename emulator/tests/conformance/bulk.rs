@@ -508,6 +508,11 @@ fn faults() {
         bytes[40] ^= 1;
         bytes
     };
+    // 256 in each of five dimensions: 2^40 bytes.
+    let huge = |a| {
+        let tiled = Tiled::dense(ElementType::U8, a, &[256; 5], &[256; 5]);
+        TensorMap::new(tiled).expect("a map").encode()
+    };
     type Row<'a> = (&'a str, String, &'a dyn Fn(u64) -> [u8; 128], &'a str);
     let rows: &[Row<'_>] = &[
         (
@@ -538,6 +543,18 @@ fn faults() {
             "past global memory",
             bulk("0", "%in+1552", "64", "mb"),
             &no_map,
+            "out of bounds",
+        ),
+        (
+            "four gigabytes",
+            bulk("16", "%in", "0xfffffff0", "mb"),
+            &no_map,
+            "out of bounds",
+        ),
+        (
+            "a box of terabytes",
+            tensor("0", "%map", "5d", "0, 0, 0, 0, 0"),
+            &huge,
             "out of bounds",
         ),
         (

@@ -585,7 +585,7 @@ fn warpgroups() {
         ("different descriptors in a group", 128, format!("cvt.u64.u32 %rd0, %w; shl.b64 %rd0, %rd0, 4; add.u64 %b, %b, %rd0; {mma}"), Some("descriptors of B")),
         ("different scales in a group", 128, format!("setp.eq.u32 %p, %w, 1; {mma}"), Some("scale-d")),
         ("different scales in a warp", 128, format!("setp.lt.u32 %p, %t, 5; {mma}"), Some("scale-d is true in lanes")),
-        ("reserved bits", 128, format!("or.b64 %a, %a, 0x8000; {mma}"), Some("reserved bits")),
+        ("reserved bits", 128, format!("or.b64 %a, %a, 0x8000; {mma}"), Some("bits set that no field has")),
         ("outside shared memory", 128, format!("or.b64 %b, %b, 0x3f00; {mma}"), Some("out of bounds")),
         // setmaxnreg: a pool that begins empty.
         ("registers exchanged", 256, "setp.lt.u32 %q, %w, 4; @%q bra LESS; setmaxnreg.inc.sync.aligned.u32 240; bra END; LESS: setmaxnreg.dec.sync.aligned.u32 96; END:".into(), None),

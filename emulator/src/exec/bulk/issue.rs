@@ -1,11 +1,11 @@
 //! The issue of bulk copies: everything is checked here.
 
 use super::super::block::Block;
-use super::super::shared::{Entry, UnitRead, Who};
+use super::super::shared::{Entry, Kind, UnitRead, Who};
 use super::super::warp::Warp;
 use super::super::warps_global::Span;
 use super::super::{Exec, raise};
-use super::{GLOBAL_KIND, PARTS, Part, Work, pieces};
+use super::{PARTS, Part, Work, pieces};
 use crate::error::{Access, FaultKind};
 use crate::ir::regs::lanes;
 use crate::ir::{BulkCopy, BulkDirection};
@@ -157,7 +157,7 @@ impl Block<'_> {
                     return self.global_race(address, Access::AsyncRead, o, who.lane);
                 }
             }
-            let entry = Entry::new(Who { warp: party, ..who }, clock, GLOBAL_KIND);
+            let entry = Entry::new(Who { warp: party, ..who }, clock, Kind::Bulk);
             let span = Span {
                 allocation: index,
                 offset,
@@ -176,7 +176,7 @@ impl Block<'_> {
     /// The same of what a copy writes there, until its group is waited for.
     fn unit_writes_global(&mut self, c: &Chunk, who: Who, number: u32) -> Exec<()> {
         let party = self.shared.parties.bulk_writes(who.warp);
-        let entry = Entry::new(Who { warp: party, ..who }, number, GLOBAL_KIND);
+        let entry = Entry::new(Who { warp: party, ..who }, number, Kind::Bulk);
         for (at, len) in pieces(c.global, c.inside.len()) {
             let address = c.global + at as u64;
             let (index, _, offset) =

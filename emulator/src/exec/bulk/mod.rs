@@ -9,7 +9,7 @@ mod tile;
 
 use super::block::Block;
 use super::rng::Rng;
-use super::shared::{Kind, Who};
+use super::shared::Who;
 use super::{Exec, Raised, raise};
 use crate::error::FaultKind;
 use crate::tensor_map::Chunk;
@@ -287,6 +287,3 @@ fn pieces(address: u64, len: usize) -> impl Iterator<Item = (usize, usize)> {
         Some(piece)
     })
 }
-
-/// The kind of entry that a unit's access of global memory leaves.
-const GLOBAL_KIND: Kind = Kind::Bulk;

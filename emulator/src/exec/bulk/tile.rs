@@ -30,11 +30,29 @@ impl Warp {
             // A prefetch.
             None => 0,
         };
+        let access = match c.direction {
+            BulkDirection::Load { .. } => Access::AsyncWrite,
+            _ => Access::AsyncRead,
+        };
+        // All of it is in shared memory, before anything as large is made; a prefetch needs no chunks.
+        let fits = |b: &Block<'_>, bytes: u32| match (&c.shared, bytes) {
+            (_, 0) => Ok(true),
+            (None, _) => Ok(false),
+            (Some(_), n) => {
+                let last = shared.saturating_add(u64::from(n) - 16);
+                b.shared.check(last, 16, access, lane).map(|_| true)
+            }
+        };
         let (chunks, fill) = match &c.global {
             BulkGlobal::Plain { addr, size } => {
                 let size = self.regs.w(*size)[lane];
                 let global = self.addresses(addr)[lane];
-                (plain(shared, global, size, lane)?, [0; 16])
+                check_plain(shared, global, size, lane)?;
+                let chunks = match fits(b, size)? {
+                    true => plain(shared, global, size),
+                    false => Vec::new(),
+                };
+                (chunks, [0; 16])
             }
             BulkGlobal::Tensor { map, coordinates } => {
                 let map = self.tensor_map(b, map, lane)?;
@@ -47,18 +65,13 @@ impl Warp {
                     Ok(_) => return misuse(lane, format!("{shared:#x} is no shared address")),
                     Err(e) => return misuse(lane, e.to_string()),
                 };
-                (tile.chunks().collect(), map.fill_bytes())
+                let chunks = match fits(b, map.shared_bytes())? {
+                    true => tile.chunks().collect(),
+                    false => Vec::new(),
+                };
+                (chunks, map.fill_bytes())
             }
         };
-        if c.shared.is_some() {
-            let access = match c.direction {
-                BulkDirection::Load { .. } => Access::AsyncWrite,
-                _ => Access::AsyncRead,
-            };
-            for chunk in &chunks {
-                b.shared.check(u64::from(chunk.shared), 16, access, lane)?;
-            }
-        }
         Ok((chunks, fill))
     }
 
@@ -114,8 +127,8 @@ impl Warp {
     }
 }
 
-/// The chunks of a copy without a tensor map.
-fn plain(shared: u64, global: u64, size: u32, lane: usize) -> Exec<Vec<Chunk>> {
+/// What the operands of a copy without a tensor map may be.
+fn check_plain(shared: u64, global: u64, size: u32, lane: usize) -> Exec<()> {
     if !size.is_multiple_of(16) {
         let text = format!("a bulk copy of {size} bytes; the size must be a multiple of 16");
         return misuse(lane, text);
@@ -130,13 +143,15 @@ fn plain(shared: u64, global: u64, size: u32, lane: usize) -> Exec<Vec<Chunk>> {
             return raise(kind, Some(lane));
         }
     }
-    let Some(end) = shared.checked_add(u64::from(size)).filter(|e| *e < 1 << 32) else {
-        return misuse(lane, format!("{shared:#x} is no shared address"));
-    };
-    let chunk = |at: u64| Chunk {
-        shared: at as u32,
+    Ok(())
+}
+
+/// Its chunks.
+fn plain(shared: u64, global: u64, size: u32) -> Vec<Chunk> {
+    let chunk = |at: u32| Chunk {
+        shared: shared as u32 + at,
         inside: 0..16,
-        global: global.wrapping_add(at - shared),
+        global: global.wrapping_add(u64::from(at)),
     };
-    Ok((shared..end).step_by(16).map(chunk).collect())
+    (0..size).step_by(16).map(chunk).collect()
 }

@@ -60,6 +60,7 @@ impl Warp {
     }
 
     /// An instruction other than `wgmma` reads or writes tracked registers.
+    #[inline(never)]
     pub(in crate::exec) fn touch(&mut self, b: &Block<'_>, slots: &[u32], at: usize) -> Exec<()> {
         let done = self.tensor.done;
         for &slot in slots {
