@@ -27,7 +27,7 @@ fn clusters_and_tensor_maps_are_refused() {
     in_clusters.cluster = [2, 1, 1];
     assert_eq!(
         refused(&in_clusters),
-        "launch: found prefill_f16_d64 with clusters of [2, 1, 1] blocks, expected blocks that are in no cluster"
+        "launch: found prefill_dense_f16_d64 with clusters of [2, 1, 1] blocks, expected blocks that are in no cluster"
     );
     let mut mapped = plain.clone();
     mapped.tensor_maps.push(TensorMap {
@@ -39,7 +39,7 @@ fn clusters_and_tensor_maps_are_refused() {
     });
     assert_eq!(
         refused(&mapped),
-        "launch: found prefill_f16_d64 with 1 tensor maps, expected none"
+        "launch: found prefill_dense_f16_d64 with 1 tensor maps, expected none"
     );
 }
 
