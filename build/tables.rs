@@ -9,6 +9,16 @@ use super::{ARCHITECTURES, out_dir, read, write};
 /// `PerElement` in `src/kernels`.
 const ELEMENTS: &[&str] = &["f16", "bf16"];
 
+/// The names of what a launch of `prefill.cu` can be known to be: those of its `PREFILL`, and the fields of `PerVariant` in
+/// `src/kernels`.
+const VARIANTS: &[&str] = &["dense", "horizon", "any"];
+
+/// What stands for several kernels in a name: the type that has one for each, and what they are called. The outermost first.
+const CHOICES: &[(&str, &str, &[&str])] = &[
+    ("{variant}", "PerVariant", VARIANTS),
+    ("{element}", "PerElement", ELEMENTS),
+];
+
 /// The kernels of one macro of a table.
 struct Family<'a> {
     name: &'a str,
@@ -63,11 +73,6 @@ impl<'a> Family<'a> {
         self.name.split('_').map(word).collect()
     }
 
-    /// Whether there is one kernel for each type of elements.
-    fn has_elements(&self) -> bool {
-        self.kernel.contains("{element}")
-    }
-
     /// Whether there may be several lines: what tells them apart is in the kernels' names.
     fn is_list(&self) -> bool {
         let named = |column: &&str| self.kernel.contains(&format!("{{{column}}}"));
@@ -80,38 +85,57 @@ impl<'a> Family<'a> {
         columns.filter(|(_, column)| *column != "threads")
     }
 
-    /// The names of the kernels of a line, by type of elements.
-    fn names(&self, line: &[&str]) -> Vec<(&'static str, String)> {
+    /// The choices that its kernels have.
+    fn choices(
+        &self,
+    ) -> impl Iterator<Item = &'static (&'static str, &'static str, &'static [&'static str])> {
+        CHOICES
+            .iter()
+            .filter(|(part, ..)| self.kernel.contains(part))
+    }
+
+    /// The type of the kernels of a line.
+    fn kernel_type(&self) -> String {
+        let (mut before, mut after) = (String::new(), String::new());
+        for (_, per, _) in self.choices() {
+            before += &format!("{per}<");
+            after += ">";
+        }
+        format!("{before}Kernel{after}")
+    }
+
+    /// The name of the kernels of a line, with what stands for several.
+    fn name(&self, line: &[&str]) -> String {
         let mut name = self.kernel.to_owned();
         for (column, value) in self.columns.iter().zip(line) {
             name = name.replace(&format!("{{{column}}}"), value);
         }
-        let of = |element: &&'static str| (*element, name.replace("{element}", element));
-        match self.has_elements() {
-            true => ELEMENTS.iter().map(of).collect(),
-            false => vec![("", name)],
+        name
+    }
+
+    /// The names of the kernels of a line.
+    fn names(&self, line: &[&str]) -> Vec<String> {
+        let mut names = vec![self.name(line)];
+        for (part, _, choices) in self.choices() {
+            let all = |name: String| choices.iter().map(move |choice| name.replace(part, choice));
+            names = names.into_iter().flat_map(all).collect();
         }
+        names
     }
 
     /// The line as a value of its type.
     fn value(&self, folder: &str, line: &[&str]) -> String {
         let threads = self.columns.iter().position(|column| *column == "threads");
         let threads = threads.map_or("0", |at| line[at]);
-        let kernels: Vec<String> = (self.names(line).iter())
-            .map(|(element, name)| {
-                let file = format!("{folder}/{}", self.file);
-                let kernel =
-                    format!("Kernel {{ file: {file:?}, name: {name:?}, threads: {threads} }}");
-                match *element {
-                    "" => kernel,
-                    element => format!("{element}: {kernel}"),
-                }
-            })
-            .collect();
-        let kernels = match self.has_elements() {
-            true => format!("PerElement {{ {} }}", kernels.join(", ")),
-            false => kernels.concat(),
-        };
+        let (file, name) = (format!("{folder}/{}", self.file), self.name(line));
+        let mut kernels =
+            format!("Kernel {{ file: {file:?}, name: {name:?}, threads: {threads} }}");
+        // From the innermost: each choice repeats what is there.
+        for (part, per, choices) in self.choices().collect::<Vec<_>>().into_iter().rev() {
+            let one = |choice: &&str| format!("{choice}: {}", kernels.replace(part, choice));
+            let all: Vec<String> = choices.iter().map(one).collect();
+            kernels = format!("{per} {{ {} }}", all.join(", "));
+        }
         let fields = self
             .fields()
             .map(|(at, column)| format!(", {column}: {}", line[at]));
@@ -143,10 +167,7 @@ pub(crate) fn make() -> Result<(), String> {
             }
             types.push_str("}\n");
             for family in &families {
-                let kernel = match family.has_elements() {
-                    true => "PerElement<Kernel>",
-                    false => "Kernel",
-                };
+                let kernel = family.kernel_type();
                 let _ = writeln!(
                     types,
                     "/// A line of `{}`.\npub(crate) struct {} {{\n    pub(crate) kernel: {kernel},",
@@ -174,7 +195,7 @@ pub(crate) fn make() -> Result<(), String> {
                 _ => return Err(format!("{}: {} has one line", path.display(), family.name)),
             };
             let _ = writeln!(values, "    {}: {value},", family.name.to_lowercase());
-            for (_, name) in family.lines.iter().flat_map(|line| family.names(line)) {
+            for name in family.lines.iter().flat_map(|line| family.names(line)) {
                 let file = family.file;
                 let _ = writeln!(
                     names,

@@ -38,7 +38,8 @@
 //!
 //! **Rounding.** The inequalities are of real numbers; scores are computed in f32. `slack` covers both a score and `M`:
 //! `2 (head_dim + 4) 2^-22 |scale| |q| max|k|` for the dot products, `2 * 2^-23 m d` for the bias, and `2^-20` of a
-//! softcap. Norms are rounded up. Each test is written so that a NaN keeps the tile.
+//! softcap. Kernels whose dot products begin with the bias within a tile have that bias beside `|scale| |q| max|k|`. Norms are
+//! rounded up. Each test is written so that a NaN keeps the tile.
 //!
 //! **Bitwise.** Where `u + a R - m d - M` is so low that every weight `e^(x - M)` underflows to 0, the tile adds zeros: it
 //! is skipped with no change at all.

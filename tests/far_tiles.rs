@@ -80,7 +80,7 @@ fn farther_radii(head_dim: usize, tiles: usize, radii: &[Vec<f32>]) -> Vec<[Vec<
 
 /// Keys of a tile of the prefill kernels.
 fn tile(head_dim: usize) -> usize {
-    if head_dim <= 64 { 128 } else { 64 }
+    if head_dim <= 32 { 128 } else { 64 }
 }
 
 /// One peak a head, among radii that fall, that rise and that are random, with some that are not numbers.

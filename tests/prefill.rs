@@ -236,9 +236,9 @@ fn probabilities_are_exact_at_position_1_000_000_and_offsets_exceed_32_bits() {
 
 /// What a warp executes for each tile that all of its rows see, where the maximum does not move.
 #[test]
-fn the_bias_costs_one_multiply_add_a_score() {
+fn the_bias_costs_half_a_multiplication_a_score() {
     const TILES: usize = 4;
-    for (head_dim, keys) in [(64, 128), (128, 64)] {
+    for (head_dim, keys) in [(64, 64), (128, 64)] {
         let report = |k| {
             let case = Case {
                 slopes: SlopeKind::All(1.0),
@@ -271,14 +271,16 @@ fn the_bias_costs_one_multiply_add_a_score() {
         for class in Class::ALL {
             println!("    {class:?}: {}", of_class(class));
         }
-        assert!(bias <= scores + 32, "{bias} for {scores} scores");
+        // The sums of each column begin with it, for all blocks of rows.
+        assert!(bias <= scores / 2 + 8, "{bias} for {scores} scores");
         // S = Q K^T and O += P V for 32 rows, in products of 16 x 8 x 16.
         let products = 2 * (32 * keys * head_dim) / (16 * 8 * 16);
         assert_eq!(of_class(Class::Tensor), products as u64);
-        // The powers of two, and one that shrinks each row.
-        assert_eq!(of_class(Class::Special), scores + 4);
+        // The powers of two; in a few of the tiles near the diagonal, others that shrink the rows.
+        let powers = of_class(Class::Special);
+        assert!(powers.abs_diff(scores) <= 1, "{powers} for {scores} scores");
         // Bias, maximum, exponent and sum; and what each row takes.
-        assert!(of_class(Class::F32) <= 4 * scores + 60);
+        assert!(of_class(Class::F32) <= 7 * scores / 2 + 60);
     }
 }
 
@@ -286,7 +288,7 @@ fn the_bias_costs_one_multiply_add_a_score() {
 #[test]
 fn the_horizon_costs_little_where_nothing_is_left_out() {
     const TILES: usize = 4;
-    for (head_dim, keys) in [(64, 128), (128, 64)] {
+    for (head_dim, keys) in [(64, 64), (128, 64)] {
         let instructions = |horizon, k| {
             let case = Case {
                 slopes: SlopeKind::All(1e-7),
@@ -324,15 +326,15 @@ fn the_horizon_reads_what_it_keeps() {
         .unwrap();
     let [kept, all] = [0, 1].map(|at| emulated.tiles.iter().skip(at).step_by(2).sum::<u64>());
     println!("{kept} of {all} tiles");
-    assert_eq!(all, (heads * (1..=tokens / 128).sum::<usize>()) as u64);
+    assert_eq!(all, (heads * 2 * (1..=tokens / 128).sum::<usize>()) as u64);
     let least = all as f64 / kept as f64;
     assert!((1.93..=2.13).contains(&least), "{least}");
     let report = (emulated.reports.iter()).find(|report| report.kernel.starts_with("prefill"));
     let report = report.unwrap();
-    let of_keys = kept * (2 * 128 * head_dim * size_of::<f16>()) as u64;
+    let of_keys = kept * (2 * 64 * head_dim * size_of::<f16>()) as u64;
     let of_queries = (heads * tokens * head_dim * size_of::<f16>()) as u64;
     assert_eq!(copied(report), of_keys + of_queries);
-    let flops = kept * (4 * 128 * 128 * head_dim) as u64;
+    let flops = kept * (4 * 128 * 64 * head_dim) as u64;
     assert_eq!(report.total().tensor_flops, flops);
 }
 
@@ -353,7 +355,7 @@ fn a_cache_with_radii_is_read_only_as_far_as_the_horizon() {
         let kernels: Vec<_> = reports.iter().map(|report| &report.kernel[..]).collect();
         assert_eq!(
             kernels,
-            ["radii_of_pages", "farther_radii", "prefill_f16_d64"]
+            ["radii_of_pages", "farther_radii", "prefill_any_f16_d64"]
         );
         let bytes = reports.iter().map(|report| report.total().global_bytes);
         bytes.sum::<u64>()
@@ -362,7 +364,7 @@ fn a_cache_with_radii_is_read_only_as_far_as_the_horizon() {
     println!("{short} and {long} bytes");
     // Of each page a number in the table and a radius, for each head; of each tile a few more.
     let pages = (4096 / PAGE_SIZE * heads * 8) as u64;
-    let tiles = (4096 / 128 * heads * 3 * 4 * 4) as u64;
+    let tiles = (4096 / 64 * heads * 3 * 4 * 4) as u64;
     assert!(long - short <= pages + tiles, "{short}, {long}");
 }
 

@@ -21,6 +21,8 @@ struct Alibi {
     float scale;
     // Of a raw score, and of an exponent.
     float slope, slope_log2;
+    // `slope` once more, for `TileBias`.
+    float slope_again;
     // With a softcap the raw score becomes tanh(s `cap_scale`); 0: none.
     float cap_scale;
     // What q must be multiplied by for `scale` to be positive.
@@ -44,9 +46,28 @@ struct Alibi {
             sign = -1;
             scale = -p.scale;
         }
-        slope = bias / scale;
+        slope = slope_again = bias / scale;
         slope_log2 = bias * LOG2_E;
         scale *= LOG2_E;
+    }
+};
+
+// What the sums of scores begin with where there is no bias, or where it comes later.
+struct NoBias {
+    __device__ float4 operator()(int) const { return make_float4(0, 0, 0, 0); }
+};
+
+// The bias within a tile that lies wholly on one side of all rows: a slope times the key, relative to the tile's middle. The
+// sums of scores begin with it, so it costs half a multiplication a score, before there are any scores to wait for.
+template <int KEYS>
+struct TileBias {
+    // The same number twice: one product takes both at once, from registers of their own, and would copy a single one.
+    float2 slopes;
+
+    // Of the n-th 8 keys: two keys of the upper 8 rows, and of the lower.
+    __device__ float4 operator()(int n) const {
+        const float first = 8 * n - KEYS / 2, second = first + 1;
+        return make_float4(slopes.x * first, slopes.x * second, slopes.y * first, slopes.y * second);
     }
 };
 

@@ -60,11 +60,12 @@ struct RowBound {
     float centre, reach, slack;
 
     RowBound() = default;
-    // `dot` is q c; `norm` is |q| and `key_norm` the largest |k|, both rounded up.
-    __device__ RowBound(const AttentionParams &p, float dot, float norm, float key_norm) {
+    // `dot` is q c; `norm` is |q| and `key_norm` the largest |k|, both rounded up; `bias` is the largest that sums of products
+    // begin with.
+    __device__ RowBound(const AttentionParams &p, float dot, float norm, float key_norm, float bias) {
         centre = p.scale * dot;
         reach = fabsf(p.scale) * norm;
-        slack = (2 * (p.head_dim + 4) * 0x1p-22f * reach * key_norm + p.softcap * 0x1p-20f) * LOG2_E;
+        slack = (2 * (p.head_dim + 4) * 0x1p-22f * (reach * key_norm + bias) + p.softcap * 0x1p-20f) * LOG2_E;
     }
 
     // At least the exponent of every key within `radius` of the centre, at `distance` or farther.

@@ -230,19 +230,19 @@ struct Decode {
             fill_v(step + STAGES / 2 - 1);
             const Tile k_tile = reading.next();
             Scores<M, WARP_KEYS> scores;
+            Exponents<M> exponents = {block.scale.scale};
             if (has_rows) {
-                multiply_qk<T>(scores, q, k.further(k_tile.base));
-                float constant[M][2] = {};
+                multiply_qk<T>(scores, q, k.further(k_tile.base), NoBias());
                 const int key = block.first_key(step) + key_warp * WARP_KEYS;
-                finish_scores(scores, block.scale, block.span, rows, key, constant);
-                softmax.add(scores, block.scale.scale, constant, out);
+                finish_scores(scores, block.scale, block.span, rows, key, exponents.constant);
+                softmax.add(scores, exponents, out);
             }
 
             cp_async_wait<STAGES - 2>();
             __syncthreads();
             fill_k(step + STAGES / 2);
             const Tile v_tile = reading.next();
-            if (has_rows) multiply_pv<T>(out, scores, v.further(v_tile.base));
+            if (has_rows) multiply_pv<T>(out, softmax, scores, exponents, v.further(v_tile.base));
         }
 
         // Everything goes through shared memory, in f32. Columns are turned by 8 a row, which spreads them over the banks.

@@ -100,7 +100,7 @@ struct Live {
         Row row;
         const Alibi alibi(p, batch, head);
         const int sides = (first_tile < first_kept) + (last_kept < last_tile);
-        row.bound = RowBound(p, sum_over_warp(dot), norm_above(sum_over_warp(q_squares)), key_norm);
+        row.bound = RowBound(p, sum_over_warp(dot), norm_above(sum_over_warp(q_squares)), key_norm, 0);
         row.budget = Budget(p, alibi, max(sides, 1), KEYS);
         row.slope_log2 = alibi.slope_log2;
         const Visible seen = visible(s, i);

@@ -5,17 +5,17 @@
 //
 // Each warp has whole rows, so that nothing but keys and values is shared. V arrives while S is computed, the next K while O is.
 
-#include "common/horizon.cuh"
-#include "common/row.cuh"
-#include "common/softmax.cuh"
+#include "common/verdicts.cuh"
 #include "products.cuh"
 
 #include <new>
 
 namespace {
 
+// DENSE: k and v are in one piece; their rows begin at multiples of 16 bytes, and are less than 2^31 bytes apart. HORIZON: tiles
+// may be left out. src/plan/prefill.rs chooses.
 // D: the head dimension, rounded up to one that there is.
-template <typename T, int D, int ROWS, int KEYS, int THREADS>
+template <typename T, int D, int ROWS, int KEYS, int THREADS, bool DENSE, bool HORIZON>
 struct Prefill {
     static constexpr int WARPS = THREADS / 32;
     // Blocks of 16 rows of a warp.
@@ -26,6 +26,25 @@ struct Prefill {
     using Copy = ::Copy<T, D, THREADS>;
     using Output = float[M][D / 8][4];
 
+    // Tiles on one side of the rows.
+    struct Side {
+        // The first key of the tile of step 0.
+        int start;
+        // All rows see the tiles whose first keys are from `first` to `last`, and stand on the one side of them: where `sign` is
+        // 1 behind, where it is -1 before.
+        int first, last;
+        float sign;
+    };
+
+    // A tile of keys.
+    struct KeyTile {
+        int first;
+        // Whether all of its keys are there.
+        bool whole;
+        // As of the side, or 0: some row does not see all of it, or stands in it, or scores are capped.
+        float sign;
+    };
+
     // What all threads of a block know. It lies in shared memory: registers are for the products.
     struct Block {
         Sequence s;
@@ -33,6 +52,12 @@ struct Prefill {
         Span span;
         // Tiles of keys: how many any row sees, the first of them, and that of the last row's own position.
         int tiles, first_tile, nearest_tile;
+        // The first keys of the tiles of which all keys are there.
+        int first_whole, last_whole;
+        Side before, after;
+        // From where distances count: the first row's, to the middle of a tile. The other rows' are `apart` further each.
+        int origin;
+        float apart;
         Alibi alibi;
         GlobalRows q, out;
         PagedRows k, v;
@@ -61,17 +86,31 @@ struct Prefill {
             k = keys(p, p.k, p.k_strides);
             v = keys(p, p.v, p.v_strides);
             out = rows(p.out, p.out_strides, s.first_q, head);
-            const int begin = span.begin(), end = span.end();
-            first_tile = begin / KEYS;
-            tiles = begin < end ? (end - 1) / KEYS - first_tile + 1 : 0;
-            nearest_tile = clamp(span.last_position, begin, end - 1) / KEYS;
-            horizon = p.centres && has_horizon(p, alibi) && Seen(p, s).enough();
+            divide_keys();
+            horizon = HORIZON && p.centres && has_horizon(p, alibi) && Seen(p, s).enough();
             if (horizon) {
                 const int64_t of_keys = (int64_t)batch * (p.heads_q / p.group) + head / p.group;
                 budget = Budget(p, alibi, p.window_right == 0 ? 1 : 2, KEYS);
                 centre = (const float *)p.centres + of_keys * p.head_dim;
                 radii = (const float *)p.radii + of_keys * 3 * p.tiles;
             }
+        }
+
+        __device__ void divide_keys() {
+            const int begin = span.begin(), end = span.end();
+            first_tile = begin / KEYS;
+            tiles = begin < end ? (end - 1) / KEYS - first_tile + 1 : 0;
+            nearest_tile = clamp(span.last_position, begin, end - 1) / KEYS;
+            first_whole = begin;
+            last_whole = end - KEYS;
+            // Rows before the first key all count from it.
+            const bool all_before = span.last_position < s.leftpad_k, none_before = span.first_position >= s.leftpad_k;
+            origin = (all_before ? s.leftpad_k : span.first_position) - KEYS / 2;
+            apart = all_before ? 0 : 1;
+            const int first_seen = span.of_last.first, last_seen = span.of_first.last - KEYS + 1;
+            before = {nearest_tile * KEYS, first_seen, min(last_seen, span.first_position - KEYS + 1), 1};
+            after = {first_tile * KEYS, max(first_seen, span.last_position), last_seen, -1};
+            if (alibi.cap_scale != 0 || !(all_before || none_before)) before.last = after.last = -1;
         }
 
         __device__ GlobalRows rows(uint64_t tensor, const TensorStrides &strides, int64_t first, int head) const {
@@ -88,7 +127,33 @@ struct Prefill {
         // The steps from the nearest tile back to the first; the others go on to the last.
         __device__ int back() const { return nearest_tile - first_tile; }
         __device__ int tile(int step) const { return step <= back() ? nearest_tile - step : first_tile + step; }
-        __device__ int first_key(int step) const { return tile(step) * KEYS; }
+
+        __device__ KeyTile key_tile(int step) const {
+            const bool behind = step <= back();
+            const Side side = behind ? before : after;
+            const int key = side.start + step * (behind ? -KEYS : KEYS);
+            return {key, key >= first_whole && key <= last_whole, key >= side.first && key <= side.last ? side.sign : 0};
+        }
+    };
+
+    // What a thread knows of its own part.
+    struct Thread {
+        CopyPart k_part, v_part;
+        // Where its first row stands from its first key of a tile at 0, and where its fragments are.
+        struct __align__(16) {
+            int origin;
+            Fragment<D> q, k, v;
+        } of_warp;
+
+        Thread() = default;
+        __device__ Thread(const AttentionParams &p, const Block &block, Tile q, Tile k, Tile v)
+            : k_part(Copy::part(k, block.k, p.head_dim)), v_part(Copy::part(v, block.v, p.head_dim)) {
+            const int warp_row = threadIdx.x / 32 * 16 * M;
+            const int row = warp_row + threadIdx.x % 32 / 4;
+            of_warp = {block.origin + row * (int)block.apart - Scores<M, KEYS>::first_key_of_lane(),
+                       Fragment<D>::rows_first({q.base + warp_row * Tile::ROW_BYTES}), Fragment<D>::chunks_first(k),
+                       Fragment<D>::rows_first(v)};
+        }
     };
 
     // The rows of a lane.
@@ -100,103 +165,35 @@ struct Prefill {
         __device__ int nearest(int m, int h) const { return max(position(m, h), block.s.leftpad_k); }
         __device__ Visible visible(int m, int h) const { return block.span.visible(block.s, position(m, h)); }
         __device__ float slope(int, int) const { return block.alibi.slope; }
-        __device__ float slope_log2(int, int) const { return block.alibi.slope_log2; }
     };
 
     // Begins to copy the rows of a tile of keys or values.
-    __device__ static void copy_keys(const AttentionParams &p, const Block &block, Tile to, const PagedRows &rows, int key) {
-        if (p.block_table) {
-            const int last_eight = max(block.s.seqlen_k - 1, 0) / 8 * 8;
-            const Place group = place(p, block.s, block.batch, clamp(key + threadIdx.x % (KEYS / 8) * 8, 0, last_eight));
-            Copy::template paged_rows<KEYS>(to, rows, rows.offset(group), p.head_dim, key, block.span.begin(), block.span.end());
+    __device__ static void copy_keys(const AttentionParams &p, const Block &block, Tile to, const CopyPart &part,
+                                     const PagedRows &rows, const KeyTile &tile) {
+        if (DENSE && tile.whole) {
+            Copy::template whole_rows<KEYS>(part, tile.first, rows.row_stride * sizeof(T));
+            return;
+        }
+        const int begin = block.span.begin(), end = block.span.end();
+        if (DENSE || !p.block_table) {
+            Copy::template rows<KEYS>(to, {rows.first, rows.row_stride}, p.head_dim, tile.first, begin, end);
         } else {
-            Copy::template rows<KEYS>(to, {rows.first, rows.row_stride}, p.head_dim, key, block.span.begin(), block.span.end());
+            const int last_eight = max(block.s.seqlen_k - 1, 0) / 8 * 8, of_lane = tile.first + threadIdx.x % (KEYS / 8) * 8;
+            const Place group = place(p, block.s, block.batch, clamp(of_lane, 0, last_eight));
+            Copy::template paged_rows<KEYS>(to, rows, rows.offset(group), p.head_dim, tile.first, begin, end);
         }
     }
 
-    // The horizon's tests: a thread a row.
-    struct Horizon {
-        const AttentionParams &p;
-        const Block &block;
-        // Of each row: what bounds its scores, and the largest exponent so far.
-        RowBound *bounds;
-        float *maxima;
-
-        // What bounds the scores of each row of Q; a thread a row.
-        __device__ void bound_rows(Tile q_tile) const {
-            const int r = threadIdx.x;
-            if (r >= ROWS) return;
-            float dot = 0, square = 0, centre_square = 0;
-            for (int chunk = 0; chunk < p.head_dim / 8; ++chunk) {
-                const uint4 eight = ld_shared(q_tile.at(r, chunk));
+    // How scores become exponents: of a tile on one side of the rows, whose bias within it they have, a row's constant is that
+    // of the tile's middle. Of others it is 0.
+    __device__ static Exponents<M> exponents(const Block &block, const KeyTile &tile, int origin) {
+        Exponents<M> result;
+        result.scale = block.alibi.scale;
+        const float slope = -block.alibi.slope_log2 * tile.sign, distance = origin - tile.first;
 #pragma unroll
-                for (int e = 0; e < 8; ++e) {
-                    const float x = widen(((const T *)&eight)[e]), c = block.centre[chunk * 8 + e];
-                    dot = fmaf(x, c, dot);
-                    square = fmaf(x, x, square);
-                    centre_square = fmaf(c, c, centre_square);
-                }
-            }
-            // The largest radius of all tiles.
-            const float key_norm = norm_above(centre_square) + block.radii[2 * p.tiles - 1];
-            bounds[r] = RowBound(p, dot, norm_above(square), key_norm);
-        }
-
-        enum Verdict { KEEP, SKIP, STOP };
-
-        // What becomes of the tile of a step, for the row of this thread.
-        __device__ Verdict of_row(int step) const {
-            // Read anew each time, so that what follows from it takes no registers in between.
-            int r;
-            asm volatile("mov.u32 %0, %%tid.x;" : "=r"(r));
-            const int position = block.span.first_position + r;
-            const int tile = block.tile(step), first = tile * KEYS, last = first + KEYS - 1;
-            const bool before = step <= block.back();
-            const Visible v = block.span.visible(block.s, position);
-            // A row that sees no key here: the keys it sees may be farther.
-            if (r >= ROWS || block.first_row + r > block.last_row || v.first > v.last) return STOP;
-            if (v.first > last) return before ? STOP : SKIP;
-            if (v.last < first) return before ? SKIP : STOP;
-            const int nearest = max(position, block.s.leftpad_k), distance = before ? nearest - last : first - nearest;
-            // Keys on both sides of the row.
-            if (distance < 0) return KEEP;
-            const float radius = block.radii[tile], farther = block.radii[(before ? 1 : 2) * p.tiles + tile];
-            const RowBound bound = bounds[r];
-            auto above = [&](float radius) { return bound.above(p, block.alibi.slope_log2, radius, distance) - maxima[r]; };
-            if (above(farther) <= -block.budget.tail) return STOP;
-            const float share = block.budget.share(before ? step : step - block.back(), log2_approx);
-            return above(radius) <= -(block.budget.tile + share) ? SKIP : KEEP;
-        }
-
-        // The next step whose tile some row of the block keeps.
-        __device__ int next(int step) const {
-            __shared__ uint32_t kept[WARPS];
-            ++step;
-            while (step < block.tiles) {
-                const Verdict verdict = of_row(step);
-                if (!__syncthreads_and(verdict != KEEP)) break;
-                const int end = step <= block.back() ? block.back() + 1 : block.tiles;
-                if (__syncthreads_and(verdict == STOP)) {
-                    step = end;
-                    continue;
-                }
-                // The next 32 tiles at once.
-                const int first = step + 1, count = min(32, end - first);
-                uint32_t mine = 0;
-#pragma unroll 1
-                for (int i = 0; i < count; ++i) mine |= (uint32_t)(of_row(first + i) == KEEP) << i;
-                mine = __reduce_or_sync(0xffffffff, mine);
-                if (threadIdx.x % 32 == 0) kept[threadIdx.x / 32] = mine;
-                __syncthreads();
-                uint32_t any = 0;
-#pragma unroll
-                for (int warp = 0; warp < WARPS; ++warp) any |= kept[warp];
-                step = first + (any ? __ffs(any) - 1 : count);
-                if (any) break;
-            }
-            return step;
-        }
-    };
+        for (int i = 0; i < 2 * M; ++i) result.constant[i / 2][i % 2] = slope * fmaf(8 * i, block.apart, distance);
+        return result;
+    }
 
     __device__ static void run(const AttentionParams &p) {
         __shared__ __align__(alignof(Block)) unsigned char block_bytes[sizeof(Block)];
@@ -208,19 +205,25 @@ struct Prefill {
         extern __shared__ __align__(128) unsigned char shared[];
         const Tile q_tile = {shared_address(shared)};
         const Tile k_tile = {q_tile.base + ROWS * Tile::ROW_BYTES}, v_tile = {k_tile.base + KEYS * Tile::ROW_BYTES};
-        __shared__ RowBound bounds[ROWS];
-        __shared__ volatile int this_step, next_step;
-        __shared__ float maxima[ROWS];
-        const Horizon horizon = {p, block, bounds, maxima};
+        // Where the products take all registers, a thread reads anew for each use what it knows.
+        constexpr bool CROWDED = D <= 128;
+        __shared__ Thread threads[CROWDED ? THREADS : 1];
+        const Thread known(p, block, q_tile, k_tile, v_tile);
+        const Thread &thread = CROWDED ? threads[threadIdx.x] : known;
+        if (CROWDED) threads[threadIdx.x] = known;
+        __shared__ RowBound bounds[HORIZON ? ROWS : 1];
+        __shared__ float maxima[HORIZON ? ROWS : 1];
+        const Verdicts<T, Block, ROWS, KEYS, WARPS> horizon = {p, block, bounds, maxima};
+        KeyTile tile = block.key_tile(0);
         if (block.tiles > 0) {
             Copy::template rows<ROWS>(q_tile, block.q, p.head_dim, block.first_row, block.first_row, block.last_row + 1);
-            copy_keys(p, block, k_tile, block.k, block.first_key(0));
+            copy_keys(p, block, k_tile, thread.k_part, block.k, tile);
             cp_async_commit();
             if (block.alibi.sign != 1 || block.horizon) {
                 cp_async_wait_all();
                 __syncthreads();
             }
-            if (block.horizon) horizon.bound_rows(q_tile);
+            if (HORIZON && block.horizon) horizon.bound_rows(q_tile);
             if (block.alibi.sign != 1) {
                 __syncthreads();
                 multiply_rows<T, ROWS, D, THREADS>(q_tile, block.alibi.sign);
@@ -229,41 +232,46 @@ struct Prefill {
 
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         const LaneRows rows = {block, warp * 16 * M + lane / 4};
-
-        const Fragment<D> q = Fragment<D>::rows_first({q_tile.base + warp * 16 * M * Tile::ROW_BYTES});
-        const Fragment<D> k = Fragment<D>::chunks_first(k_tile), v = Fragment<D>::rows_first(v_tile);
         Softmax<M> softmax;
         Output out = {};
         for (int step = 0; step < block.tiles;) {
-            const int key = block.first_key(step);
+            // K has arrived, and V is no longer read.
             cp_async_wait_all();
             __syncthreads();
-            copy_keys(p, block, v_tile, block.v, key);
+            copy_keys(p, block, v_tile, thread.v_part, block.v, tile);
             cp_async_commit();
             // Which tile comes next, while there are no scores in registers: by what earlier tiles have left as maxima.
-            const int next = block.horizon && step > 0 ? horizon.next(step) : step + 1;
-            // Both wait in shared memory: the products need every register.
-            if (threadIdx.x == 0) this_step = step, next_step = next;
-            if (p.report && threadIdx.x == 0) atomicAdd((unsigned long long *)p.report + 2 * block.head, 1);
+            const int next = HORIZON && block.horizon && step > 0 ? horizon.next(step) : step + 1;
+            if (HORIZON && p.report && threadIdx.x == 0) atomicAdd((unsigned long long *)p.report + 2 * block.head, 1);
 
             Scores<M, KEYS> scores;
-            multiply_qk<T>(scores, q, k);
+            const TileBias<KEYS> bias = {block.alibi.slope * tile.sign, block.alibi.slope_again * tile.sign};
+            multiply_qk<T>(scores, thread.of_warp.q, thread.of_warp.k, bias);
+            // V has arrived, and K is no longer read.
             cp_async_wait_all();
             __syncthreads();
-            if (next < block.tiles) copy_keys(p, block, k_tile, block.k, block.first_key(next_step));
+            Exponents<M> exponents = Prefill::exponents(block, tile, thread.of_warp.origin);
+            const KeyTile next_tile = block.key_tile(next);
+            if (next < block.tiles) copy_keys(p, block, k_tile, thread.k_part, block.k, next_tile);
             cp_async_commit();
 
-            float constant[M][2] = {};
-            finish_scores(scores, block.alibi, block.span, rows, block.first_key(this_step), constant);
-            softmax.add(scores, block.alibi.scale, constant, out);
-            multiply_pv<T>(out, scores, v);
-            if (block.horizon) {
+            if (tile.sign == 0) {
+                if (block.alibi.cap_scale != 0) scores.cap(block.alibi);
+                scores.bias_and_mask(rows, block.tile(step) * KEYS);
+            }
+            softmax.add(scores, exponents, out);
+            multiply_pv<T>(out, softmax, scores, exponents, thread.of_warp.v);
+            if (HORIZON && block.horizon) {
 #pragma unroll
                 for (int i = 0; i < 2 * M; ++i) maxima[warp * 16 * M + i * 8 + lane / 4] = softmax.max[i / 2][i % 2];
             }
-            step = next_step;
+            step = next, tile = next_tile;
         }
-        if (p.report && threadIdx.x == 0) atomicAdd((unsigned long long *)p.report + 2 * block.head + 1, block.tiles);
+        if (p.report && threadIdx.x == 0) {
+            unsigned long long *of_head = (unsigned long long *)p.report + 2 * block.head;
+            if (!HORIZON) atomicAdd(of_head, block.tiles);
+            atomicAdd(of_head + 1, block.tiles);
+        }
 
         // Through the tile of Q, of which a warp reads only its own rows, so that the output is written in whole chunks.
         const Tile out_tile = {q_tile.base + warp * 16 * M * Tile::ROW_BYTES};
@@ -329,10 +337,14 @@ struct Prefill {
 
 }  // namespace
 
-#define PREFILL_OF(NAME, T, D, ROWS, KEYS, THREADS)                                                                \
-    extern "C" __global__ void __launch_bounds__(THREADS) prefill_##NAME##_d##D(                                   \
-        const __grid_constant__ AttentionParams p) {                                                               \
-        Prefill<T, D, ROWS, KEYS, THREADS>::run(p);                                                                \
+// The paths of pages take registers that a third block of small heads would need.
+#define PREFILL_OF(ELEMENT, T, NAME, DENSE, HORIZON, D, ROWS, KEYS, BLOCKS, THREADS)                                 \
+    extern "C" __global__ void __launch_bounds__(THREADS, DENSE ? BLOCKS : 2) prefill_##NAME##_##ELEMENT##_d##D(     \
+        const __grid_constant__ AttentionParams p) {                                                                 \
+        Prefill<T, D, ROWS, KEYS, THREADS, DENSE, HORIZON>::run(p);                                                  \
     }
-#define PREFILL(...) FOR_EACH_ELEMENT(PREFILL_OF, __VA_ARGS__)
+#define PREFILL(...)                                               \
+    FOR_EACH_ELEMENT(PREFILL_OF, dense, true, false, __VA_ARGS__)  \
+    FOR_EACH_ELEMENT(PREFILL_OF, horizon, true, true, __VA_ARGS__) \
+    FOR_EACH_ELEMENT(PREFILL_OF, any, false, true, __VA_ARGS__)
 #include "kernels.def"

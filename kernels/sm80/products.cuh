@@ -2,26 +2,33 @@
 
 #pragma once
 
-#include "common/alibi.cuh"
+#include "common/softmax.cuh"
 #include "tile.cuh"
 
-// S = Q K^T.
-template <typename T, int D, int M, int KEYS>
-__device__ void multiply_qk(Scores<M, KEYS> &scores, Fragment<D> q, Fragment<D> k) {
-    scores.clear();
+// S = Q K^T + B. `bias` says what the sums of the n-th 8 keys begin with, which is the same for each of the M blocks of rows.
+template <typename T, int D, int M, int KEYS, typename Bias>
+__device__ void multiply_qk(Scores<M, KEYS> &scores, Fragment<D> q, Fragment<D> k, Bias bias) {
 #pragma unroll
     for (int c = 0; c < D / 16; ++c) {
         uint32_t a[M][4];
 #pragma unroll
         for (int m = 0; m < M; ++m) ldmatrix(a[m], q.block(m, c));
 #pragma unroll
-        for (int n = 0; n < KEYS / 16; ++n) {
+        for (int n = 0; n < KEYS / 8; n += 2) {
             uint32_t b[4];
-            ldmatrix(b, k.block(n, c));
+            ldmatrix(b, k.block(n / 2, c));
 #pragma unroll
-            for (int m = 0; m < M; ++m) {
-                mma(scores.s[m][2 * n], a[m], b[0], b[1], T());
-                mma(scores.s[m][2 * n + 1], a[m], b[2], b[3], T());
+            for (int j = 0; j < 2; ++j) {
+                const float4 begin = bias(n + j);
+#pragma unroll
+                for (int m = 0; m < M; ++m) {
+                    float(&s)[4] = scores.s[m][n + j];
+                    if (c == 0) {
+                        mma(s, a[m], b[2 * j], b[2 * j + 1], begin, T());
+                    } else {
+                        mma(s, a[m], b[2 * j], b[2 * j + 1], T());
+                    }
+                }
             }
         }
     }
@@ -43,19 +50,12 @@ __device__ void finish_scores(Scores<M, KEYS> &scores, const Alibi &alibi, const
 
 // O += weights V.
 template <typename T, int D, int M, int KEYS>
-__device__ void multiply_pv(float (&out)[M][D / 8][4], const Scores<M, KEYS> &weights, Fragment<D> v) {
+__device__ void multiply_pv(float (&out)[M][D / 8][4], Softmax<M> &softmax, const Scores<M, KEYS> &scores,
+                            const Exponents<M> &exponents, Fragment<D> v) {
 #pragma unroll
     for (int n = 0; n < KEYS / 16; ++n) {
-        // What one product leaves is what the next one takes.
         uint32_t a[M][4];
-#pragma unroll
-        for (int m = 0; m < M; ++m) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float *two = &weights.s[m][2 * n + i / 2][i % 2 * 2];
-                a[m][i] = pack(two[0], two[1], T());
-            }
-        }
+        softmax.weigh(scores, n, exponents, a, T());
 #pragma unroll
         for (int c = 0; c < D / 16; ++c) {
             uint32_t b[4];

@@ -30,6 +30,7 @@ struct Fragment {
 
     uint32_t lane;
 
+    Fragment() = default;
     __device__ Fragment(Tile tile, int row, int chunk) : lane(tile.at(row, chunk)) {}
     __device__ explicit Fragment(uint32_t lane) : lane(lane) {}
 
@@ -67,6 +68,13 @@ struct PagedRows {
     __device__ int64_t offset(Place at) const { return at.entry * entry_stride + at.row * row_stride; }
 };
 
+// Of a thread that copies rows: where its chunk of the first row is and where it goes, and whether it is read or zero.
+struct __align__(16) CopyPart {
+    uint64_t from;
+    uint32_t to;
+    int reads;
+};
+
 // Copies rows of a tensor into a tile. Each thread copies the same chunk of every AT_ONCE-th row.
 template <typename T, int COLUMNS, int THREADS>
 struct Copy {
@@ -75,6 +83,26 @@ struct Copy {
     // A multiple of 8 where it can be: then a thread's chunks are a constant apart in the tile too.
     static constexpr int AT_ONCE = FITTING < 8 ? 4 : FITTING / 8 * 8;
     static_assert(FITTING >= 4, "rows of up to 32 threads");
+
+    __device__ static CopyPart part(Tile to, PagedRows rows, int columns) {
+        const int row = threadIdx.x / Tile::CHUNKS, chunk = threadIdx.x % Tile::CHUNKS;
+        return {rows.first + (row * rows.row_stride + chunk * 8) * sizeof(T), to.at(row, chunk), chunk * 8 < columns};
+    }
+
+    // Begins to copy ROWS rows from `first` on, which are all there, aligned, and `row_bytes` apart.
+    template <int ROWS>
+    __device__ static void whole_rows(const CopyPart &part, int first, int row_bytes) {
+        if (AT_ONCE * Tile::CHUNKS < THREADS && threadIdx.x / Tile::CHUNKS >= AT_ONCE) return;
+        static_assert(ROWS % AT_ONCE == 0, "every thread copies as many");
+        const CopyPart own = part;
+        const char *from = (const char *)own.from + (int64_t)first * row_bytes;
+#pragma unroll
+        for (int i = 0; i < ROWS; i += AT_ONCE) {
+            // Rows that are no multiple of 8 apart have their chunks in other places.
+            const uint32_t to = own.to ^ (i % 8 / (8 / Tile::SWIZZLED) * 16);
+            cp_async(to + i * Tile::ROW_BYTES, from + (int64_t)row_bytes * i, own.reads);
+        }
+    }
 
     // Begins to copy rows first..first + ROWS; those outside begin..end, and columns from `columns` on, are zeros in the
     // tile and are not read.
@@ -87,9 +115,9 @@ struct Copy {
         // Unsigned, so that one comparison has both ends.
         const uint32_t inside = chunk * 8 < columns ? end - begin : 0, offset = first + row - begin;
         if ((rows.first | rows.stride * sizeof(T)) % 16 == 0) {
-#pragma unroll
-            for (int i = 0; i < ROWS; i += AT_ONCE, from += step) {
-                if (i + AT_ONCE <= ROWS || row + i < ROWS) cp_async(to.at(row + i, chunk), from, offset + i < inside);
+#pragma unroll 1
+            for (int i = 0; row + i < ROWS; i += AT_ONCE, from += step) {
+                cp_async(to.at(row + i, chunk), from, offset + i < inside);
             }
         } else {
 #pragma unroll 1

@@ -8,7 +8,7 @@ mod table;
 
 pub use params::{AppendParams, AttentionParams, CopyPagesParams, MergeStateParams, TensorStrides};
 pub use table::NAMES;
-pub(crate) use table::{Decode, Kernel, Live, Prefill, Table};
+pub(crate) use table::{Decode, Kernel, Live, PerElement, PerVariant, Prefill, Table};
 
 /// What kernels are written for. A device runs those of the newest that is no newer than itself.
 ///

@@ -30,4 +30,15 @@ impl<T> PerElement<T> {
     }
 }
 
+/// One for each thing that a launch of the prefill kernel can be known to be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PerVariant<T> {
+    /// Keys and values in one piece and aligned, and no horizon.
+    pub(crate) dense: T,
+    /// The same with a horizon.
+    pub(crate) horizon: T,
+    /// Anything: pages, rows that are not aligned, with or without a horizon.
+    pub(crate) any: T,
+}
+
 include!(concat!(env!("OUT_DIR"), "/tables.rs"));

@@ -12,6 +12,8 @@ use crate::kernels::{AttentionParams, Params as _};
 #[derive(Debug, Clone)]
 pub struct Plan {
     launches: Vec<Launch>,
+    /// In place of the last, where keys or values do not begin at multiples of [`prefill::ALIGNMENT`].
+    unaligned: Option<Launch>,
     workspace: Workspace,
     params: AttentionParams,
 }
@@ -25,8 +27,10 @@ impl Plan {
     pub fn prefill(attention: &Attention, call: &Call, device: &Device) -> Result<Self> {
         let sizes = Sizes::of(attention, call)?;
         let table = device.architecture()?.table();
+        let (launches, unaligned) = prefill::launches(attention, table, call, &sizes, device)?;
         Ok(Self {
-            launches: prefill::launches(attention, table, call, &sizes, device)?,
+            launches,
+            unaligned,
             workspace: prefill::workspace(attention, table, &sizes),
             params: AttentionParams {
                 tiles: prefill::tiles(attention, table, &sizes).unwrap_or(0) as i32,
@@ -65,6 +69,7 @@ impl Plan {
             decode::launches(attention, table, call, &sizes, device, splits)?;
         Ok(Self {
             launches,
+            unaligned: None,
             workspace,
             params: AttentionParams {
                 splits: splits as i32,
@@ -74,7 +79,8 @@ impl Plan {
         })
     }
 
-    /// The launches, in order.
+    /// The launches, in order, where keys and values begin at multiples of 16 bytes. Elsewhere [`Plan::run`] takes another kernel
+    /// of the same file, with the same grid, for the last.
     pub fn launches(&self) -> &[Launch] {
         &self.launches
     }
@@ -157,7 +163,14 @@ impl Plan {
         executor: &E,
         addresses: &Addresses,
     ) -> std::result::Result<(), E::Error> {
+        let aligned = |address: u64| address.is_multiple_of(prefill::ALIGNMENT as u64);
+        let mut launches: Vec<&Launch> = self.launches.iter().collect();
+        if let (Some(last), Some(unaligned)) = (launches.last_mut(), &self.unaligned)
+            && !(aligned(addresses.k) && aligned(addresses.v))
+        {
+            *last = unaligned;
+        }
         // SAFETY: the caller vouches for the addresses.
-        unsafe { launch::run(executor, &self.launches, self.params(addresses).bytes()) }
+        unsafe { launch::run(executor, launches, self.params(addresses).bytes()) }
     }
 }

@@ -163,9 +163,9 @@ pub trait Executor {
 ///
 /// # Safety
 /// As [`Executor::launch`].
-pub(super) unsafe fn run<E: Executor>(
+pub(super) unsafe fn run<'a, E: Executor>(
     executor: &E,
-    launches: &[Launch],
+    launches: impl IntoIterator<Item = &'a Launch>,
     params: &[u8],
 ) -> std::result::Result<(), E::Error> {
     for launch in launches {

@@ -2,14 +2,18 @@
 //! keys, unless the pages of a cache have radii.
 
 use super::launch::Launch;
-use super::sizes::{ELEMENT_BYTES, Sizes, grid, rows_of_all};
+use super::sizes::{ELEMENT_BYTES, Sizes, grid, rows_of_all, strides};
 use super::workspace::{Workspace, words};
 use super::{Call, Device};
 use crate::attention::Attention;
 use crate::error::Result;
 use crate::horizon::Horizon;
-use crate::kernels::{Kernel, Prefill, Table};
+use crate::kernels::{Kernel, PerElement, PerVariant, Prefill, Table, TensorStrides};
 use crate::limits::MIN_HORIZON_KEYS;
+use crate::tensor::Layout;
+
+/// Where copies of 16 bytes begin.
+pub(super) const ALIGNMENT: usize = 16;
 
 /// The kernel for a layer's head dimension.
 fn kernel(attention: &Attention, table: &'static Table) -> &'static Prefill {
@@ -19,6 +23,15 @@ fn kernel(attention: &Attention, table: &'static Table) -> &'static Prefill {
         .iter()
         .find(fits)
         .expect("a layer has no larger head_dim")
+}
+
+/// Whether the kernels for tensors in one piece can read such keys or values: in copies of 16 bytes, of rows whose distance an
+/// `i32` counts in bytes. Where they begin is known with their addresses alone.
+fn is_aligned(layout: &Layout) -> bool {
+    let TensorStrides { batch, row, head } = strides(layout);
+    let multiple = |stride: i64| stride % (ALIGNMENT / ELEMENT_BYTES) as i64 == 0;
+    let apart = row <= i64::from(i32::MAX) / ELEMENT_BYTES as i64;
+    apart && [batch, row, head].into_iter().all(multiple)
 }
 
 /// Q, and a tile each of K and V.
@@ -46,14 +59,15 @@ pub(super) fn workspace(attention: &Attention, table: &'static Table, sizes: &Si
     }
 }
 
-/// None where there are no rows, and nothing to write.
+/// The launches, and what takes the place of the last where keys or values do not begin at multiples of [`ALIGNMENT`]. None
+/// where there are no rows, and nothing to write.
 pub(super) fn launches(
     attention: &Attention,
     table: &'static Table,
     call: &Call,
     sizes: &Sizes,
     device: &Device,
-) -> Result<Vec<Launch>> {
+) -> Result<(Vec<Launch>, Option<Launch>)> {
     let chosen = kernel(attention, table);
     let shared_bytes = shared_bytes(chosen) as u32;
     device.check_shared_bytes(shared_bytes)?;
@@ -64,7 +78,7 @@ pub(super) fn launches(
         .and_then(|blocks| blocks.checked_mul(sizes.batch));
     let blocks = grid("q", &call.q, &rows_of_all(chosen.rows), blocks)?;
     if blocks == 0 {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), None));
     }
     let mut launches = Vec::new();
     if let Some(tiles) = tiles(attention, table, sizes) {
@@ -85,9 +99,20 @@ pub(super) fn launches(
         }
         bounds(&table.farther_radii.kernel, 1)?;
     }
-    launches.push(Launch {
+    let of = |kernels: &PerElement<Kernel>| Launch {
         shared_bytes,
-        ..Launch::new(chosen.kernel.of(call.dtype), blocks)
-    });
-    Ok(launches)
+        ..Launch::new(kernels.of(call.dtype), blocks)
+    };
+    let PerVariant {
+        dense,
+        horizon,
+        any,
+    } = &chosen.kernel;
+    if call.paged.is_some() || !is_aligned(&call.k) || !is_aligned(&call.v) {
+        launches.push(of(any));
+        return Ok((launches, None));
+    }
+    let without_bounds = launches.is_empty();
+    launches.push(of(if without_bounds { dense } else { horizon }));
+    Ok((launches, Some(of(any))))
 }

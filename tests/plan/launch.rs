@@ -27,7 +27,7 @@ fn clusters_and_tensor_maps_are_refused() {
     let error = in_clusters.check_plain().unwrap_err().to_string();
     assert_eq!(
         error,
-        "launch: found prefill_f16_d64 with clusters of [2, 1, 1] blocks, expected blocks that are in no cluster"
+        "launch: found prefill_dense_f16_d64 with clusters of [2, 1, 1] blocks, expected blocks that are in no cluster"
     );
     // SAFETY: the emulator checks every access itself.
     let on_emulator = unsafe { Emulator::new(1).launch(&in_clusters, &[]) }.unwrap_err();
@@ -38,7 +38,7 @@ fn clusters_and_tensor_maps_are_refused() {
     assert!(!mapped.is_plain() && mapped.check_unclustered().is_ok());
     assert_eq!(
         mapped.check_plain().unwrap_err().to_string(),
-        "launch: found prefill_f16_d64 with 1 tensor maps, expected none"
+        "launch: found prefill_dense_f16_d64 with 1 tensor maps, expected none"
     );
     // A kernel that takes no maps, and parameters that have no addresses.
     let launched = |params: &[u8]| {
@@ -49,7 +49,7 @@ fn clusters_and_tensor_maps_are_refused() {
     let params = [0; size_of::<AttentionParams>()];
     assert_eq!(
         launched(&params),
-        "prefill_f16_d64 takes 1 parameters, and the launch has 2"
+        "prefill_dense_f16_d64 takes 1 parameters, and the launch has 2"
     );
     let expected = format!(
         "params: found 8 bytes, expected the {} of AttentionParams",

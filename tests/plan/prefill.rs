@@ -1,6 +1,9 @@
 //! Many queries a sequence, and what every call must be.
 
-use flash_alibi::plan::{Call, Device, Dtype, Packed, Plan};
+use std::cell::RefCell;
+use std::convert::Infallible;
+
+use flash_alibi::plan::{Addresses, Call, Device, Dtype, Executor, Launch, Packed, Plan};
 use flash_alibi::{Attention, Error, Horizon, Layout, Mask, Slopes};
 
 use super::{DEVICE, dense, in_pages, layer};
@@ -66,13 +69,94 @@ fn a_head_dim_takes_the_kernel_of_the_next_that_there_is() {
         assert!(launch.file.ptx.contains(&text), "{}", launch.kernel);
         launch.kernel
     };
-    assert_eq!(kernel(8, Dtype::F16), "prefill_f16_d32");
-    assert_eq!(kernel(64, Dtype::F16), "prefill_f16_d64");
-    assert_eq!(kernel(72, Dtype::Bf16), "prefill_bf16_d80");
-    assert_eq!(kernel(112, Dtype::Bf16), "prefill_bf16_d112");
-    assert_eq!(kernel(120, Dtype::F16), "prefill_f16_d128");
-    assert_eq!(kernel(136, Dtype::F16), "prefill_f16_d192");
-    assert_eq!(kernel(256, Dtype::Bf16), "prefill_bf16_d256");
+    assert_eq!(kernel(8, Dtype::F16), "prefill_dense_f16_d32");
+    assert_eq!(kernel(64, Dtype::F16), "prefill_dense_f16_d64");
+    assert_eq!(kernel(72, Dtype::Bf16), "prefill_dense_bf16_d80");
+    assert_eq!(kernel(112, Dtype::Bf16), "prefill_dense_bf16_d112");
+    assert_eq!(kernel(120, Dtype::F16), "prefill_dense_f16_d128");
+    assert_eq!(kernel(136, Dtype::F16), "prefill_dense_f16_d192");
+    assert_eq!(kernel(256, Dtype::Bf16), "prefill_dense_bf16_d256");
+}
+
+/// Takes the names of the kernels that a plan launches.
+struct Names(RefCell<Vec<&'static str>>);
+
+impl Executor for Names {
+    type Error = Infallible;
+
+    unsafe fn launch(&self, launch: &Launch, _: &[u8]) -> Result<(), Infallible> {
+        self.0.borrow_mut().push(launch.kernel);
+        Ok(())
+    }
+}
+
+/// The kernels that copy 16 bytes without a look at where they begin are for tensors in one piece, whose rows begin at multiples
+/// of 16 bytes.
+#[test]
+fn a_kernel_is_chosen_by_what_is_known_of_keys_and_values() {
+    let last = |horizon, call: &Call, addresses: Addresses| {
+        let attention = Attention::new(4, 2, 64).horizon(horizon).build().unwrap();
+        let plan = Plan::prefill(&attention, call, &DEVICE).unwrap();
+        let names = Names(RefCell::default());
+        // SAFETY: nothing is launched.
+        unsafe { plan.run(&names, &addresses) }.unwrap();
+        *names.0.borrow().last().unwrap()
+    };
+    let (dense_kernel, any) = ("prefill_dense_f16_d64", "prefill_any_f16_d64");
+    let nowhere = Addresses::default();
+    let good = dense(2, 5, 4096, (4, 2), 64);
+    assert_eq!(last(Horizon::Off, &good, nowhere), dense_kernel);
+    assert_eq!(
+        last(Horizon::default(), &good, nowhere),
+        "prefill_horizon_f16_d64"
+    );
+    // Too few keys for a horizon.
+    let few = dense(2, 5, 2047, (4, 2), 64);
+    assert_eq!(last(Horizon::default(), &few, nowhere), dense_kernel);
+    assert_eq!(last(Horizon::Off, &in_pages(5, 9, false), nowhere), any);
+    assert_eq!(
+        last(Horizon::default(), &in_pages(5, 999, false), nowhere),
+        any
+    );
+
+    let strides = |strides: [usize; 3]| {
+        let [batch, row, head] = strides;
+        Layout::new("tensor", &[2, 4096, 2, 64], &[batch, row, head, 1]).unwrap()
+    };
+    for (found, kernel) in [
+        ([1 << 40, 72, 1 << 20], dense_kernel),
+        ([0, 64, 0], dense_kernel),
+        ([1 << 40, 68, 1 << 20], any),
+        ([1 << 40, 72, (1 << 20) + 4], any),
+        ([(1 << 40) + 4, 72, 1 << 20], any),
+        // In bytes, what an i32 counts, and more.
+        ([0, (1 << 30) - 8, 64], dense_kernel),
+        ([0, 1 << 30, 64], any),
+    ] {
+        let k = Call {
+            k: strides(found),
+            ..good
+        };
+        assert_eq!(last(Horizon::Off, &k, nowhere), kernel, "k {found:?}");
+        let v = Call {
+            v: strides(found),
+            ..good
+        };
+        assert_eq!(last(Horizon::Off, &v, nowhere), kernel, "v {found:?}");
+    }
+    // Where they begin is known at last; queries and results may begin anywhere.
+    let at = |k, v| Addresses {
+        q: 2,
+        k,
+        v,
+        out: 2,
+        ..nowhere
+    };
+    for horizon in [Horizon::Off, Horizon::default()] {
+        assert_ne!(last(horizon, &good, at(16, 32)), any);
+        assert_eq!(last(horizon, &good, at(8, 32)), any);
+        assert_eq!(last(horizon, &good, at(16, 2)), any);
+    }
 }
 
 #[test]
@@ -225,12 +309,12 @@ fn prefill_takes_radii_from_a_cache_that_has_them() {
             .map(|launch| (launch.kernel, launch.grid))
             .collect()
     };
-    let (farther, prefill) = (("farther_radii", 6), ("prefill_f16_d64", 12));
+    let (farther, prefill) = (("farther_radii", 6), ("prefill_any_f16_d64", 12));
     for horizon in [Horizon::default(), Horizon::Bitwise] {
-        // Of 257 tiles: a block each, or a thread.
-        let keys = [("centres_f16", 6), ("radii_f16", 6 * 257), farther, prefill];
+        // Of 514 tiles: a block each, or a thread.
+        let keys = [("centres_f16", 6), ("radii_f16", 6 * 514), farther, prefill];
         assert_eq!(launches(horizon, 257 * 8, false), keys);
-        let pages = [("radii_of_pages", 12), farther, prefill];
+        let pages = [("radii_of_pages", 18), farther, prefill];
         assert_eq!(launches(horizon, 257 * 8, true), pages);
     }
     // Too few keys, and no horizon.

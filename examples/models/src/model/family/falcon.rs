@@ -64,7 +64,9 @@ pub fn describe(keys: &Keys<'_>, _: &Tensors, horizon: Horizon) -> Result<Family
         }
     };
     // Not read where there is one key head.
-    KEY_HEADS.map(|name| keys.get(name));
+    for name in KEY_HEADS {
+        keys.get(name);
+    }
     let norms = keys.size(&["num_ln_in_parallel_attn"], 1 + usize::from(grouped))?;
     ensure!(
         norms == 1 || grouped && norms == 2,
