@@ -229,20 +229,27 @@ struct Decode {
             __syncthreads();
             fill_v(step + STAGES / 2 - 1);
             const Tile k_tile = reading.next();
-            Scores<M, WARP_KEYS> scores;
-            Exponents<M> exponents = {block.scale.scale};
+            // Packed before the wait for V: half of the registers that the scores take.
+            uint32_t weights[WARP_KEYS / 16][M][4];
             if (has_rows) {
+                Scores<M, WARP_KEYS> scores;
+                Exponents<M> exponents = {block.scale.scale};
                 multiply_qk<T>(scores, q, k.further(k_tile.base), NoBias());
                 const int key = block.first_key(step) + key_warp * WARP_KEYS;
                 finish_scores(scores, block.scale, block.span, rows, key, exponents.constant);
                 softmax.add(scores, exponents, out);
+#pragma unroll
+                for (int n = 0; n < WARP_KEYS / 16; ++n) softmax.weigh(scores, n, exponents, weights[n], T());
             }
 
             cp_async_wait<STAGES - 2>();
             __syncthreads();
             fill_k(step + STAGES / 2);
             const Tile v_tile = reading.next();
-            if (has_rows) multiply_pv<T>(out, softmax, scores, exponents, v.further(v_tile.base));
+            if (has_rows) {
+#pragma unroll
+                for (int n = 0; n < WARP_KEYS / 16; ++n) add_product<T>(out, weights[n], v.further(v_tile.base), n);
+            }
         }
 
         // Everything goes through shared memory, in f32. Columns are turned by 8 a row, which spreads them over the banks.

@@ -48,24 +48,30 @@ __device__ void finish_scores(Scores<M, KEYS> &scores, const Alibi &alibi, const
     }
 }
 
-// O += weights V.
+// O += weights V, of the n-th 16 keys.
+template <typename T, int D, int M>
+__device__ void add_product(float (&out)[M][D / 8][4], const uint32_t (&weights)[M][4], Fragment<D> v, int n) {
+#pragma unroll
+    for (int c = 0; c < D / 16; ++c) {
+        uint32_t b[4];
+        ldmatrix_transposed(b, v.block(n, c));
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+            mma(out[m][2 * c], weights[m], b[0], b[1], T());
+            mma(out[m][2 * c + 1], weights[m], b[2], b[3], T());
+        }
+    }
+}
+
+// O += weights V: the exponentials of some keys beside the product of those before.
 template <typename T, int D, int M, int KEYS>
 __device__ void multiply_pv(float (&out)[M][D / 8][4], Softmax<M> &softmax, const Scores<M, KEYS> &scores,
                             const Exponents<M> &exponents, Fragment<D> v) {
 #pragma unroll
     for (int n = 0; n < KEYS / 16; ++n) {
-        uint32_t a[M][4];
-        softmax.weigh(scores, n, exponents, a, T());
-#pragma unroll
-        for (int c = 0; c < D / 16; ++c) {
-            uint32_t b[4];
-            ldmatrix_transposed(b, v.block(n, c));
-#pragma unroll
-            for (int m = 0; m < M; ++m) {
-                mma(out[m][2 * c], a[m], b[0], b[1], T());
-                mma(out[m][2 * c + 1], a[m], b[2], b[3], T());
-            }
-        }
+        uint32_t weights[M][4];
+        softmax.weigh(scores, n, exponents, weights, T());
+        add_product<T>(out, weights, v, n);
     }
 }
 
