@@ -136,23 +136,43 @@ struct Prefill {
         }
     };
 
-    // What a thread knows of its own part.
+    // What a thread knows of its own part: of its copies, where its first row stands from its first key of a tile at 0, and where
+    // its fragments are.
     struct Thread {
         CopyPart k_part, v_part;
-        // Where its first row stands from its first key of a tile at 0, and where its fragments are.
-        struct __align__(16) {
-            int origin;
-            Fragment<D> q, k, v;
-        } of_warp;
+        int origin;
+        Fragment<D> q, k, v;
 
         Thread() = default;
-        __device__ Thread(const AttentionParams &p, const Block &block, Tile q, Tile k, Tile v)
-            : k_part(Copy::part(k, block.k, p.head_dim)), v_part(Copy::part(v, block.v, p.head_dim)) {
-            const int warp_row = threadIdx.x / 32 * 16 * M;
-            const int row = warp_row + threadIdx.x % 32 / 4;
-            of_warp = {block.origin + row * (int)block.apart - Scores<M, KEYS>::first_key_of_lane(),
-                       Fragment<D>::rows_first({q.base + warp_row * Tile::ROW_BYTES}), Fragment<D>::chunks_first(k),
-                       Fragment<D>::rows_first(v)};
+        __device__ Thread(const AttentionParams &p, const Block &block, Tile q_tile, Tile k_tile, Tile v_tile)
+            : k_part(Copy::part(k_tile, block.k, p.head_dim)), v_part(Copy::part(v_tile, block.v, p.head_dim)) {
+            const int warp_row = threadIdx.x / 32 * 16 * M, row = warp_row + threadIdx.x % 32 / 4;
+            origin = block.origin + row * (int)block.apart - Scores<M, KEYS>::first_key_of_lane();
+            q = Fragment<D>::rows_first({q_tile.base + warp_row * Tile::ROW_BYTES});
+            k = Fragment<D>::chunks_first(k_tile);
+            v = Fragment<D>::rows_first(v_tile);
+        }
+    };
+
+    // The same of all threads, in shared memory: each part for itself, so that a warp reads it without bank conflicts.
+    struct Threads {
+        uint64_t k_from[THREADS], v_from[THREADS];
+        uint2 k_to[THREADS], v_to[THREADS];
+        int origins[THREADS];
+        Fragment<D> q[THREADS], k[THREADS], v[THREADS];
+
+        __device__ void set(const Thread &own) {
+            const int t = threadIdx.x;
+            k_from[t] = own.k_part.from, v_from[t] = own.v_part.from;
+            k_to[t] = own.k_part.to_and_reads, v_to[t] = own.v_part.to_and_reads;
+            origins[t] = own.origin, q[t] = own.q, k[t] = own.k, v[t] = own.v;
+        }
+        __device__ Thread own() const {
+            const int t = threadIdx.x;
+            Thread thread;
+            thread.k_part = {k_from[t], k_to[t]}, thread.v_part = {v_from[t], v_to[t]};
+            thread.origin = origins[t], thread.q = q[t], thread.k = k[t], thread.v = v[t];
+            return thread;
         }
     };
 
@@ -207,17 +227,18 @@ struct Prefill {
         const Tile k_tile = {q_tile.base + ROWS * Tile::ROW_BYTES}, v_tile = {k_tile.base + KEYS * Tile::ROW_BYTES};
         // Where the products take all registers, a thread reads anew for each use what it knows.
         constexpr bool CROWDED = D <= 128;
-        __shared__ Thread threads[CROWDED ? THREADS : 1];
+        __shared__ __align__(8) unsigned char threads_bytes[CROWDED ? sizeof(Threads) : 8];
+        Threads &threads = *(Threads *)threads_bytes;
         const Thread known(p, block, q_tile, k_tile, v_tile);
-        const Thread &thread = CROWDED ? threads[threadIdx.x] : known;
-        if (CROWDED) threads[threadIdx.x] = known;
+        if (CROWDED) threads.set(known);
+        const auto thread = [&] { return CROWDED ? threads.own() : known; };
         __shared__ RowBound bounds[HORIZON ? ROWS : 1];
         __shared__ float maxima[HORIZON ? ROWS : 1];
         const Verdicts<T, Block, ROWS, KEYS, WARPS> horizon = {p, block, bounds, maxima};
         KeyTile tile = block.key_tile(0);
         if (block.tiles > 0) {
             Copy::template rows<ROWS>(q_tile, block.q, p.head_dim, block.first_row, block.first_row, block.last_row + 1);
-            copy_keys(p, block, k_tile, thread.k_part, block.k, tile);
+            copy_keys(p, block, k_tile, thread().k_part, block.k, tile);
             cp_async_commit();
             if (block.alibi.sign != 1 || block.horizon) {
                 cp_async_wait_all();
@@ -238,21 +259,20 @@ struct Prefill {
             // K has arrived, and V is no longer read.
             cp_async_wait_all();
             __syncthreads();
-            copy_keys(p, block, v_tile, thread.v_part, block.v, tile);
+            copy_keys(p, block, v_tile, thread().v_part, block.v, tile);
             cp_async_commit();
             // Which tile comes next, while there are no scores in registers: by what earlier tiles have left as maxima.
             const int next = HORIZON && block.horizon && step > 0 ? horizon.next(step) : step + 1;
-            if (HORIZON && p.report && threadIdx.x == 0) atomicAdd((unsigned long long *)p.report + 2 * block.head, 1);
 
             Scores<M, KEYS> scores;
             const TileBias<KEYS> bias = {block.alibi.slope * tile.sign, block.alibi.slope_again * tile.sign};
-            multiply_qk<T>(scores, thread.of_warp.q, thread.of_warp.k, bias);
+            multiply_qk<T>(scores, thread().q, thread().k, bias);
             // V has arrived, and K is no longer read.
             cp_async_wait_all();
             __syncthreads();
-            Exponents<M> exponents = Prefill::exponents(block, tile, thread.of_warp.origin);
+            Exponents<M> exponents = Prefill::exponents(block, tile, thread().origin);
             const KeyTile next_tile = block.key_tile(next);
-            if (next < block.tiles) copy_keys(p, block, k_tile, thread.k_part, block.k, next_tile);
+            if (next < block.tiles) copy_keys(p, block, k_tile, thread().k_part, block.k, next_tile);
             cp_async_commit();
 
             if (tile.sign == 0) {
@@ -260,11 +280,12 @@ struct Prefill {
                 scores.bias_and_mask(rows, block.tile(step) * KEYS);
             }
             softmax.add(scores, exponents, out);
-            multiply_pv<T>(out, softmax, scores, exponents, thread.of_warp.v);
+            multiply_pv<T>(out, softmax, scores, exponents, thread().v);
             if (HORIZON && block.horizon) {
 #pragma unroll
                 for (int i = 0; i < 2 * M; ++i) maxima[warp * 16 * M + i * 8 + lane / 4] = softmax.max[i / 2][i % 2];
             }
+            if (HORIZON && p.report && threadIdx.x == 0) atomicAdd((unsigned long long *)p.report + 2 * block.head, 1);
             step = next, tile = next_tile;
         }
         if (p.report && threadIdx.x == 0) {

@@ -69,10 +69,9 @@ struct PagedRows {
 };
 
 // Of a thread that copies rows: where its chunk of the first row is and where it goes, and whether it is read or zero.
-struct __align__(16) CopyPart {
+struct CopyPart {
     uint64_t from;
-    uint32_t to;
-    int reads;
+    uint2 to_and_reads;
 };
 
 // Copies rows of a tensor into a tile. Each thread copies the same chunk of every AT_ONCE-th row.
@@ -86,7 +85,7 @@ struct Copy {
 
     __device__ static CopyPart part(Tile to, PagedRows rows, int columns) {
         const int row = threadIdx.x / Tile::CHUNKS, chunk = threadIdx.x % Tile::CHUNKS;
-        return {rows.first + (row * rows.row_stride + chunk * 8) * sizeof(T), to.at(row, chunk), chunk * 8 < columns};
+        return {rows.first + (row * rows.row_stride + chunk * 8) * sizeof(T), {to.at(row, chunk), chunk * 8 < columns}};
     }
 
     // Begins to copy ROWS rows from `first` on, which are all there, aligned, and `row_bytes` apart.
@@ -99,8 +98,8 @@ struct Copy {
 #pragma unroll
         for (int i = 0; i < ROWS; i += AT_ONCE) {
             // Rows that are no multiple of 8 apart have their chunks in other places.
-            const uint32_t to = own.to ^ (i % 8 / (8 / Tile::SWIZZLED) * 16);
-            cp_async(to + i * Tile::ROW_BYTES, from + (int64_t)row_bytes * i, own.reads);
+            const uint32_t to = own.to_and_reads.x ^ (i % 8 / (8 / Tile::SWIZZLED) * 16);
+            cp_async(to + i * Tile::ROW_BYTES, from + (int64_t)row_bytes * i, own.to_and_reads.y);
         }
     }
 
