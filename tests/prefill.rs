@@ -309,7 +309,7 @@ fn the_horizon_costs_little_where_nothing_is_left_out() {
             (instructions(horizon, many) - instructions(horizon, few)) / (4 * TILES as u64)
         });
         println!("d{head_dim}: {with} PTX instructions a tile, {without} without the horizon");
-        assert!(with - without <= 120, "{with}, {without}");
+        assert!(with - without <= 125, "{with}, {without}");
     }
 }
 

@@ -42,7 +42,7 @@ fn texts_of_the_trace_equal_those_of_each_request_alone() {
 /// A request's text is what it is alone, to the bytes at its end that are no character.
 #[test]
 fn a_text_ends_as_that_of_its_prompt_alone() {
-    let folder = Path::new("models/tiny-bloom");
+    let folder = Path::new("../models/tiny-bloom");
     let model = Model::load(folder, &candle_core::Device::Cpu, Horizon::default()).unwrap();
     let tokenizer = Tokenizer::load(folder).unwrap();
     let request = Request {

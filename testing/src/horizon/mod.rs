@@ -65,8 +65,8 @@ impl Path {
     /// Of keys, in a call with a head dimension of 64 at most, and no more than 64 rows.
     pub fn tile(self) -> usize {
         match self {
-            Self::CpuFew | Self::Cpu | Self::CpuRadii | Self::Prefill => 128,
-            Self::Decode => 64,
+            Self::CpuFew | Self::Cpu | Self::CpuRadii => 128,
+            Self::Prefill | Self::Decode => 64,
         }
     }
 
