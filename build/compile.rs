@@ -141,9 +141,17 @@ impl Kernel {
             all.extend([self.source.as_ref(), "-o".as_ref(), output.as_os_str()]);
             nvcc.run(&all, &self.source)
         };
-        let mut fatbin = ["-fatbin", "-Xptxas", "-v", "--threads", "0"]
-            .map(String::from)
-            .to_vec();
+        // nvcc compresses PTX by itself, machine code only when it is told to: all is a quarter then.
+        let mut fatbin = [
+            "-fatbin",
+            "-Xfatbin=-compress-all",
+            "-Xptxas",
+            "-v",
+            "--threads",
+            "0",
+        ]
+        .map(String::from)
+        .to_vec();
         let ptx = self.ptx_arch;
         // What is for one architecture only, such as 90a, is for no other.
         let only = ptx.ends_with(char::is_alphabetic);

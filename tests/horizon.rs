@@ -675,7 +675,7 @@ fn bitwise_changes_no_bit(path: Path) {
 /// every order; what spends most is varied further.
 fn no_search_exceeds_the_bound(path: Path) {
     const KEYS: usize = 2176;
-    let rounds = if path == Path::Prefill { 25 } else { 60 };
+    let rounds = 60;
     let tiles = KEYS / path.tile();
     let chance = |round: usize, i: usize| random(11, 5, [round, i, path.tile(), 0]);
     let mut best = (0.0, vec![0.0; tiles], 0.0f32);
@@ -709,6 +709,5 @@ fn no_search_exceeds_the_bound(path: Path) {
         }
     }
     println!("at most {:.3} of the bound", best.0);
-    // Least where tiles are small and rounds are few: 0.08 for prefill.
-    assert!(best.0 > 0.05 && best.0 < 1.0, "{}", best.0);
+    assert!(best.0 > 0.1 && best.0 < 1.0, "{}", best.0);
 }

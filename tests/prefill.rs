@@ -309,6 +309,7 @@ fn the_horizon_costs_little_where_nothing_is_left_out() {
             (instructions(horizon, many) - instructions(horizon, few)) / (4 * TILES as u64)
         });
         println!("d{head_dim}: {with} PTX instructions a tile, {without} without the horizon");
+        // The same for each kept tile, of 64 keys as of 128.
         assert!(with - without <= 125, "{with}, {without}");
     }
 }

@@ -1,6 +1,7 @@
 //! Machine code as `cuobjdump -sass` prints it, and the loop in which a kernel spends its time: the same way round that
 //! `benches/model/loop.py` finds.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// An instruction.
@@ -203,16 +204,13 @@ fn way_round<'a>(
                 }
             }
             ways.insert(start, best);
-        } else if !ways.contains_key(&start) {
+        } else if let Entry::Vacant(way) = ways.entry(start) {
             // On the way here: a way through it is no cheapest one.
-            ways.insert(
-                start,
-                Way {
-                    cost: NO_WAY,
-                    last: start,
-                    onwards: None,
-                },
-            );
+            way.insert(Way {
+                cost: NO_WAY,
+                last: start,
+                onwards: None,
+            });
             let part = straight(code, at, start, head);
             pending.push((start, true));
             let after = part.onwards.iter().rev().filter(|&&n| n != head);
