@@ -10,11 +10,8 @@ use std::thread;
 use super::nvcc::Nvcc;
 use super::{ARCHITECTURES, out_dir, write};
 
-/// What PTX is made for: the oldest architecture that the kernels run on.
-const PTX_ARCH: &str = "80";
-
 /// Kernels that only tests use, and what their PTX is made for. In the tables they are of the oldest architecture.
-const TESTS: &[(&str, &str)] = &[("tests", PTX_ARCH), ("tests/sm90", "90a")];
+const TESTS: &[(&str, &str)] = &[("tests", ARCHITECTURES[0].2), ("tests/sm90", "90a")];
 
 const FLAGS: &[&str] = &["-O3", "-std=c++17"];
 
@@ -73,8 +70,8 @@ fn folder(
 pub(crate) fn all() -> Result<(), String> {
     let out = out_dir();
     let mut kernels = Vec::new();
-    for (name, architecture) in ARCHITECTURES {
-        kernels.extend(folder(name, architecture, PTX_ARCH, &out)?);
+    for (name, architecture, ptx_arch) in ARCHITECTURES {
+        kernels.extend(folder(name, architecture, ptx_arch, &out)?);
     }
     if with_text() {
         for (name, ptx_arch) in TESTS {

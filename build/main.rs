@@ -23,13 +23,13 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The folders of kernels, with their variants of `Architecture`, the oldest first.
-const ARCHITECTURES: &[(&str, &str)] = &[("sm80", "Sm80")];
+/// The folders of kernels, the oldest first, with their variants of `Architecture`, and with what their PTX is made for.
+const ARCHITECTURES: &[(&str, &str, &str)] = &[("sm80", "Sm80", "80"), ("sm90", "Sm90", "90a")];
 
 pub(crate) fn main() {
     println!("cargo::rerun-if-changed=build");
     // Not the notes beside them.
-    let architectures = ARCHITECTURES.iter().map(|(folder, _)| *folder);
+    let architectures = ARCHITECTURES.iter().map(|(folder, ..)| *folder);
     for folder in ["common", "tests"].into_iter().chain(architectures) {
         println!("cargo::rerun-if-changed=kernels/{folder}");
     }

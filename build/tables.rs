@@ -150,39 +150,45 @@ impl<'a> Family<'a> {
 /// Makes types of the macros of the tables, and values of their lines.
 pub(crate) fn make() -> Result<(), String> {
     let (mut types, mut values, mut names) = (String::new(), String::new(), String::new());
-    for (at, (folder, variant)) in ARCHITECTURES.iter().enumerate() {
+    for (at, (folder, variant, _)) in ARCHITECTURES.iter().enumerate() {
         let path = Path::new("kernels").join(folder).join("kernels.def");
         let text = read(&path)?;
         let families = Family::all(&text).map_err(|why| format!("{}: {why}", path.display()))?;
-        if at == 0 {
-            types.push_str("/// The kernels of an architecture.\npub(crate) struct Table {\n");
-            for family in &families {
-                let (field, of) = (family.name.to_lowercase(), family.type_name());
-                let of = if family.is_list() {
-                    format!("&'static [{of}]")
-                } else {
-                    of
-                };
-                let _ = writeln!(types, "    pub(crate) {field}: {of},");
+        // The oldest has all that there is to do; the others some of it.
+        let table = match at {
+            0 => "Table".to_owned(),
+            _ => format!("{variant}Table"),
+        };
+        let _ = writeln!(
+            types,
+            "/// The kernels of `{folder}`.\npub(crate) struct {table} {{"
+        );
+        for family in &families {
+            let (field, of) = (family.name.to_lowercase(), family.type_name());
+            let of = if family.is_list() {
+                format!("&'static [{of}]")
+            } else {
+                of
+            };
+            let _ = writeln!(types, "    pub(crate) {field}: {of},");
+        }
+        types.push_str("}\n");
+        for family in &families {
+            let kernel = family.kernel_type();
+            let _ = writeln!(
+                types,
+                "/// A line of `{}`.\npub(crate) struct {} {{\n    pub(crate) kernel: {kernel},",
+                family.name,
+                family.type_name()
+            );
+            for (_, column) in family.fields() {
+                let _ = writeln!(types, "    pub(crate) {column}: usize,");
             }
             types.push_str("}\n");
-            for family in &families {
-                let kernel = family.kernel_type();
-                let _ = writeln!(
-                    types,
-                    "/// A line of `{}`.\npub(crate) struct {} {{\n    pub(crate) kernel: {kernel},",
-                    family.name,
-                    family.type_name()
-                );
-                for (_, column) in family.fields() {
-                    let _ = writeln!(types, "    pub(crate) {column}: usize,");
-                }
-                types.push_str("}\n");
-            }
         }
         let _ = writeln!(
             values,
-            "pub(crate) static {}: Table = Table {{",
+            "pub(crate) static {}: {table} = {table} {{",
             folder.to_uppercase()
         );
         for family in &families {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use flash_alibi::plan::Plan;
 use flash_alibi::{Horizon, cpu};
 #[cfg(feature = "ptx")]
-use flash_alibi_testing::emulator::Planner;
+use flash_alibi_testing::emulator::{HOPPER, Planner};
 #[cfg(feature = "ptx")]
 use flash_alibi_testing::golden::Runner;
 use flash_alibi_testing::golden::{self, Case, Computed, Golden, Stored};
@@ -77,6 +77,13 @@ fn the_fast_path_keeps_the_contract() {
 #[test]
 fn the_prefill_kernel_keeps_the_contract_under_the_emulator() {
     Path::Emulator(&Plan::prefill).keeps_the_contract();
+}
+
+#[cfg(feature = "ptx")]
+#[test]
+fn the_kernels_for_compute_capability_9_keep_the_contract_under_the_emulator() {
+    Path::Emulator(&|attention, call, _| Plan::prefill(attention, call, &HOPPER))
+        .keeps_the_contract();
 }
 
 #[cfg(feature = "ptx")]

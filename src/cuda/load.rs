@@ -19,6 +19,8 @@ impl Kernels {
             let mut plans = vec![
                 Plan::prefill(attention, &call, device)?,
                 Plan::prefill(attention, &with_pages(call, MIN_KEYS)?, device)?,
+                // Too few keys for a horizon.
+                Plan::prefill(attention, &small_call(attention, dtype, 1, 1)?, device)?,
             ];
             for seqlen_q in [1, 32] {
                 let call = small_call(attention, dtype, seqlen_q, 1)?;
@@ -28,7 +30,7 @@ impl Kernels {
             let merge = MergeState::new(dtype, &call.q, &call.q)?;
             for launch in plans
                 .iter()
-                .flat_map(Plan::launches)
+                .flat_map(Plan::candidates)
                 .chain(merge.launches())
             {
                 self.function(launch)?;

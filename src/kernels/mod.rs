@@ -8,9 +8,12 @@ mod table;
 
 pub use params::{AppendParams, AttentionParams, CopyPagesParams, MergeStateParams, TensorStrides};
 pub use table::NAMES;
-pub(crate) use table::{Decode, Kernel, Live, PerElement, PerVariant, Prefill, Table};
+pub(crate) use table::{
+    Decode, Kernel, Live, PerElement, PerVariant, Prefill, SM90, Table, WgmmaPrefill,
+};
 
-/// What kernels are written for. A device runs those of the newest that is no newer than itself.
+/// What kernels are written for. A device runs those of the newest that it can run, and for what that one lacks those of the
+/// older.
 ///
 /// Another is added by a variant, after those that are older; by a folder of kernels with a table, as
 /// `kernels/sm80/kernels.def` says; and where `Table` lacks what its launches need, in `src/plan`.
@@ -19,22 +22,35 @@ pub(crate) use table::{Decode, Kernel, Live, PerElement, PerVariant, Prefill, Ta
 pub enum Architecture {
     /// `mma.sync` and `cp.async`: compute capability 8.0 and later.
     Sm80,
+    /// `wgmma` and tensor maps: compute capability 9.0, and no later. Of attention over many queries alone.
+    Sm90,
 }
 
 impl Architecture {
     /// From the oldest to the newest.
-    pub const ALL: &[Self] = &[Self::Sm80];
+    pub const ALL: &[Self] = &[Self::Sm80, Self::Sm90];
 
     /// The oldest devices that run its kernels: major and minor.
     pub fn compute_capability(self) -> (u32, u32) {
         match self {
             Self::Sm80 => (8, 0),
+            Self::Sm90 => (9, 0),
         }
     }
 
+    /// Whether a device runs its kernels: major and minor.
+    pub fn runs_on(self, compute_capability: (u32, u32)) -> bool {
+        match self {
+            Self::Sm80 => compute_capability >= self.compute_capability(),
+            // What is special in it was given up afterwards.
+            Self::Sm90 => compute_capability == self.compute_capability(),
+        }
+    }
+
+    /// The kernels for everything: [`SM90`] has some in place of these.
     pub(crate) fn table(self) -> &'static Table {
         match self {
-            Self::Sm80 => &table::SM80,
+            Self::Sm80 | Self::Sm90 => &table::SM80,
         }
     }
 }

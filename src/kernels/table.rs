@@ -1,5 +1,5 @@
 //! The tables of kernels, as the build reads them from `kernels/<architecture>/kernels.def`: a type for each macro, with a field
-//! for each column, and a [`Table`] for each architecture.
+//! for each column, and a table for each architecture: a [`Table`] of the oldest.
 
 // Some columns matter to the kernels alone.
 #![allow(dead_code)]

@@ -3,7 +3,7 @@
 use super::launch::{self, Executor, Launch};
 use super::sizes::{Sizes, params};
 use super::workspace::{self, Workspace};
-use super::{Addresses, Call, Device, decode, prefill};
+use super::{Addresses, Call, Device, decode, hopper, prefill};
 use crate::attention::Attention;
 use crate::error::Result;
 use crate::kernels::{AttentionParams, Params as _};
@@ -12,6 +12,8 @@ use crate::kernels::{AttentionParams, Params as _};
 #[derive(Debug, Clone)]
 pub struct Plan {
     launches: Vec<Launch>,
+    /// In place of the last, for addresses that it can have.
+    hopper: Option<Launch>,
     /// In place of the last, where keys or values do not begin at multiples of [`prefill::ALIGNMENT`].
     unaligned: Option<Launch>,
     workspace: Workspace,
@@ -21,6 +23,23 @@ pub struct Plan {
 impl Plan {
     /// Plans attention over many queries a sequence: blocks of rows of one head.
     ///
+    /// # Which kernel
+    /// On compute capability 9.0 that of `kernels/sm90`, by `wgmma` and tensor maps, where all of this holds; else, and on every
+    /// other device, that of `kernels/sm80`:
+    ///
+    /// | | `kernels/sm90` |
+    /// |---|---|
+    /// | `head_dim` | 56, 64, 120, 128 |
+    /// | tensors | dense: neither packed nor paged, with keys |
+    /// | strides of q, k and v | multiples of 16 bytes, above 0 and below 2^40 bytes |
+    /// | addresses of q, k and v | multiples of 16 |
+    /// | `scale` | above 0 |
+    /// | `softcap` | none |
+    /// | `seqused_k`, `leftpad_k`, `offset` | none |
+    /// | horizon | off, or fewer keys seen than it begins to matter at |
+    ///
+    /// Masks, windows, slopes of any form, groups of heads and lengths may be any.
+    ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Strides`] or [`Error::Value`] for tensors that do not fit the layer, each other or the
     /// kernels' limits (2^30 rows a sequence, 2^31 blocks), and for a device that is too old or too small.
@@ -29,6 +48,10 @@ impl Plan {
         let table = device.architecture()?.table();
         let (launches, unaligned) = prefill::launches(attention, table, call, &sizes, device)?;
         Ok(Self {
+            hopper: match launches.len() {
+                1 => hopper::launch(attention, call, &sizes, device),
+                _ => None,
+            },
             launches,
             unaligned,
             workspace: prefill::workspace(attention, table, &sizes),
@@ -69,6 +92,7 @@ impl Plan {
             decode::launches(attention, table, call, &sizes, device, splits)?;
         Ok(Self {
             launches,
+            hopper: None,
             unaligned: None,
             workspace,
             params: AttentionParams {
@@ -79,10 +103,34 @@ impl Plan {
         })
     }
 
-    /// The launches, in order, where keys and values begin at multiples of 16 bytes. Elsewhere [`Plan::run`] takes another kernel
-    /// of the same file, with the same grid, for the last.
+    /// The launches, in order, where keys and values begin at multiples of 16 bytes. [`Plan::launches_at`] has those for any
+    /// addresses: others of the same use may take the place of the last.
     pub fn launches(&self) -> &[Launch] {
         &self.launches
+    }
+
+    /// The launches for tensors at these addresses, in order.
+    pub fn launches_at(&self, addresses: &Addresses) -> Vec<&Launch> {
+        let aligned = |address: u64| address.is_multiple_of(prefill::ALIGNMENT as u64);
+        let mut launches: Vec<&Launch> = self.launches.iter().collect();
+        let other = match (&self.hopper, &self.unaligned) {
+            (Some(hopper), _) if hopper::takes(addresses) => Some(hopper),
+            (_, Some(unaligned)) if !(aligned(addresses.k) && aligned(addresses.v)) => {
+                Some(unaligned)
+            }
+            _ => None,
+        };
+        if let (Some(last), Some(other)) = (launches.last_mut(), other) {
+            *last = other;
+        }
+        launches
+    }
+
+    /// Every launch that some addresses need.
+    pub(crate) fn candidates(&self) -> impl Iterator<Item = &Launch> {
+        (self.launches.iter())
+            .chain(&self.hopper)
+            .chain(&self.unaligned)
     }
 
     /// The bytes that the plan needs on the device for results of its own. Calls that can run at the same time need one each.
@@ -163,14 +211,13 @@ impl Plan {
         executor: &E,
         addresses: &Addresses,
     ) -> std::result::Result<(), E::Error> {
-        let aligned = |address: u64| address.is_multiple_of(prefill::ALIGNMENT as u64);
-        let mut launches: Vec<&Launch> = self.launches.iter().collect();
-        if let (Some(last), Some(unaligned)) = (launches.last_mut(), &self.unaligned)
-            && !(aligned(addresses.k) && aligned(addresses.v))
-        {
-            *last = unaligned;
-        }
         // SAFETY: the caller vouches for the addresses.
-        unsafe { launch::run(executor, launches, self.params(addresses).bytes()) }
+        unsafe {
+            launch::run(
+                executor,
+                self.launches_at(addresses),
+                self.params(addresses).bytes(),
+            )
+        }
     }
 }

@@ -8,6 +8,7 @@ mod append;
 mod attend;
 mod copy;
 mod decode;
+mod hopper;
 mod launch;
 mod merge;
 mod prefill;
@@ -104,9 +105,7 @@ pub struct Addresses {
 impl Device {
     /// The newest architecture whose kernels it runs.
     pub(crate) fn architecture(&self) -> Result<Architecture> {
-        let runs = |architecture: &&Architecture| {
-            architecture.compute_capability() <= self.compute_capability
-        };
+        let runs = |architecture: &&Architecture| architecture.runs_on(self.compute_capability);
         let newest = Architecture::ALL.iter().rev().find(runs);
         newest.copied().ok_or_else(|| {
             let version = |(major, minor)| format!("{major}.{minor}");

@@ -7,7 +7,8 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 use flash_alibi::Attention;
 use flash_alibi::plan::{
-    Addresses, Call, Device, Dtype, Executor, Launch, Packed, Paged, Plan, Swizzle, TensorMap,
+    Addresses, Architecture, Call, Device, Dtype, Executor, Launch, Packed, Paged, Plan, Swizzle,
+    TensorMap,
 };
 use ptx_emulator::tensor_map::{ElementType, Tiled};
 use ptx_emulator::{DevicePtr, LaunchConfig, Memory, Module, Report, Scalar};
@@ -24,6 +25,13 @@ impl<T: OnDevice + Scalar> OnEmulator for T {}
 pub const SMALLEST: Device = Device {
     compute_capability: (8, 6),
     shared_bytes_per_block: 99 << 10,
+    multiprocessors: 2,
+};
+
+/// A device of compute capability 9.0, of which the kernels need no more.
+pub const HOPPER: Device = Device {
+    compute_capability: (9, 0),
+    shared_bytes_per_block: 227 << 10,
     multiprocessors: 2,
 };
 
@@ -86,7 +94,10 @@ impl Executor for Emulator {
             .clone();
         let config = LaunchConfig::new(launch.grid, launch.block)
             .shared_bytes(launch.shared_bytes)
-            .shared_limit(SMALLEST.shared_bytes_per_block)
+            .shared_limit(match launch.architecture() {
+                Architecture::Sm90 => HOPPER.shared_bytes_per_block,
+                _ => SMALLEST.shared_bytes_per_block,
+            })
             .seed(self.seed);
         let params = with_maps(&module, launch, params)?;
         let report =
