@@ -11,6 +11,8 @@ struct Block {
 
     Sequence s;
     int batch, head, first_row, last_row;
+    // Of the tensors: packed sequences have one entry together.
+    int entry;
     Span span;
     // Tiles of keys: how many any row sees, the first of them, and that of the last row's own position.
     int tiles, first_tile, nearest_tile;
@@ -25,6 +27,7 @@ struct Block {
         const int index = blockIdx.x / blocks;
         batch = index / p.heads_q;
         head = index % p.heads_q;
+        entry = p.cu_seqlens_q ? 0 : batch;
         s = sequence(p, batch);
         alibi = Alibi(p, batch, head);
         last_row = min(first_row + ROWS, s.seqlen_q) - 1;
@@ -51,11 +54,18 @@ struct Block {
         ends[3] = last_before - first_tile + 1;
         ends[4] = tiles;
         if (ends[2] >= ends[3]) ends[2] = ends[3] = tiles;
+        // A capped score is no sum that the bias is a part of: it has code of its own.
+        if (alibi.cap_scale != 0) ends[0] = ends[1] = 0, ends[2] = ends[3] = tiles;
     }
 
     // The steps from the nearest tile back to the first; the others go on to the last.
     __device__ int back() const { return nearest_tile - first_tile; }
     __device__ int first_key(int step) const { return (step <= back() ? nearest_tile - step : first_tile + step) * KEYS; }
+
+    // Whether a tile has rows of the tensors that are no keys of the sequence: padding, or another sequence.
+    __device__ bool has_others(const AttentionParams &p, int first_key) const {
+        return first_key < s.leftpad_k || (first_key + KEYS > s.seqlen_k && s.first_k + s.seqlen_k < p.rows_k);
+    }
 };
 
 // The rows of a lane.

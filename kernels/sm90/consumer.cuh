@@ -5,9 +5,7 @@
 #include "block.cuh"
 #include "ring.cuh"
 #include "softmax.cuh"
-
-// Whether warpgroups multiply by turns. To be chosen on a GPU.
-constexpr bool TURNS = true;
+#include "wgmma.cuh"
 
 // Of all lanes, the first's: the compiler then knows that it is the same for all.
 __device__ inline int uniform(int x) { return __shfl_sync(0xffffffff, x, 0); }
@@ -18,6 +16,8 @@ struct Consumer {
     using QTile = typename Shared::QTile;
     using KeyTile = typename Shared::KeyTile;
     static constexpr int KEYS = Block::KEYS, CONSUMERS = Block::ROWS / 64;
+    // Whether warpgroups multiply by turns. To be chosen on a GPU.
+    static constexpr bool TURNS = D <= 128;
 
     const Block &block;
     const Shared &shared;
@@ -104,6 +104,7 @@ struct Consumer {
 
     // Of the scores of any tile.
     __device__ void weigh_any(int step) {
+        if (block.alibi.cap_scale != 0) scores.cap(block.alibi);
         scores.bias_and_mask(rows, block.first_key(step));
         const float constant[1][2] = {};
         softmax.weigh(scores, scale, constant);

@@ -6,8 +6,7 @@
 // A warpgroup copies, the others multiply 64 rows each. Of these, the products of a tile are under way while the weights of
 // the next are made: S of the next is first, then O of this one.
 //
-// For dense tensors whose rows a tensor map can have, a scale above 0, no softcap and no lengths in device memory:
-// src/plan/hopper.rs chooses.
+// For tensors in one piece whose rows a tensor map can have, and a scale above 0: src/plan/hopper.rs chooses.
 
 #include "common/epilogue.cuh"
 #include "consumer.cuh"
@@ -33,26 +32,28 @@ struct Prefill {
 
     __device__ static void run(const AttentionParams &p, const TensorMap *q, const TensorMap *k, const TensorMap *v) {
         extern __shared__ __align__(1024) unsigned char tiles[];
-        __shared__ __align__(8) uint64_t barriers[1 + 4 * Slot::STAGES];
+        __shared__ __align__(8) uint64_t barriers[2 + 4 * Slot::STAGES];
         __shared__ __align__(alignof(Block)) unsigned char block_bytes[sizeof(Block)];
         const Block &block = *(const Block *)block_bytes;
         const uint32_t q_full = shared_address(barriers), first = shared_address(tiles);
-        const KeyRing k_ring = {first + QTile::BYTES, q_full + 8, q_full + 8 + 8 * STAGES};
+        const KeyRing k_ring = {first + QTile::BYTES, q_full + 16, q_full + 16 + 8 * STAGES};
         const KeyRing v_ring = {k_ring.tiles + STAGES * KeyTile::BYTES, k_ring.full + 16 * STAGES, k_ring.empty + 16 * STAGES};
-        const Shared shared = {{first}, q_full, k_ring, v_ring};
+        const Shared shared = {{first}, q_full, q_full + 8, k_ring, v_ring};
         if (threadIdx.x == 0) {
             new (block_bytes) Block(p);
-            mbarrier_init(q_full, 1);
+            mbarrier_init(shared.q_full, 1);
+            mbarrier_init(shared.landed, 1);
             k_ring.init();
             v_ring.init();
             fence_mbarrier_init();
         }
         __syncthreads();
+        if (block.first_row > block.last_row) return;
 
         const int warpgroup = uniform(threadIdx.x / WARPGROUP);
         if (warpgroup == 0) {
             give_registers<PRODUCER_REGISTERS>();
-            if (uniform(threadIdx.x / 32) == 0 && block.tiles > 0 && elect_one()) produce(p, block, shared, q, k, v);
+            if (uniform(threadIdx.x / 32) == 0 && block.tiles > 0) Producer<Block, Shared>{p, block, shared, q, k, v}.run();
             return;
         }
         take_registers<CONSUMER_REGISTERS>();

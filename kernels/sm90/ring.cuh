@@ -37,12 +37,7 @@ struct Ring {
     __device__ void release(Slot slot) const {
         if (threadIdx.x % WARPGROUP == 0) mbarrier_arrive(empty + slot.barrier);
     }
-    // `turn`: the parity of the phase of the slot that must have ended.
-    __device__ void copy(const TensorMap *map, Slot slot, uint32_t turn, int first_key, int head, int batch) const {
-        mbarrier_wait(empty + slot.barrier, turn);
-        const KeyTile tile = {tiles + slot.barrier / Slot::BARRIER_BYTES * KeyTile::BYTES};
-        tile.copy(map, full + slot.barrier, first_key, head, batch);
-    }
+    __device__ KeyTile tile(Slot slot) const { return {tiles + slot.barrier / Slot::BARRIER_BYTES * KeyTile::BYTES}; }
 };
 
 // What is in shared memory for copies, and their barriers.
@@ -54,6 +49,7 @@ struct Shared {
     using KeyRing = Ring<KeyTile, CONSUMERS>;
 
     QTile q;
-    uint32_t q_full;
+    // `landed`: of a tile of values that becomes full only later.
+    uint32_t q_full, landed;
     KeyRing k, v;
 };

@@ -19,10 +19,9 @@ const PANEL: u32 = 64;
 /// Scales below count as 0.
 const SMALLEST_SCALE: f32 = 1e-30;
 
-/// The kernel for a layer's head dimension: one that has no 16 columns in vain.
+/// The kernel for a layer's head dimension.
 fn kernel(attention: &Attention) -> Option<&'static WgmmaPrefill> {
-    let head_dim = attention.head_dim();
-    let fits = |kernel: &&WgmmaPrefill| (head_dim..head_dim + 16).contains(&kernel.head_dim);
+    let fits = |kernel: &&WgmmaPrefill| kernel.head_dim >= attention.head_dim();
     SM90.wgmma_prefill.iter().find(fits)
 }
 
@@ -43,10 +42,8 @@ pub(super) fn launch(
     let shared_bytes = u32::try_from(shared_bytes(kernel)).ok()?;
     let runs = Architecture::Sm90.runs_on(device.compute_capability)
         && shared_bytes <= device.shared_bytes_per_block
-        && call.packed.is_none()
         && call.paged.is_none()
-        && attention.scale() >= SMALLEST_SCALE
-        && attention.softcap().is_none();
+        && attention.scale() >= SMALLEST_SCALE;
     if !runs {
         return None;
     }
@@ -64,19 +61,10 @@ pub(super) fn launch(
     })
 }
 
-/// Whether the launch can have tensors at such addresses, and knows of all that there are.
+/// Whether the launch can have tensors at such addresses.
 pub(super) fn takes(addresses: &Addresses) -> bool {
-    let Addresses {
-        q,
-        k,
-        v,
-        seqused_k,
-        leftpad_k,
-        offset,
-        ..
-    } = *addresses;
+    let Addresses { q, k, v, .. } = addresses;
     [q, k, v].iter().all(|at| at.is_multiple_of(ALIGNMENT))
-        && [seqused_k, leftpad_k, offset] == [0; 3]
 }
 
 /// Boxes of so many rows of one head, if tensor maps can have its strides.
