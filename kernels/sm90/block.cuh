@@ -4,6 +4,14 @@
 
 #include "common/alibi.cuh"
 
+__device__ inline int common_divisor(int a, int b) {
+    while (b != 0) {
+        const int rest = a % b;
+        a = b, b = rest;
+    }
+    return a;
+}
+
 // What all threads of a block know.
 template <int ROWS_, int KEYS_>
 struct Block {
@@ -13,6 +21,8 @@ struct Block {
     int batch, head, first_row, last_row;
     // Of the tensors: packed sequences have one entry together.
     int entry;
+    // Of a tile, the keys that lie in one piece: they are copied at once.
+    int box_keys;
     Span span;
     // Tiles of keys: how many any row sees, the first of them, and that of the last row's own position.
     int tiles, first_tile, nearest_tile;
@@ -28,6 +38,7 @@ struct Block {
         batch = index / p.heads_q;
         head = index % p.heads_q;
         entry = p.cu_seqlens_q ? 0 : batch;
+        box_keys = p.block_table ? common_divisor(KEYS, p.page_size) : KEYS;
         s = sequence(p, batch);
         alibi = Alibi(p, batch, head);
         last_row = min(first_row + ROWS, s.seqlen_q) - 1;
@@ -62,9 +73,13 @@ struct Block {
     __device__ int back() const { return nearest_tile - first_tile; }
     __device__ int first_key(int step) const { return (step <= back() ? nearest_tile - step : first_tile + step) * KEYS; }
 
-    // Whether a tile has rows of the tensors that are no keys of the sequence: padding, or another sequence.
+    // What lies before is padding, or in pages that a window has left behind.
+    __device__ int first_kept(const AttentionParams &p) const { return p.block_table ? span.begin() : s.leftpad_k; }
+
+    // Whether a tile has rows of the tensors that are no keys of the sequence: such, or another sequence, or what a page held.
     __device__ bool has_others(const AttentionParams &p, int first_key) const {
-        return first_key < s.leftpad_k || (first_key + KEYS > s.seqlen_k && s.first_k + s.seqlen_k < p.rows_k);
+        const bool ends = first_key + KEYS > s.seqlen_k;
+        return first_key < first_kept(p) || (ends && (p.block_table || s.first_k + s.seqlen_k < p.rows_k));
     }
 };
 

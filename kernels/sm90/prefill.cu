@@ -6,7 +6,7 @@
 // A warpgroup copies, the others multiply 64 rows each. Of these, the products of a tile are under way while the weights of
 // the next are made: S of the next is first, then O of this one.
 //
-// For tensors in one piece whose rows a tensor map can have, and a scale above 0: src/plan/hopper.rs chooses.
+// For tensors whose rows a tensor map can have, and a scale above 0: src/plan/hopper.rs chooses.
 
 #include "common/epilogue.cuh"
 #include "consumer.cuh"

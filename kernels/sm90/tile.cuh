@@ -27,11 +27,11 @@ struct PanelTile {
         }
     }
 
-    // Begins to copy a box, all panels, which count on `barrier`.
-    __device__ void copy(const TensorMap *map, uint32_t barrier, int row, int head, int batch) const {
-        mbarrier_expect(barrier, BYTES);
+    // Begins to copy a box to the rows from `first` on, a multiple of 8: all panels, which count on `barrier`.
+    __device__ void copy(int first, const TensorMap *map, uint32_t barrier, int row, int head, int entry) const {
+        const uint32_t to = base + first * 128;
 #pragma unroll
-        for (int i = 0; i < PANELS; ++i) copy_box(base + i * PANEL_BYTES, map, barrier, i * PANEL_COLUMNS, row, head, batch);
+        for (int i = 0; i < PANELS; ++i) copy_box(to + i * PANEL_BYTES, map, barrier, i * PANEL_COLUMNS, row, head, entry);
     }
 };
 

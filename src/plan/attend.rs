@@ -30,7 +30,7 @@ impl Plan {
     /// | | `kernels/sm90` |
     /// |---|---|
     /// | `head_dim` | any |
-    /// | tensors | dense or packed, not paged, with keys |
+    /// | tensors | dense, packed or in pages, with keys |
     /// | strides of q, k and v | multiples of 16 bytes, above 0 and below 2^40 bytes |
     /// | addresses of q, k and v | multiples of 16 |
     /// | `scale` | above 0 |

@@ -25,6 +25,13 @@ fn kernel(attention: &Attention) -> Option<&'static WgmmaPrefill> {
     SM90.wgmma_prefill.iter().find(fits)
 }
 
+fn common_divisor(a: usize, b: usize) -> usize {
+    match b {
+        0 => a,
+        _ => common_divisor(b, a % b),
+    }
+}
+
 /// Q, and the tiles of K and V.
 fn shared_bytes(kernel: &WgmmaPrefill) -> usize {
     let columns = kernel.head_dim.next_multiple_of(PANEL as usize);
@@ -42,16 +49,20 @@ pub(super) fn launch(
     let shared_bytes = u32::try_from(shared_bytes(kernel)).ok()?;
     let runs = Architecture::Sm90.runs_on(device.compute_capability)
         && shared_bytes <= device.shared_bytes_per_block
-        && call.paged.is_none()
         && attention.scale() >= SMALLEST_SCALE;
     if !runs {
         return None;
     }
+    // Of a tile, the keys that lie in one piece.
+    let box_keys = match call.paged {
+        Some(_) => common_divisor(kernel.keys, call.k.rows),
+        None => kernel.keys,
+    };
     let map = |operand, layout, rows| tensor_map(operand, call.dtype, layout, rows);
     let tensor_maps = vec![
         map(Operand::Q, &call.q, kernel.rows)?,
-        map(Operand::K, &call.k, kernel.keys)?,
-        map(Operand::V, &call.v, kernel.keys)?,
+        map(Operand::K, &call.k, box_keys)?,
+        map(Operand::V, &call.v, box_keys)?,
     ];
     let blocks = sizes.seqlen_q.div_ceil(kernel.rows) * attention.heads_q() * sizes.batch;
     Some(Launch {

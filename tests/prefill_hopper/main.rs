@@ -10,6 +10,7 @@ use flash_alibi_testing::strategy::{case_with_offsets, config, fail};
 use flash_alibi_testing::{Case, LaidOut, Lengths, Memory, SlopeKind, expect, matrix};
 use half::{bf16, f16};
 use proptest::prelude::*;
+use ptx_emulator::Report;
 
 fn plan(attention: &Attention, call: &Call, _: &Device) -> flash_alibi::Result<Plan> {
     Plan::prefill(attention, call, &HOPPER)
@@ -20,9 +21,20 @@ fn check<T: OnEmulator>(case: &Case) -> Result<bool, String> {
     let laid_out = case.lay_out::<T>();
     let (rows, reports) = laid_out.attend_on_emulator(&plan)?;
     laid_out.check(&rows)?;
-    Ok(reports
-        .iter()
-        .any(|report| report.kernel.starts_with("wgmma")))
+    Ok(by_wgmma(&reports))
+}
+
+/// The same with keys and values in pages.
+fn check_paged<T: OnEmulator>(case: &Case, page_size: usize) -> Result<bool, String> {
+    let paged = case.lay_out_paged::<T>(page_size);
+    let (rows, reports) = paged.attend_on_emulator(&plan)?;
+    paged.dense.check(&rows)?;
+    Ok(by_wgmma(&reports))
+}
+
+fn by_wgmma(reports: &[Report]) -> bool {
+    let mut kernels = reports.iter().map(|report| &report.kernel);
+    kernels.any(|kernel| kernel.starts_with("wgmma"))
 }
 
 #[track_caller]
@@ -180,6 +192,25 @@ fn padding_that_is_not_finite_costs_nothing() {
     }
 }
 
+/// Smaller than a tile, as large, larger, and of no common size.
+#[test]
+fn pages() {
+    for (head_dim, page_size) in [(64, 8), (64, 16), (128, 64), (192, 64), (80, 128), (256, 256)] {
+        for mask in [Mask::Causal, Mask::Bidirectional] {
+            let mut case = Case {
+                mask,
+                window: (Some(140), None),
+                ..Case::dense(2, 130, 300, (2, 1), head_dim)
+            };
+            case.sequences[1].k = 217;
+            case.sequences[1].leftpad = 20;
+            let taken = check_paged::<f16>(&case, page_size);
+            let taken = taken.and_then(|taken| taken.then_some(()).ok_or("not taken".into()));
+            expect(&case, taken.map_err(|why| format!("{page_size} keys a page: {why}")));
+        }
+    }
+}
+
 /// Rows before, among and behind the keys, as far as an offset can say, with padding before the keys.
 #[test]
 fn offsets() {
@@ -329,6 +360,14 @@ proptest! {
         let case = suited(case);
         let by_wgmma = check::<f16>(&case).map_err(TestCaseError::fail)?;
         prop_assert_eq!(by_wgmma, has_rows_and_keys(&case));
+    }
+
+    #[test]
+    fn any_case_in_pages_follows_the_oracle(
+        case in case_with_offsets(500_000),
+        page_size in prop::sample::select(vec![8usize, 16, 24, 32, 64, 128, 256]),
+    ) {
+        fail(check_paged::<f16>(&suited(case), page_size).map(drop))?;
     }
 
     #[test]
