@@ -9,13 +9,6 @@ struct alignas(64) TensorMap {
     uint8_t bytes[128];
 };
 
-// One lane of a warp.
-__device__ __forceinline__ bool elect_one() {
-    int elected;
-    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.b32 %0, 1, 0, p;\n}" : "=r"(elected));
-    return elected;
-}
-
 // Registers of each thread of a warpgroup, given to others or taken from what they gave.
 template <int REGISTERS>
 __device__ __forceinline__ void give_registers() {
