@@ -16,6 +16,7 @@ macro_rules! on_every_path {
         on_every_path!(@ cpu, Path::Cpu, $($test)*);
         on_every_path!(@ cpu_radii, Path::CpuRadii, $($test)*);
         on_every_path!(@ prefill, Path::Prefill, $($test)*);
+        on_every_path!(@ hopper, Path::Hopper, $($test)*);
         on_every_path!(@ decode, Path::Decode, $($test)*);
     };
     (@ $module:ident, $path:expr, $($test:ident)*) => {
@@ -71,7 +72,7 @@ fn certified(tolerance: f32) -> Horizon {
 fn tokens(path: Path, most: usize) -> usize {
     match path {
         Path::CpuFew | Path::Decode => 1,
-        Path::Cpu | Path::CpuRadii | Path::Prefill => most,
+        Path::Cpu | Path::CpuRadii | Path::Prefill | Path::Hopper => most,
     }
 }
 
@@ -96,7 +97,7 @@ fn models_follow_the_oracle(path: Path) {
         ("4K, MQA 71, d64", case(4100, (71, 1), 64), 24),
     ];
     for (name, case, page_size) in &models {
-        if path == Path::Prefill && case.group == 71 {
+        if matches!(path, Path::Prefill | Path::Hopper) && case.group == 71 {
             continue; // There, each head is computed for itself.
         }
         check::<f16>(path, name, case, *page_size);
@@ -196,7 +197,7 @@ fn masks_lengths_and_tokens(path: Path) {
         },
     ];
     for (turn, case) in cases.into_iter().enumerate() {
-        if path == Path::Prefill && case.group == 71 {
+        if matches!(path, Path::Prefill | Path::Hopper) && case.group == 71 {
             continue; // There, each head is computed for itself.
         }
         let page_size = [8, 16, 24, 64, 256][turn % 5];
@@ -351,7 +352,7 @@ fn the_budget_is_spent_and_no_more(path: Path) {
         // Scores that have been computed do not say how many keys have them.
         Path::CpuFew => None,
         // When the second tile is chosen, no score is known.
-        Path::Prefill => Some(0.4),
+        Path::Prefill | Path::Hopper => Some(0.4),
         Path::Cpu | Path::CpuRadii | Path::Decode => Some(0.6),
     };
     if let Some(least) = least {
@@ -415,13 +416,15 @@ fn norms_that_rise_as_the_bias_falls(path: Path) {
 fn both_sides_share_the_budget(path: Path) {
     let (tolerance, slope) = (1e-2, 0.5);
     // The row is the last of a tile and of the first block, whose first row is the `first` of the tile.
-    let (heads, tile, first) = match path {
+    let (heads, head_dim, tile, first) = match path {
         // A row sees no more keys after it than there are tokens.
         Path::CpuFew => return,
-        Path::Cpu | Path::CpuRadii => (8, 128, 128 - 24),
-        Path::Prefill => (1, 128, 0),
+        Path::Cpu | Path::CpuRadii => (8, 16, 128, 128 - 24),
+        Path::Prefill => (1, 16, 128, 0),
+        // Blocks have no more rows than tiles have keys.
+        Path::Hopper => (1, 128, 128, 0),
         // As many heads as a block has rows.
-        Path::Decode => (128, 32, 31),
+        Path::Decode => (128, 16, 32, 31),
     };
     let (keys, tokens) = (17 * 128 + 3 * tile, 4 * tile - first);
     let row = tile - 1 - first;
@@ -432,7 +435,7 @@ fn both_sides_share_the_budget(path: Path) {
         scale: Some(1.0),
         mask: Mask::Bidirectional,
         horizon: certified(tolerance),
-        ..Case::dense(1, tokens, keys, (heads, 1), 16)
+        ..Case::dense(1, tokens, keys, (heads, 1), head_dim)
     };
     let mut probe = Probe::<f16>::new(path, case, 16);
     probe.centre = Some(-60.0);
@@ -675,7 +678,10 @@ fn bitwise_changes_no_bit(path: Path) {
 /// every order; what spends most is varied further.
 fn no_search_exceeds_the_bound(path: Path) {
     const KEYS: usize = 2176;
-    let rounds = 60;
+    let rounds = match path {
+        Path::Hopper => 30,
+        _ => 60,
+    };
     let tiles = KEYS / path.tile();
     let chance = |round: usize, i: usize| random(11, 5, [round, i, path.tile(), 0]);
     let mut best = (0.0, vec![0.0; tiles], 0.0f32);
