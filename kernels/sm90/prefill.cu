@@ -23,9 +23,9 @@ struct Prefill {
     static constexpr int CONSUMERS = ROWS / 64;
     static_assert(THREADS == (CONSUMERS + 1) * WARPGROUP, "a warpgroup for every 64 rows, and one that copies");
     static_assert(STAGES == Slot::STAGES, "slots of as many");
-    // Of 65536, in multiples of 8 a thread.
-    static constexpr int PRODUCER_REGISTERS = CONSUMERS == 2 && !HORIZON ? 24 : 32;
-    static constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 240 : 160;
+    // Of those that a launch has, in multiples of 8 a thread. Who judges needs more than who only copies.
+    static constexpr int PRODUCER_REGISTERS = CONSUMERS != 2 ? 32 : HORIZON ? 40 : 24;
+    static constexpr int CONSUMER_REGISTERS = CONSUMERS != 2 ? 160 : HORIZON ? 232 : 240;
 
     using Block = std::conditional_t<HORIZON, JudgedBlock<D, ROWS, KEYS>, ::Block<ROWS, KEYS>>;
     using Shared = ::Shared<D, ROWS, KEYS, CONSUMERS, HORIZON>;
