@@ -35,7 +35,7 @@ impl Plan {
     /// | addresses of q, k and v | multiples of 16 |
     /// | `scale` | above 0 |
     ///
-    /// Masks, windows, softcaps, slopes of any form, groups of heads, lengths, left padding and offsets may be any.
+    /// Masks, windows, softcaps, horizons, slopes of any form, groups of heads, lengths, left padding and offsets may be any.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Strides`] or [`Error::Value`] for tensors that do not fit the layer, each other or the

@@ -105,8 +105,14 @@ fn the_steady_loop_has_what_the_method_needs() {
         (192, 112, Some(491 + 56)),
         (256, 80, None),
     ] {
-        for dtype in ["f16", "bf16"] {
-            let name = format!("wgmma_prefill_{dtype}_d{head_dim}");
+        // With a horizon a round also reads which tile it has, and leaves maxima where they have grown.
+        for (reach, dtype, more) in [
+            ("prefill", "f16", 0),
+            ("prefill", "bf16", 0),
+            ("horizon", "f16", 13),
+            ("horizon", "bf16", 13),
+        ] {
+            let name = format!("wgmma_{reach}_{dtype}_d{head_dim}");
             let Some(code) = kernels.get(&name) else {
                 // A build for other architectures.
                 assert!(kernels.is_empty(), "{name} is not in {:?}", kernels.keys());
@@ -140,7 +146,7 @@ fn the_steady_loop_has_what_the_method_needs() {
                 wait < place(&|words| words[0].starts_with("MUFU")),
                 "{name}"
             );
-            let fits = most.is_none_or(|most| way.len() <= most);
+            let fits = most.is_none_or(|most| way.len() <= most + more);
             assert!(fits, "{name}: {} instructions", way.len());
             // Where no maximum has grown, the output is not multiplied: a branch goes around.
             assert_eq!(count("FMUL"), head_dim / 2 + 2, "{name}");

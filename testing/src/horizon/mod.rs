@@ -199,16 +199,7 @@ impl<T: OnEmulator> Probe<T> {
                 self.keep_radii();
                 on_cpu(&attention, &self.paged.inputs())
             }
-            Path::Prefill => self.prefill(horizon, false),
-            Path::Hopper => {
-                let planner = |attention: &Attention, call: &Call, _: &Device| {
-                    Plan::prefill(attention, call, &HOPPER)
-                };
-                let found = self.by_prefill(horizon, false, &planner);
-                let by_wgmma = (found.kernels.iter()).any(|kernel| kernel.starts_with("wgmma"));
-                assert_eq!(by_wgmma, attention.scale() > 0.0, "{:?}", found.kernels);
-                found
-            }
+            Path::Prefill | Path::Hopper => self.prefill(horizon, false),
             Path::Decode => {
                 self.keep_radii();
                 let splits = self.splits;
@@ -231,15 +222,19 @@ impl<T: OnEmulator> Probe<T> {
 
     /// By the prefill kernels.
     pub fn prefill(&self, horizon: Horizon, paged: bool) -> Found<T> {
-        self.by_prefill(horizon, paged, &Plan::prefill)
-    }
-
-    fn by_prefill(&self, horizon: Horizon, paged: bool, planner: &Planner) -> Found<T> {
         let attention = self.case.attention().with_horizon(horizon).unwrap();
-        let emulated = self.on_emulator(&attention, paged, planner);
+        let on_hopper = self.path == Path::Hopper;
+        let planner = move |attention: &Attention, call: &Call, device: &Device| {
+            Plan::prefill(attention, call, if on_hopper { &HOPPER } else { device })
+        };
+        let emulated = self.on_emulator(&attention, paged, &planner);
+        let kernels = kernels(&emulated.reports);
+        let by_wgmma = kernels.iter().any(|kernel| kernel.starts_with("wgmma"));
+        let expected = on_hopper && attention.scale() > 0.0;
+        assert_eq!(by_wgmma, expected, "{kernels:?}");
         Found {
             computed: emulated.tiles.chunks(2).map(|tiles| tiles[0]).sum(),
-            kernels: kernels(&emulated.reports),
+            kernels,
             out: emulated.attended.out,
             lse: emulated.attended.lse,
         }
