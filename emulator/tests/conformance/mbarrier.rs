@@ -258,6 +258,7 @@ fn waits() {
             "try_wait.shared.b64 %p, [mb], %rd8",
             "try_wait.shared::cta.b64 %p, [mb], %rd8, 1000",
             "try_wait.acquire.cluster.shared::cta.b64 %p, [mb], %rd8, %r2",
+            "try_wait.relaxed.cta.shared::cta.b64 %p, [mb], %rd8",
             "try_wait.parity.shared.b64 %p, [mb], %r1",
             "try_wait.parity.shared::cta.b64 %p, [mb], %r1, %r2",
             "try_wait.parity.acquire.cta.shared::cta.b64 %p, [mb], %r1, 20",
