@@ -94,8 +94,17 @@ fn the_steady_loop_has_what_the_method_needs() {
         .output()
         .unwrap();
     let kernels = read(&String::from_utf8_lossy(&output.stdout));
-    // At most what FlashAttention-3 executes, 425 and 469, and a multiply-add for each score that a lane has.
-    for (head_dim, keys, most) in [(64, 128, 425 + 64), (128, 128, 469 + 64)] {
+    // At most what FlashAttention-3 executes, where it has such tiles, and a multiply-add for each score that a lane has.
+    for (head_dim, keys, most) in [
+        (32, 128, None),
+        (64, 128, Some(425 + 64)),
+        (80, 112, None),
+        (96, 96, None),
+        (112, 128, None),
+        (128, 128, Some(469 + 64)),
+        (192, 112, Some(491 + 56)),
+        (256, 80, None),
+    ] {
         for dtype in ["f16", "bf16"] {
             let name = format!("wgmma_prefill_{dtype}_d{head_dim}");
             let Some(code) = kernels.get(&name) else {
@@ -131,7 +140,8 @@ fn the_steady_loop_has_what_the_method_needs() {
                 wait < place(&|words| words[0].starts_with("MUFU")),
                 "{name}"
             );
-            assert!(way.len() <= most, "{name}: {} instructions", way.len());
+            let fits = most.is_none_or(|most| way.len() <= most);
+            assert!(fits, "{name}: {} instructions", way.len());
             // Where no maximum has grown, the output is not multiplied: a branch goes around.
             assert_eq!(count("FMUL"), head_dim / 2 + 2, "{name}");
             let takes = code.iter().filter(|(_, words)| {
