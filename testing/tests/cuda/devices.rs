@@ -49,8 +49,9 @@ mod linux {
         let [out, errors] =
             [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
         assert!(output.status.success(), "{out}{errors}");
+        let found = format!("compute capability {capability},");
         for expected in [
-            &format!("compute capability {capability},"),
+            found.as_str(),
             "every kernel can be loaded",
             "prefill follows the oracle",
             "decoding follows the oracle",
