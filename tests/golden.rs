@@ -158,6 +158,13 @@ fn the_horizon_is_within_its_certificate_in_the_prefill_kernel() {
     the_horizon_is_within_its_certificate(2309, Path::Emulator(&Plan::prefill));
 }
 
+#[cfg(feature = "ptx")]
+#[test]
+fn the_horizon_is_within_its_certificate_in_the_kernels_for_compute_capability_9() {
+    let planner: &Planner = &|attention, call, _| Plan::prefill(attention, call, &HOPPER);
+    the_horizon_is_within_its_certificate(2309, Path::Emulator(planner));
+}
+
 /// Of so few keys nothing is left out.
 #[test]
 fn the_horizon_changes_no_bit_of_short_sequences() {

@@ -1,24 +1,24 @@
-// The horizon of a block of rows of one head: which tile of keys comes next. A thread judges a row.
+// The horizon of a block of rows of one head: which tile of keys comes next.
 
 #pragma once
 
 #include "horizon.cuh"
 #include "row.cuh"
 
+// What is said of a tile for one row.
+//
 // Block: what all threads know; `Prefill::Block` of sm80/prefill.cu says of what kind.
-template <typename T, typename Block, int ROWS, int KEYS, int WARPS>
-struct Verdicts {
+template <typename T, typename Block, int ROWS, int KEYS>
+struct RowVerdicts {
     const AttentionParams &p;
     const Block &block;
     // Of each row: what bounds its scores, and the largest exponent so far.
     RowBound *bounds;
     float *maxima;
 
-    // What bounds the scores of each row of Q.
+    // What bounds the scores of row `r` of Q.
     template <typename Tile>
-    __device__ void bound_rows(Tile q_tile) const {
-        const int r = threadIdx.x;
-        if (r >= ROWS) return;
+    __device__ void bound_row(Tile q_tile, int r) const {
         float dot = 0, square = 0, centre_square = 0;
         for (int chunk = 0; chunk < p.head_dim / 8; ++chunk) {
             const uint4 eight = ld_shared(q_tile.at(r, chunk));
@@ -31,18 +31,16 @@ struct Verdicts {
             }
         }
         // The largest radius of all tiles.
-        const float key_norm = norm_above(centre_square) + block.radii[2 * p.tiles - 1];
+        const float key_norm = norm_above(centre_square) + block.largest_radius(p);
         const float bias = block.alibi.slope_log2 * LN_2 * (KEYS / 2);
         bounds[r] = RowBound(p, dot, norm_above(square), key_norm, bias);
     }
 
+    // Of several rows, the first that any says.
     enum Verdict { KEEP, SKIP, STOP };
 
-    // What becomes of the tile of a step, for the row of this thread.
-    __device__ Verdict of_row(int step) const {
-        // Read anew each time, so that what follows from it takes no registers in between.
-        int r;
-        asm volatile("mov.u32 %0, %%tid.x;" : "=r"(r));
+    // What becomes of the tile of a step, for row `r`.
+    __device__ Verdict of_row(int step, int r) const {
         const int position = block.span.first_position + r;
         const int tile = block.tile(step), first = tile * KEYS, last = first + KEYS - 1;
         const bool before = step <= block.back();
@@ -54,12 +52,32 @@ struct Verdicts {
         const int nearest = max(position, block.s.leftpad_k), distance = before ? nearest - last : first - nearest;
         // Keys on both sides of the row.
         if (distance < 0) return KEEP;
-        const float radius = block.radii[tile], farther = block.radii[(before ? 1 : 2) * p.tiles + tile];
+        const float radius = block.radius(p, tile), farther = block.farther_radius(p, tile, before);
         const RowBound bound = bounds[r];
         auto above = [&](float radius) { return bound.above(p, block.alibi.slope_log2, radius, distance) - maxima[r]; };
         if (above(farther) <= -block.budget.tail) return STOP;
         const float share = block.budget.share(before ? step : step - block.back(), log2_approx);
         return above(radius) <= -(block.budget.tile + share) ? SKIP : KEEP;
+    }
+};
+
+// What all threads of a block say, each for the row of its number.
+template <typename T, typename Block, int ROWS, int KEYS, int WARPS>
+struct Verdicts : RowVerdicts<T, Block, ROWS, KEYS> {
+    using Rows = RowVerdicts<T, Block, ROWS, KEYS>;
+    using typename Rows::Verdict;
+    using Rows::block, Rows::KEEP, Rows::STOP;
+
+    template <typename Tile>
+    __device__ void bound_rows(Tile q_tile) const {
+        if (threadIdx.x < ROWS) this->bound_row(q_tile, threadIdx.x);
+    }
+
+    __device__ Verdict of_row(int step) const {
+        // Read anew each time, so that what follows from it takes no registers in between.
+        int r;
+        asm volatile("mov.u32 %0, %%tid.x;" : "=r"(r));
+        return Rows::of_row(step, r);
     }
 
     // The next step whose tile some row of the block keeps.

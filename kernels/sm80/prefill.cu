@@ -129,6 +129,13 @@ struct Prefill {
         __device__ int back() const { return nearest_tile - first_tile; }
         __device__ int tile(int step) const { return step <= back() ? nearest_tile - step : first_tile + step; }
 
+        // How far from their centre the keys of a tile are, those of a tile and of all that are farther, and those of all.
+        __device__ float radius(const AttentionParams &, int tile) const { return radii[tile]; }
+        __device__ float farther_radius(const AttentionParams &p, int tile, bool before) const {
+            return radii[(before ? 1 : 2) * p.tiles + tile];
+        }
+        __device__ float largest_radius(const AttentionParams &p) const { return radii[2 * p.tiles - 1]; }
+
         __device__ KeyTile key_tile(int step) const {
             const bool behind = step <= back();
             const Side side = behind ? before : after;

@@ -30,13 +30,12 @@ struct Block {
     int ends[5];
     Alibi alibi;
 
-    __device__ Block(const AttentionParams &p) {
+    __device__ Block(const AttentionParams &p) : Block(p, index(p) / p.heads_q, index(p) % p.heads_q) {}
+
+    // Of a sequence and head.
+    __device__ Block(const AttentionParams &p, int batch, int head) : batch(batch), head(head) {
         // The last rows come first: under a causal mask they have the most keys.
-        const int blocks = (p.seqlen_q + ROWS - 1) / ROWS;
-        first_row = (blocks - 1 - blockIdx.x % blocks) * ROWS;
-        const int index = blockIdx.x / blocks;
-        batch = index / p.heads_q;
-        head = index % p.heads_q;
+        first_row = (blocks(p) - 1 - blockIdx.x % blocks(p)) * ROWS;
         entry = p.cu_seqlens_q ? 0 : batch;
         box_keys = p.block_table ? common_divisor(KEYS, p.page_size) : KEYS;
         s = sequence(p, batch);
@@ -45,6 +44,10 @@ struct Block {
         span = Span(s, first_row, last_row);
         divide_keys();
     }
+
+    // Blocks of a sequence and head; and which of these it is.
+    __device__ static int blocks(const AttentionParams &p) { return (p.seqlen_q + ROWS - 1) / ROWS; }
+    __device__ static int index(const AttentionParams &p) { return blockIdx.x / blocks(p); }
 
     __device__ void divide_keys() {
         const int begin = span.begin(), end = span.end();
@@ -71,7 +74,8 @@ struct Block {
 
     // The steps from the nearest tile back to the first; the others go on to the last.
     __device__ int back() const { return nearest_tile - first_tile; }
-    __device__ int first_key(int step) const { return (step <= back() ? nearest_tile - step : first_tile + step) * KEYS; }
+    __device__ int tile(int step) const { return step <= back() ? nearest_tile - step : first_tile + step; }
+    __device__ int first_key(int step) const { return tile(step) * KEYS; }
 
     // What lies before is padding, or in pages that a window has left behind.
     __device__ int first_kept(const AttentionParams &p) const { return p.block_table ? span.begin() : s.leftpad_k; }

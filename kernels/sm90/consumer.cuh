@@ -16,6 +16,7 @@ struct Consumer {
     using QTile = typename Shared::QTile;
     using KeyTile = typename Shared::KeyTile;
     static constexpr int KEYS = Block::KEYS, CONSUMERS = Block::ROWS / 64;
+    static constexpr bool HORIZON = Shared::HORIZON;
     // Whether warpgroups multiply by turns. To be chosen on a GPU.
     static constexpr bool TURNS = D <= 128;
 
@@ -69,10 +70,21 @@ struct Consumer {
         wgmma_commit();
     }
 
+    // The maxima, where any has grown.
+    __device__ void publish() const {
+        if (softmax.grown == 0) return;
+        if (threadIdx.x % 4 == 0) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) shared.maxima[rows.first + h * 8] = softmax.max[h];
+        }
+        __syncwarp();
+    }
+
     // Ends what the tile before has left under way, and prepares its weights for their product. It is the beginning of a round
     // of the loop: within one, ptxas would wait before the weights are made, and nothing would be under way meanwhile.
     __device__ void settle() {
         hold(scores.s[0]);
+        if (HORIZON) publish();
         wgmma_wait<0>();
         hold(out[0]), hold(weights);
         // That of the tile before, or before the first tile of none: the producer knows.
@@ -87,7 +99,7 @@ struct Consumer {
     __device__ void step(Weigh weigh) {
         settle();
         const Slot next = slot.next();
-        shared.k.wait_full(next);
+        if (!HORIZON) shared.k.wait_full(next);
         await_turn();
         wgmma_fence();
         multiply_qk(next);
@@ -100,6 +112,14 @@ struct Consumer {
         shared.k.release(next);
         slot = next;
         weigh();
+    }
+
+    // The step after this one: with a horizon, the one whose keys arrive.
+    __device__ int following(int step) const {
+        if (!HORIZON) return step + 1;
+        const Slot next = slot.next();
+        shared.k.wait_full(next);
+        return uniform(shared.step(next));
     }
 
     // Of the scores of any tile.
@@ -132,20 +152,25 @@ struct Consumer {
         shared.k.release(slot);
         weigh_any(0);
 
-        int at = 1;
+        int at = following(0);
 #pragma unroll 1
         for (int run = 0; run < 5; ++run) {
             const int end = uniform(block.ends[run]);
             if (run % 2 == 0) {
 #pragma unroll 1
-                for (; at < end; ++at) step([&] { weigh_any(at); });
+                for (; at < end; at = following(at)) step([&] { weigh_any(at); });
             } else if (at < end) {
                 const SideRows side_rows(rows, run == 1 ? 1 : -1);
-                int next = run == 1 ? -KEYS : KEYS;
-                hold(next);
+                int apart = run == 1 ? -KEYS : KEYS;
+                hold(apart);
                 int first_key = uniform(block.first_key(at));
 #pragma unroll 1
-                for (; at < end; ++at, first_key += next) step([&] { weigh(side_rows, first_key); });
+                while (at < end) {
+                    step([&] { weigh(side_rows, first_key); });
+                    const int next = following(at);
+                    first_key += (next - at) * apart;
+                    at = next;
+                }
             }
         }
 

@@ -10,35 +10,41 @@
 
 #include "common/epilogue.cuh"
 #include "consumer.cuh"
-#include "producer.cuh"
+#include "judge.cuh"
 
 #include <new>
+#include <type_traits>
 
 namespace {
 
-template <typename T, int D, int ROWS, int KEYS, int STAGES, int THREADS>
+// HORIZON: tiles may be left out. src/plan/hopper.rs chooses.
+template <typename T, int D, int ROWS, int KEYS, int STAGES, int THREADS, bool HORIZON>
 struct Prefill {
     static constexpr int CONSUMERS = ROWS / 64;
     static_assert(THREADS == (CONSUMERS + 1) * WARPGROUP, "a warpgroup for every 64 rows, and one that copies");
     static_assert(STAGES == Slot::STAGES, "slots of as many");
-    // Of 65536, in multiples of 8 a thread.
-    static constexpr int PRODUCER_REGISTERS = CONSUMERS == 2 ? 24 : 32, CONSUMER_REGISTERS = CONSUMERS == 2 ? 240 : 160;
+    // Of those that a launch has, in multiples of 8 a thread. Who judges needs more than who only copies.
+    static constexpr int PRODUCER_REGISTERS = CONSUMERS != 2 ? 32 : HORIZON ? 40 : 24;
+    static constexpr int CONSUMER_REGISTERS = CONSUMERS != 2 ? 160 : HORIZON ? 232 : 240;
 
-    using Block = ::Block<ROWS, KEYS>;
-    using Shared = ::Shared<D, ROWS, KEYS, CONSUMERS>;
+    using Block = std::conditional_t<HORIZON, JudgedBlock<D, ROWS, KEYS>, ::Block<ROWS, KEYS>>;
+    using Shared = ::Shared<D, ROWS, KEYS, CONSUMERS, HORIZON>;
     using QTile = typename Shared::QTile;
     using KeyTile = typename Shared::KeyTile;
     using KeyRing = typename Shared::KeyRing;
 
     __device__ static void run(const AttentionParams &p, const TensorMap *q, const TensorMap *k, const TensorMap *v) {
         extern __shared__ __align__(1024) unsigned char tiles[];
-        __shared__ __align__(8) uint64_t barriers[2 + 4 * Slot::STAGES];
+        constexpr int BARRIERS = 2 + 4 * Slot::STAGES;
+        __shared__ __align__(8) uint64_t barriers[BARRIERS + (HORIZON ? Slot::STAGES : 0)];
         __shared__ __align__(alignof(Block)) unsigned char block_bytes[sizeof(Block)];
         const Block &block = *(const Block *)block_bytes;
         const uint32_t q_full = shared_address(barriers), first = shared_address(tiles);
         const KeyRing k_ring = {first + QTile::BYTES, q_full + 16, q_full + 16 + 8 * STAGES};
         const KeyRing v_ring = {k_ring.tiles + STAGES * KeyTile::BYTES, k_ring.full + 16 * STAGES, k_ring.empty + 16 * STAGES};
-        const Shared shared = {{first}, q_full, q_full + 8, k_ring, v_ring};
+        __shared__ float maxima[HORIZON ? ROWS : 1];
+        const Shared shared = {{first}, q_full, q_full + 8, k_ring, v_ring, (int *)(barriers + BARRIERS), maxima};
+        if (HORIZON && threadIdx.x < ROWS) maxima[threadIdx.x] = -FLT_MAX;
         if (threadIdx.x == 0) {
             new (block_bytes) Block(p);
             mbarrier_init(shared.q_full, 1);
@@ -53,7 +59,22 @@ struct Prefill {
         const int warpgroup = uniform(threadIdx.x / WARPGROUP);
         if (warpgroup == 0) {
             give_registers<PRODUCER_REGISTERS>();
-            if (uniform(threadIdx.x / 32) == 0 && block.tiles > 0) Producer<Block, Shared>{p, block, shared, q, k, v}.run();
+            if (block.tiles == 0) return;
+            const int warp = uniform(threadIdx.x / 32);
+            if constexpr (HORIZON) {
+                __shared__ RowBound bounds[ROWS];
+                __shared__ uint32_t said[WARPGROUP / 32];
+                const Judge<T, Block, Shared> judge = {shared, {p, block, bounds, maxima}, 2 * CONSUMERS + 1, said};
+                if (block.horizon) {
+                    if (warp == 0) {
+                        judge.copy({p, block, shared, q, k, v});
+                    } else {
+                        judge.run();
+                    }
+                    return;
+                }
+            }
+            if (warp == 0) Producer<Block, Shared>{p, block, shared, q, k, v}.run();
             return;
         }
         take_registers<CONSUMER_REGISTERS>();
@@ -61,7 +82,7 @@ struct Prefill {
         consumer.run();
         if (p.report && threadIdx.x == WARPGROUP) {
             unsigned long long *of_head = (unsigned long long *)p.report + 2 * block.head;
-            atomicAdd(of_head, block.tiles);
+            if (!HORIZON) atomicAdd(of_head, block.tiles);
             atomicAdd(of_head + 1, block.tiles);
         }
         // Rows of Q are room for those of the output once nobody of the warpgroup reads them.
@@ -77,11 +98,13 @@ struct Prefill {
 
 }  // namespace
 
-#define WGMMA_PREFILL_OF(ELEMENT, T, D, ROWS, KEYS, STAGES, THREADS)                                                        \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) wgmma_prefill_##ELEMENT##_d##D(                                \
+#define WGMMA_PREFILL_OF(ELEMENT, T, NAME, HORIZON, D, ROWS, KEYS, STAGES, THREADS)                                         \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) wgmma_##NAME##_##ELEMENT##_d##D(                               \
         const __grid_constant__ AttentionParams p, const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, \
         const __grid_constant__ TensorMap v) {                                                                              \
-        Prefill<T, D, ROWS, KEYS, STAGES, THREADS>::run(p, &q, &k, &v);                                                     \
+        Prefill<T, D, ROWS, KEYS, STAGES, THREADS, HORIZON>::run(p, &q, &k, &v);                                            \
     }
-#define WGMMA_PREFILL(...) FOR_EACH_ELEMENT(WGMMA_PREFILL_OF, __VA_ARGS__)
+#define WGMMA_PREFILL(...)                                            \
+    FOR_EACH_ELEMENT(WGMMA_PREFILL_OF, prefill, false, __VA_ARGS__) \
+    FOR_EACH_ELEMENT(WGMMA_PREFILL_OF, horizon, true, __VA_ARGS__)
 #include "kernels.def"

@@ -28,15 +28,30 @@ struct Producer {
         if (first < Block::KEYS) tile.copy(first, map, barrier, box.row, block.head / p.group, box.entry);
     }
 
-    __device__ void copy_k(Slot slot, Place box) const {
+    __device__ void copy_q() const {
+        if (lane != 0) return;
+        mbarrier_expect(shared.q_full, shared.q.BYTES);
+        shared.q.copy(0, q, shared.q_full, (int)block.s.first_q + block.first_row, block.head, block.entry);
+    }
+
+    // With a horizon, also that no step follows the last.
+    __device__ void copy_k(Slot slot, int step, Place box) const {
+        if (!Shared::HORIZON && step == block.tiles) return;
+        const uint32_t full = shared.k.full + slot.barrier;
         mbarrier_wait(shared.k.empty + slot.barrier, slot.parity ^ 1);
-        copy(shared.k.tile(slot), k, shared.k.full + slot.barrier, box);
+        if (Shared::HORIZON && lane == 0) shared.step(slot) = step;
+        if (!Shared::HORIZON || step < block.tiles) {
+            copy(shared.k.tile(slot), k, full, box);
+        } else if (lane == 0) {
+            mbarrier_arrive(full);
+        }
     }
 
     __device__ void copy_v(Slot slot, int first_key, Place box) {
         const auto tile = shared.v.tile(slot);
         const uint32_t full = shared.v.full + slot.barrier;
         mbarrier_wait(shared.v.empty + slot.barrier, slot.parity ^ !slot.released_once());
+        if (Shared::HORIZON && p.report && lane == 0) atomicAdd((unsigned long long *)p.report + 2 * block.head, 1);
         if (!block.has_others(p, first_key)) {
             copy(tile, v, full, box);
             return;
@@ -53,20 +68,17 @@ struct Producer {
     }
 
     __device__ void run() {
-        if (lane == 0) {
-            mbarrier_expect(shared.q_full, shared.q.BYTES);
-            shared.q.copy(0, q, shared.q_full, (int)block.s.first_q + block.first_row, block.head, block.entry);
-        }
+        copy_q();
         Slot slot;
         int first_key = block.first_key(0);
         Place here = box(first_key);
-        copy_k(slot, here);
+        copy_k(slot, 0, here);
         for (int step = 1; step <= block.tiles; ++step) {
             // K of the next tile is needed before V of this one.
             const Slot next = slot.next();
             const int next_key = block.first_key(step);
             const Place there = box(next_key);
-            if (step < block.tiles) copy_k(next, there);
+            copy_k(next, step, there);
             copy_v(slot, first_key, here);
             slot = next, first_key = next_key, here = there;
         }

@@ -93,5 +93,8 @@ __device__ __forceinline__ void hold(uint32_t (&x)[BLOCKS][4]) {
     for (int i = 0; i < BLOCKS * 4; ++i) asm volatile("" : "+r"(x[i / 4][i % 4])::"memory");
 }
 
+// Keeps the compiler from having in registers what it has read before.
+__device__ __forceinline__ void read_anew() { asm volatile("" ::: "memory"); }
+
 // Keeps the compiler from computing a number anew in place of having it in a register.
 __device__ __forceinline__ void hold(int &x) { asm volatile("" : "+r"(x)); }

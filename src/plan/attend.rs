@@ -34,7 +34,6 @@ impl Plan {
     /// | strides of q, k and v | multiples of 16 bytes, above 0 and below 2^40 bytes |
     /// | addresses of q, k and v | multiples of 16 |
     /// | `scale` | above 0 |
-    /// | horizon | off, or fewer keys seen than it begins to matter at |
     ///
     /// Masks, windows, softcaps, slopes of any form, groups of heads, lengths, left padding and offsets may be any.
     ///
@@ -47,8 +46,8 @@ impl Plan {
         let (launches, unaligned) = prefill::launches(attention, table, call, &sizes, device)?;
         Ok(Self {
             hopper: match launches.len() {
-                1 => hopper::launch(attention, call, &sizes, device),
-                _ => None,
+                0 => None,
+                n => hopper::launch(attention, call, &sizes, device, n > 1),
             },
             launches,
             unaligned,

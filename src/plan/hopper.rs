@@ -38,12 +38,14 @@ fn shared_bytes(kernel: &WgmmaPrefill) -> usize {
     (kernel.rows + 2 * kernel.stages * kernel.keys) * columns * ELEMENT_BYTES
 }
 
-/// A launch that takes tensors at addresses such as [`takes`] says, if there is one.
+/// A launch that takes tensors at addresses such as [`takes`] says, if there is one; `with_bounds` after those that find what the
+/// horizon needs to know of the keys.
 pub(super) fn launch(
     attention: &Attention,
     call: &Call,
     sizes: &Sizes,
     device: &Device,
+    with_bounds: bool,
 ) -> Option<Launch> {
     let kernel = kernel(attention)?;
     let shared_bytes = u32::try_from(shared_bytes(kernel)).ok()?;
@@ -65,10 +67,14 @@ pub(super) fn launch(
         map(Operand::V, &call.v, box_keys)?,
     ];
     let blocks = sizes.seqlen_q.div_ceil(kernel.rows) * attention.heads_q() * sizes.batch;
+    let kernels = match with_bounds {
+        true => &kernel.kernel.horizon,
+        false => &kernel.kernel.prefill,
+    };
     Some(Launch {
         shared_bytes,
         tensor_maps,
-        ..Launch::new(kernel.kernel.of(call.dtype), u32::try_from(blocks).ok()?)
+        ..Launch::new(kernels.of(call.dtype), u32::try_from(blocks).ok()?)
     })
 }
 

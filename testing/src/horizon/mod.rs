@@ -12,7 +12,7 @@ use ptx_emulator::{Class, Report};
 
 pub use compare::Compared;
 
-use crate::emulator::{Emulated, OnEmulator, Planner};
+use crate::emulator::{Emulated, HOPPER, OnEmulator, Planner};
 use crate::paged::Paged;
 use crate::problem::Problem;
 use crate::{Case, SlopeKind, UNTOUCHED};
@@ -28,6 +28,8 @@ pub enum Path {
     CpuRadii,
     /// The prefill kernels under the emulator; from a cache with radii too, wherever results are compared.
     Prefill,
+    /// Those of compute capability 9.0, wherever they take the call.
+    Hopper,
     /// The kernels for decoding under the emulator, with radii that the cache keeps.
     Decode,
 }
@@ -65,7 +67,7 @@ impl Path {
     /// Of keys, in a call with a head dimension of 64 at most, and no more than 64 rows.
     pub fn tile(self) -> usize {
         match self {
-            Self::CpuFew | Self::Cpu | Self::CpuRadii => 128,
+            Self::CpuFew | Self::Cpu | Self::CpuRadii | Self::Hopper => 128,
             Self::Prefill | Self::Decode => 64,
         }
     }
@@ -198,6 +200,15 @@ impl<T: OnEmulator> Probe<T> {
                 on_cpu(&attention, &self.paged.inputs())
             }
             Path::Prefill => self.prefill(horizon, false),
+            Path::Hopper => {
+                let planner = |attention: &Attention, call: &Call, _: &Device| {
+                    Plan::prefill(attention, call, &HOPPER)
+                };
+                let found = self.by_prefill(horizon, false, &planner);
+                let by_wgmma = (found.kernels.iter()).any(|kernel| kernel.starts_with("wgmma"));
+                assert_eq!(by_wgmma, attention.scale() > 0.0, "{:?}", found.kernels);
+                found
+            }
             Path::Decode => {
                 self.keep_radii();
                 let splits = self.splits;
@@ -220,8 +231,12 @@ impl<T: OnEmulator> Probe<T> {
 
     /// By the prefill kernels.
     pub fn prefill(&self, horizon: Horizon, paged: bool) -> Found<T> {
+        self.by_prefill(horizon, paged, &Plan::prefill)
+    }
+
+    fn by_prefill(&self, horizon: Horizon, paged: bool, planner: &Planner) -> Found<T> {
         let attention = self.case.attention().with_horizon(horizon).unwrap();
-        let emulated = self.on_emulator(&attention, paged, &Plan::prefill);
+        let emulated = self.on_emulator(&attention, paged, planner);
         Found {
             computed: emulated.tiles.chunks(2).map(|tiles| tiles[0]).sum(),
             kernels: kernels(&emulated.reports),
