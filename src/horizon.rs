@@ -120,17 +120,24 @@ impl Default for Horizon {
     }
 }
 
-/// As programs name it in their arguments: `off`, `certified` (at the default tolerance) or `bitwise`.
+/// As programs name it in their arguments: `off`, `bitwise`, `certified` at the default tolerance, or `certified:1e-6` at another.
+/// [`Display`](fmt::Display) writes the same.
 impl FromStr for Horizon {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "off" => Ok(Self::Off),
-            "certified" => Ok(Self::default()),
-            "bitwise" => Ok(Self::Bitwise),
-            _ => Err(value("horizon", name, "off, certified or bitwise")),
-        }
+        let horizon = match name {
+            "off" => Some(Self::Off),
+            "certified" => Some(Self::default()),
+            "bitwise" => Some(Self::Bitwise),
+            _ => (name.strip_prefix("certified:"))
+                .and_then(|tolerance| tolerance.parse().ok())
+                .map(|tolerance| Self::Certified { tolerance }),
+        };
+        let expected = "off, bitwise, certified, or certified:TOLERANCE";
+        let horizon = horizon.ok_or_else(|| value("horizon", name, expected))?;
+        horizon.check()?;
+        Ok(horizon)
     }
 }
 
@@ -138,7 +145,8 @@ impl fmt::Display for Horizon {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Off => f.write_str("off"),
-            Self::Certified { tolerance } => write!(f, "certified at {tolerance:e}"),
+            certified if *certified == Self::default() => f.write_str("certified"),
+            Self::Certified { tolerance } => write!(f, "certified:{tolerance:e}"),
             Self::Bitwise => f.write_str("bitwise"),
         }
     }
@@ -367,6 +375,30 @@ mod tests {
     }
 
     /// Of keys that are the centre, only the slack is above the scores: those that f32 makes, in any order.
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for (horizon, name) in [
+            (Horizon::Off, "off"),
+            (Horizon::Bitwise, "bitwise"),
+            (Horizon::default(), "certified"),
+            (Horizon::Certified { tolerance: 2e-7 }, "certified:2e-7"),
+        ] {
+            assert_eq!(horizon.to_string(), name);
+            assert_eq!(name.parse(), Ok(horizon));
+        }
+        for name in [
+            "",
+            "Off",
+            "certified:",
+            "certified:x",
+            "certified:0",
+            "certified:nan",
+            "certified:0.6",
+        ] {
+            assert!(name.parse::<Horizon>().is_err(), "{name}");
+        }
+    }
+
     #[test]
     fn slack_covers_the_rounding_of_scores() {
         let mut random = ChaCha8Rng::seed_from_u64(1);

@@ -242,7 +242,9 @@ struct Prefill {
         const auto thread = [&] { return CROWDED ? threads.own() : known; };
         __shared__ RowBound bounds[HORIZON ? ROWS : 1];
         __shared__ float maxima[HORIZON ? ROWS : 1];
-        const Verdicts<T, Block, ROWS, KEYS, WARPS> horizon = {p, block, bounds, maxima};
+        __shared__ int settled, skipped;
+        const Verdicts<T, Block, ROWS, KEYS, WARPS> horizon = {p, block, bounds, maxima, settled, skipped};
+        if (HORIZON) horizon.begin();
         KeyTile tile = block.key_tile(0);
         if (block.tiles > 0) {
             Copy::template rows<ROWS>(q_tile, block.q, p.head_dim, block.first_row, block.first_row, block.last_row + 1);
@@ -263,14 +265,12 @@ struct Prefill {
         const LaneRows rows = {block, warp * 16 * M + lane / 4};
         Softmax<M> softmax;
         Output out = {};
-        for (int step = 0; step < block.tiles;) {
+        for (int next = 1; block.tiles > 0;) {
             // K has arrived, and V is no longer read.
             cp_async_wait_all();
             __syncthreads();
             copy_keys(p, block, v_tile, thread().v_part, block.v, tile);
             cp_async_commit();
-            // Which tile comes next, while there are no scores in registers: by what earlier tiles have left as maxima.
-            const int next = HORIZON && block.horizon && step > 0 ? horizon.next(step) : step + 1;
 
             Scores<M, KEYS> scores;
             const TileBias<KEYS> bias = {block.alibi.slope * tile.sign, block.alibi.slope_again * tile.sign};
@@ -285,20 +285,20 @@ struct Prefill {
 
             if (tile.sign == 0) {
                 if (block.alibi.cap_scale != 0) scores.cap(block.alibi);
-                scores.bias_and_mask(rows, block.tile(step) * KEYS);
+                scores.bias_and_mask(rows, tile.first);
             }
             softmax.add(scores, exponents, out);
             multiply_pv<T>(out, softmax, scores, exponents, thread().v);
-            if (HORIZON && block.horizon) {
-#pragma unroll
-                for (int i = 0; i < 2 * M; ++i) maxima[warp * 16 * M + i * 8 + lane / 4] = softmax.max[i / 2][i % 2];
-            }
-            if (HORIZON && p.report && threadIdx.x == 0) atomicAdd((unsigned long long *)p.report + 2 * block.head, 1);
-            step = next, tile = next_tile;
+            tile = next_tile;
+            ++next;
+            if (HORIZON && next < settled) continue;
+            if (next > block.tiles) break;
+            // Which tile comes after the next, while there are no scores in registers.
+            if (HORIZON) next = horizon.search(next, softmax.max);
         }
         if (p.report && threadIdx.x == 0) {
             unsigned long long *of_head = (unsigned long long *)p.report + 2 * block.head;
-            if (!HORIZON) atomicAdd(of_head, block.tiles);
+            atomicAdd(of_head, block.tiles - (HORIZON ? skipped : 0));
             atomicAdd(of_head + 1, block.tiles);
         }
 

@@ -279,6 +279,15 @@ fn shards_that_are_not_what_the_index_says() {
     let expected = "model-00001-of-00002.safetensors: found no transformer.h.7.x, which";
     check("a tensor is missing", &refused(&folder), expected);
 
+    for path in ["../model.safetensors", "/model.safetensors", "..", ""] {
+        let folder = bloom.write_shards(2, |index| {
+            index["weight_map"]["transformer.h.0.x"] = path.into();
+        });
+        let expected =
+            format!("model.safetensors.index.json: found {path:?} for transformer.h.0.x");
+        check("a path", &refused(&folder), &expected);
+    }
+
     let folder = bloom.write_shards(2, |_| ());
     let [first, second] =
         [1, 2].map(|i| folder.join(format!("model-0000{i}-of-00002.safetensors")));
@@ -357,5 +366,19 @@ fn folders_and_caches() {
     assert_eq!(
         unknown.unwrap_err().to_string(),
         "found token 256, expected one of the 256 of the vocabulary"
+    );
+}
+
+/// candle would abort the program.
+#[test]
+fn a_cache_that_does_not_fit_into_memory() {
+    let model = crate::load(&Variant::of("tiny-bloom").write()).unwrap();
+    let Err(error) = model.cache(1 << 30, 16) else {
+        panic!("there is a cache of 2^34 tokens");
+    };
+    let error = error.to_string();
+    assert!(
+        error.starts_with("found a cache of 17179869184 tokens"),
+        "{error}"
     );
 }

@@ -1,6 +1,6 @@
 //! The keys and values of sequences, page by page.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use flash_alibi::{Attention, PagedCache, SequenceId};
 
@@ -43,6 +43,16 @@ impl Cache {
     ) -> Result<Self> {
         let (heads_k, head_dim) = (attention.heads_k(), attention.head_dim());
         let dtype = attention_dtype(device);
+        let tokens = pages.saturating_mul(page_size);
+        let token_bytes = 2 * blocks * heads_k * head_dim * dtype.size_in_bytes();
+        // candle aborts where there is no such memory.
+        ensure!(
+            !device.is_cpu()
+                || Vec::<u8>::new()
+                    .try_reserve_exact(tokens.saturating_mul(token_bytes))
+                    .is_ok(),
+            "found a cache of {tokens} tokens of {token_bytes} bytes each, expected one that fits into memory: ask for fewer tokens"
+        );
         let pool = || Tensor::zeros((pages, page_size, heads_k, head_dim), dtype, device);
         let pools = |_| -> Result<KvCache> {
             Ok(KvCache {

@@ -98,6 +98,11 @@ pub fn shards(folder: &Path) -> Result<Shards> {
         let file = file.as_str().with_context(|| {
             format!("{INDEX}: found {file} for {tensor}, expected the name of a file")
         })?;
+        // A path could lead out of the folder.
+        ensure!(
+            Path::new(file).file_name() == Some(file.as_ref()),
+            "{INDEX}: found {file:?} for {tensor}, expected the name of a file of the folder"
+        );
         pairs.push((tensor.clone(), file.to_owned()));
     }
     ensure!(!pairs.is_empty(), "{INDEX}: found an empty weight_map");
