@@ -39,7 +39,8 @@
 //!
 //! # Differences from candle-flash-attn
 //! On purpose:
-//! - CPU tensors and f32 are accepted; slopes may be `[batch, heads_q]`; slopes and lengths may have any strides.
+//! - CPU tensors and f32 are accepted; slopes may be `[batch, heads_q]`, and f64, f16 or bf16, which are read as f32; lengths
+//!   may be U32, I32 or I64; slopes and lengths may have any strides.
 //! - `head_dim` goes up to 256, not 512.
 //! - A window is applied as given: one larger than the sequence covers all of it.
 //! - The lse of [`attend`] is that of the true biased scores `x(i,j)` of [`Attention`]; the FlashAttention-2 kernels
@@ -71,9 +72,13 @@ mod copy;
 mod cuda;
 mod error;
 mod flash_attn;
+mod gather;
+mod integers;
+mod layout;
 mod lengths;
 mod memory;
 mod merge;
+mod pools;
 
 pub use candle_core;
 
@@ -84,6 +89,7 @@ pub use flash_attn::{
     flash_attn_varlen_alibi, flash_attn_varlen_alibi_windowed,
     flash_attn_varlen_alibi_windowed_softcap,
 };
+pub use layout::CacheLayout;
 pub use lengths::Lengths;
 pub use merge::merge_states;
 
@@ -94,8 +100,8 @@ use call::{Call, Layer};
 
 /// Attention of a layer described once, and its lse: `(out, lse)`.
 ///
-/// `out` is as q; `lse` is f32 `[batch, heads_q, seqlen_q]`, or `[heads_q, total_q]` for packed sequences: the natural
-/// logarithm of the sum of the exponentials of each row's biased scores, `-inf` for a row that sees no key. See
+/// `out` is as q; `lse` is f32 `[batch, heads_q, seqlen_q]`, or `[heads_q, total_q]` for packed sequences and for one query a
+/// sequence, `[batch, heads_q, head_dim]`: the natural logarithm of the sum of the exponentials of each row's biased scores, `-inf` for a row that sees no key. See
 /// [`Attention`] for what is computed and [`Lengths`] for the shapes.
 ///
 /// ```

@@ -4,6 +4,7 @@ use cudarc::driver::CudaStream;
 
 use super::buffer::{Checks, Lent};
 use super::call::length;
+use super::pools::Pools;
 use super::{Buffer, BufferMut, Element, Error, Kernels, Layer, Result, View, ViewMut};
 use crate::error;
 use crate::plan::{Append, AppendAddresses, CopyPages, CopyPagesAddresses};
@@ -29,8 +30,8 @@ impl Layer {
         slot_mapping: &dyn Buffer<i64>,
     ) -> Result<()> {
         self.check_new(&k)?;
-        self.kernels
-            .append(stream, k, v, k_pages, v_pages, slot_mapping, None)
+        let pools = Pools::new(k_pages, v_pages);
+        self.kernels.append(stream, k, v, pools, slot_mapping, None)
     }
 
     /// As [`Layer::append`], for a cache that keeps how far its keys are from a centre: [`Inputs::radii`](super::Inputs::radii).
@@ -59,9 +60,9 @@ impl Layer {
         radii: &mut dyn BufferMut<f32>,
     ) -> Result<()> {
         self.check_new(&k)?;
-        let radii = Some((centres, radii));
+        let (pools, radii) = (Pools::new(k_pages, v_pages), Some((centres, radii)));
         self.kernels
-            .append(stream, k, v, k_pages, v_pages, slot_mapping, radii)
+            .append(stream, k, v, pools, slot_mapping, radii)
     }
 
     /// Copies whole pages within the pools `k_pages` and `v_pages`, `[pages, page_size, heads_k, head_dim]`, and of `radii`,
@@ -82,8 +83,8 @@ impl Layer {
         v_pages: ViewMut<'_, T>,
         radii: Option<&mut dyn BufferMut<f32>>,
     ) -> Result<()> {
-        self.kernels
-            .copy_pages(stream, copies, k_pages, v_pages, radii)
+        let pools = Pools::new(k_pages, v_pages);
+        self.kernels.copy_pages(stream, copies, pools, radii)
     }
 
     fn check_new<T>(&self, k: &View<'_, T>) -> Result<()> {
@@ -101,24 +102,22 @@ impl Layer {
 
 impl Kernels {
     /// [`Layer::append`], or with centres and radii [`Layer::append_with_radii`].
-    #[allow(clippy::too_many_arguments)]
     pub(crate) fn append<T: Element>(
         &self,
         stream: &CudaStream,
         k: View<'_, T>,
         v: View<'_, T>,
-        k_pages: ViewMut<'_, T>,
-        v_pages: ViewMut<'_, T>,
+        pools: Pools<'_, T>,
         slot_mapping: &dyn Buffer<i64>,
         radii: Option<(&dyn Buffer<f32>, &mut dyn BufferMut<f32>)>,
     ) -> Result<()> {
         let launcher = self.on(stream)?;
-        let (layouts, pages) = ((&k.layout, &v.layout), (&k_pages.layout, &v_pages.layout));
+        let (new, [k_pages, v_pages]) = ((&k.layout, &v.layout), &pools.layouts());
         let append = match &radii {
-            None => Append::new(layouts.0, layouts.1, pages.0, pages.1)?,
+            None => Append::new(new.0, new.1, k_pages, v_pages)?,
             Some((centres, radii)) => {
-                let append = Append::with_radii(T::DTYPE, layouts.0, layouts.1, pages.0, pages.1)?;
-                check_radii(pages.0, centres.len(), radii.len())?;
+                let append = Append::with_radii(T::DTYPE, new.0, new.1, k_pages, v_pages)?;
+                check_radii(k_pages, centres.len(), radii.len())?;
                 append
             }
         };
@@ -130,8 +129,7 @@ impl Kernels {
         let checks = Checks::new(stream)?;
         checks.buffer("k", k.buffer)?;
         checks.buffer("v", v.buffer)?;
-        checks.buffer("k_pages", &*k_pages.buffer)?;
-        checks.buffer("v_pages", &*v_pages.buffer)?;
+        pools.check(&checks)?;
         checks.buffer("slot_mapping", slot_mapping)?;
         if let Some((centres, radii)) = &radii {
             checks.buffer("centres", *centres)?;
@@ -143,18 +141,19 @@ impl Kernels {
 
         let mut lent = Lent::new(stream);
         let (centres, radii) = radii.unzip();
+        let [k_pages, v_pages] = pools.write(&mut lent);
         let addresses = AppendAddresses {
             k: lent.read("k", k.buffer),
             v: lent.read("v", v.buffer),
-            k_pages: lent.write("k_pages", k_pages.buffer),
-            v_pages: lent.write("v_pages", v_pages.buffer),
+            k_pages,
+            v_pages,
             slot_mapping: lent.read("slot_mapping", slot_mapping),
             centres: lent.read_some("centres", centres),
             radii: radii.map_or(0, |radii| lent.write("radii", radii)),
         };
         lent.ready()?;
-        // SAFETY: views are as long as their layouts need, there is a slot for each token, and `check_radii` has checked the
-        // rest; the kernels leave out slots that the pools do not have. `lent` orders the work before anything that frees
+        // SAFETY: views and pools are as long as their layouts need, there is a slot for each token, and `check_radii` has
+        // checked the rest; the kernels leave out slots that the pools do not have. `lent` orders the work before anything that frees
         // or writes the buffers.
         unsafe { append.run(&launcher, &addresses) }
     }
@@ -164,8 +163,7 @@ impl Kernels {
         &self,
         stream: &CudaStream,
         copies: &dyn Buffer<i64>,
-        k_pages: ViewMut<'_, T>,
-        v_pages: ViewMut<'_, T>,
+        pools: Pools<'_, T>,
         radii: Option<&mut dyn BufferMut<f32>>,
     ) -> Result<()> {
         let launcher = self.on(stream)?;
@@ -173,9 +171,10 @@ impl Kernels {
             let expected = "pairs of pages: an even number".into();
             return Err(length("copies", copies.len(), expected));
         }
-        let plan = CopyPages::new(copies.len() / 2, &k_pages.layout, &v_pages.layout)?;
+        let [k_pages, v_pages] = &pools.layouts();
+        let plan = CopyPages::new(copies.len() / 2, k_pages, v_pages)?;
         if let Some(radii) = &radii {
-            let (pages, heads) = (k_pages.layout.batch.unwrap_or(0), k_pages.layout.heads);
+            let (pages, heads) = (k_pages.batch.unwrap_or(0), k_pages.heads);
             let expected = pages.saturating_mul(heads);
             if radii.len() != expected {
                 let expected = format!("pages * heads_k = {expected}");
@@ -184,8 +183,7 @@ impl Kernels {
         }
         let checks = Checks::new(stream)?;
         checks.buffer("copies", copies)?;
-        checks.buffer("k_pages", &*k_pages.buffer)?;
-        checks.buffer("v_pages", &*v_pages.buffer)?;
+        pools.check(&checks)?;
         if let Some(radii) = &radii {
             checks.buffer("radii", &**radii)?;
         }
@@ -194,14 +192,15 @@ impl Kernels {
         }
 
         let mut lent = Lent::new(stream);
+        let [k_pages, v_pages] = pools.write(&mut lent);
         let addresses = CopyPagesAddresses {
             copies: lent.read("copies", copies),
-            k_pages: lent.write("k_pages", k_pages.buffer),
-            v_pages: lent.write("v_pages", v_pages.buffer),
+            k_pages,
+            v_pages,
             radii: radii.map_or(0, |radii| lent.write("radii", radii)),
         };
         lent.ready()?;
-        // SAFETY: views are as long as their layouts need, and the lines above have checked the rest; the kernel leaves out
+        // SAFETY: pools are as long as their layouts need, and the lines above have checked the rest; the kernel leaves out
         // pages that the pools do not have. `lent` orders the work before anything that frees or writes the buffers.
         unsafe { plan.run(&launcher, &addresses) }
     }

@@ -21,7 +21,7 @@ impl Call<'_> {
     pub(in crate::candle) fn cuda(&self) -> Result<(Tensor, Tensor)> {
         // The host need only know how many slopes there are; zeros promise nothing about a horizon.
         let attention = self.attention(|slopes| Ok(vec![0.0; slopes.elem_count()]))?;
-        self.lengths.check(self.q, self.k)?;
+        self.lengths.check(self.q, self.k.dims())?;
         let mut lengths = [const { None }; 6];
         for (held, (_, tensor)) in lengths.iter_mut().zip(self.lengths.tensors()) {
             *held = tensor.map(integers).transpose()?;
@@ -33,7 +33,7 @@ impl Call<'_> {
         let lse = Arc::new(Mutex::new(None));
         let op = CudaOp {
             attention: attention.into_owned(),
-            slopes: self.slopes().map(Tensor::contiguous).transpose()?,
+            slopes: self.slopes().map(floats).transpose()?,
             lengths,
             radii,
             max_seqlens: self.lengths.max_seqlens(),
@@ -199,6 +199,11 @@ impl CudaOp {
         *self.lse.lock().unwrap_or_else(PoisonError::into_inner) = Some(lse);
         Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
     }
+}
+
+/// Slopes as the kernels take them.
+fn floats(slopes: &Tensor) -> Result<Tensor> {
+    slopes.to_dtype(DType::F32)?.contiguous()
 }
 
 /// Integers without gaps that have 32 bits. candle converts to no I32, and the low bits of an I64 are the same as U32.
