@@ -744,15 +744,15 @@ fn errors_of_dense_calls() {
         ),
         (
             |a| a.q = zeros(&[2, 3, 4, 12]),
-            "head_dim: found 12, expected a multiple of 8 from 8 to 256",
+            "head_dim: found 12, expected a multiple of 8 from 8 to 512",
         ),
         (
-            |a| a.q = zeros(&[2, 3, 4, 264]),
-            "head_dim: found 264, expected a multiple of 8 from 8 to 256",
+            |a| a.q = zeros(&[2, 3, 4, 520]),
+            "head_dim: found 520, expected a multiple of 8 from 8 to 512",
         ),
         (
             |a| a.q = zeros(&[2, 3, 4, 0]),
-            "head_dim: found 0, expected a multiple of 8 from 8 to 256",
+            "head_dim: found 0, expected a multiple of 8 from 8 to 512",
         ),
         (
             |a| a.q = spread(&a.q),

@@ -152,6 +152,10 @@ impl Description<'_> {
         let divides = |heads_k: usize| heads_k > 0 && heads_q.is_multiple_of(heads_k);
         if !divides(heads_k) {
             let of = format!("a divisor of the {heads_q} of q");
+            if call.lengths.block_table().is_some() {
+                let expected = format!("[pages, page_size, heads_k, head_dim], its heads {of}");
+                return Err(bad_shape("k", call.k, expected).into());
+            }
             return Err(other_heads("k", call.k, &of, divides).into());
         }
 

@@ -40,6 +40,7 @@ pub struct Lengths<'a> {
     leftpad_k: Option<&'a Tensor>,
     offset: Option<&'a Tensor>,
     radii: Option<PageRadii<'a>>,
+    max_seqlen_k: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +96,13 @@ impl<'a> Lengths<'a> {
             block_table: Some(block_table),
             ..Self::dense().seqused_k(seqused_k)
         }
+    }
+
+    /// No sequence of a paged cache has more keys. Without it, all that its pages in `block_table` hold: on a CUDA device as many
+    /// as that decide how keys are split over it.
+    pub fn max_seqlen_k(mut self, max_seqlen_k: usize) -> Self {
+        self.max_seqlen_k = Some(max_seqlen_k);
+        self
     }
 
     /// Packed queries of a paged cache: q is `[total_q, heads_q, head_dim]`, and sequence `b` has its rows
@@ -169,10 +177,10 @@ impl<'a> Lengths<'a> {
         self.block_table.is_some() && self.packed_q.is_none()
     }
 
-    /// `max_seqlen_q` and `max_seqlen_k`; 0 where nothing is packed.
-    #[cfg(feature = "candle-cuda")]
-    pub(super) fn max_seqlens(&self) -> [usize; 2] {
-        [self.packed_q, self.packed_k].map(|packed| packed.map_or(0, |packed| packed.max_seqlen))
+    /// `max_seqlen_q` of packed queries, and `max_seqlen_k`, where there are such bounds.
+    pub(super) fn max_seqlens(&self) -> [Option<usize>; 2] {
+        let [q, k] = [self.packed_q, self.packed_k].map(|packed| Some(packed?.max_seqlen));
+        [q, k.or(self.max_seqlen_k)]
     }
 
     /// `centres` and `radii`.
@@ -252,13 +260,12 @@ impl<'a> Lengths<'a> {
             leftpad_k,
             offset,
         ] = values;
-        let max =
-            |packed: Option<Packed<'_>>| packed.map_or(usize::MAX, |packed| packed.max_seqlen);
+        let [max_seqlen_q, max_seqlen_k] = self.max_seqlens().map(|max| max.unwrap_or(usize::MAX));
         Ok(HostLengths {
             seqlens_q,
             seqlens_k,
-            max_seqlen_q: max(self.packed_q),
-            max_seqlen_k: max(self.packed_k),
+            max_seqlen_q,
+            max_seqlen_k,
             block_table,
             seqused_k,
             leftpad_k,

@@ -54,8 +54,8 @@ struct CudaOp {
     lengths: [Option<Tensor>; 6],
     /// `centres` and `radii`.
     radii: [Option<Tensor>; 2],
-    /// `max_seqlen_q` and `max_seqlen_k`.
-    max_seqlens: [usize; 2],
+    /// `max_seqlen_q` and `max_seqlen_k`, where there are such bounds.
+    max_seqlens: [Option<usize>; 2],
     lse: Arc<Mutex<Option<Tensor>>>,
 }
 
@@ -131,7 +131,7 @@ impl CudaOp {
             leftpad_k,
             offset,
         ] = &lengths;
-        let [max_seqlen_q, max_seqlen_k] = self.max_seqlens;
+        let [max_seqlen_q, max_seqlen_k] = self.max_seqlens.map(|max| max.unwrap_or(usize::MAX));
         let mut inputs = match (block_table, seqused_k) {
             (Some(table), Some(used)) => Inputs::paged(q_view, k_view, v_view, table, used),
             (None, Some(used)) => Inputs::new(q_view, k_view, v_view).seqused_k(used),
@@ -141,7 +141,8 @@ impl CudaOp {
             (Some(q), Some(k)) => inputs.varlen(q, k, max_seqlen_q, max_seqlen_k),
             (Some(q), None) => inputs.varlen_q(q, max_seqlen_q),
             _ => inputs,
-        };
+        }
+        .max_seqlen_k(max_seqlen_k);
         if let Some(leftpad_k) = leftpad_k {
             inputs = inputs.leftpad_k(leftpad_k);
         }
