@@ -187,7 +187,9 @@ pub(super) fn with_pools(
             None => Ok(()), // It is lent once.
         })
     };
-    lend(k_pages, |k_pool| match share_memory([k_pages, v_pages]) {
+    // Not while a lock is held: it reads what the lock guards.
+    let one = share_memory([k_pages, v_pages]);
+    lend(k_pages, |k_pool| match one {
         true => with_radii(Locked::One(k_pool)),
         false => lend(v_pages, |v_pool| with_radii(Locked::Two(k_pool, v_pool))),
     })
