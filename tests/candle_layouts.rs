@@ -11,7 +11,7 @@ use rand::{RngExt as _, SeedableRng as _};
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 const HEADS_K: usize = 2;
 const HEAD_DIM: usize = 40;
-const PAGES: usize = 23;
+const PAGES: usize = 37;
 
 /// How many keys the sequences have; the second has none.
 const KEYS: [usize; 4] = [130, 0, 37, 64];
