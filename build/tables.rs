@@ -13,9 +13,14 @@ const ELEMENTS: &[&str] = &["f16", "bf16"];
 /// `src/kernels`.
 const VARIANTS: &[&str] = &["dense", "horizon", "any"];
 
+/// The names of what `prefill.cu` of `sm90` has for all keys and for those that a horizon keeps, and the fields of `PerReach` in
+/// `src/kernels`.
+const REACHES: &[&str] = &["prefill", "horizon"];
+
 /// What stands for several kernels in a name: the type that has one for each, and what they are called. The outermost first.
 const CHOICES: &[(&str, &str, &[&str])] = &[
     ("{variant}", "PerVariant", VARIANTS),
+    ("{reach}", "PerReach", REACHES),
     ("{element}", "PerElement", ELEMENTS),
 ];
 

@@ -10,15 +10,21 @@ FEW_TAKE = {"LDG": 50_000, "STG": 50_000, "CALL": 500_000}
 BLOCK_WIDE_VOTE = 3_000
 END = 10**7
 NO_WAY = 10**8
+LEAST_NO_WAY = NO_WAY // 2
 
 # A loop with fewer products is not the one.
 FEWEST_PRODUCTS = 64
 
 
+def is_wait(instruction: Instruction) -> bool:
+    """For an mbarrier."""
+    return instruction.name == "SYNCS" and "TRYWAIT" in instruction.opcode
+
+
 def cost(instruction: Instruction) -> int:
     """How little a way wants to pass an instruction."""
     name, always = instruction.name, instruction.predicate is None
-    if name in ("LDGSTS", "HMMA"):
+    if name in ("LDGSTS", "HMMA", "HGMMA") or is_wait(instruction):
         return WANTED
     if name in FEW_TAKE and always:
         return FEW_TAKE[name]
@@ -54,9 +60,13 @@ class Kernel:
             instruction = self.instructions[n]
             total += cost(instruction)
             if instruction.name == "BRA" and instruction.opcode != "BRA.DIV":
-                assert instruction.target is not None
-                onwards = [self.at[instruction.target]]
-                return total, n, onwards + [n + 1] * instruction.is_conditional
+                onwards = [self.at[instruction.target]] if instruction.target in self.at else []
+                if instruction.is_conditional and n + 1 < len(self.instructions):
+                    onwards.append(n + 1)
+                # A wait passes at once.
+                if n > 0 and is_wait(self.instructions[n - 1]) and instruction.predicate is not None:
+                    onwards = onwards[-1:] if instruction.predicate.startswith("!") else onwards[:1]
+                return total, n, onwards
             if instruction.name == "BSYNC":
                 return total, n, [n + 1]
             if instruction.name in ("EXIT", "RET") and instruction.predicate is None:
@@ -88,7 +98,7 @@ class Kernel:
             best = Way(NO_WAY, last, None)
             for n in onwards:
                 further = 0 if n == head else ways[n].cost
-                if further + total < best.cost:
+                if further < LEAST_NO_WAY and further + total < best.cost:
                     best = Way(further + total, last, n)
             ways[start] = best
         path: list[Instruction] = []
@@ -125,3 +135,17 @@ def steady_loop(instructions: list[Instruction], products: int, copies: int) -> 
         if fits and (shortest is None or len(path) < len(shortest)):
             shortest = path
     return shortest
+
+
+def steady_wgmma_loop(instructions: list[Instruction]) -> list[Instruction] | None:
+    """The shortest way round any loop with products of warpgroups: that of tiles which need no mask."""
+    ways = []
+    for branch in instructions:
+        if branch.name != "BRA" or branch.target is None or branch.target >= branch.address:
+            continue
+        # What lies elsewhere is the way to other tiles, or of waits that do not pass at once.
+        span = [i for i in instructions if branch.target <= i.address <= branch.address]
+        if any(i.name == "HGMMA" for i in span):
+            ways.append(Kernel(span).way_round(0))
+    found = [way for way in ways if way is not None]
+    return min(found, key=len, default=None)

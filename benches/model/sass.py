@@ -21,6 +21,7 @@ NONE = 7
 # What instructions are for, by their names.
 KINDS = {
     "HMMA": "HMMA",
+    "HGMMA": "HGMMA",
     "FFMA": "FFMA",
     "FMUL": "FMUL",
     "FADD": "FADD",
@@ -31,18 +32,21 @@ KINDS = {
     "convert": "I2F I2FP F2I",
     "LDSM": "LDSM",
     "LDGSTS": "LDGSTS",
+    "STSM": "STSM",
+    "UTMALDG": "UTMALDG",
     "LDS": "LDS",
     "STS": "STS",
     "global": "LDG STG LDC RED ATOMG LD ST LDL STL",
     "SHFL": "SHFL",
     "vote": "VOTE VOTEU REDUX",
-    "barrier": "BAR LDGDEPBAR DEPBAR",
+    "barrier": "BAR LDGDEPBAR DEPBAR WARPGROUP SYNCS",
     "integer": (
         "IMAD IADD3 LOP3 LEA ISETP SHF IMNMX VIMNMX VIADD SEL PRMT PLOP3 IABS LOP IADD SGXT POPC FLO P2R R2P VIADDMNMX "
         "IMUL BREV"
     ),
     "uniform": (
-        "ULDC UIADD3 USHF ULEA UMOV UIMAD ULOP3 USEL UISETP R2UR S2UR UPLOP3 UPRMT USGXT UP2UR UR2UP UFLO"
+        "ULDC UIADD3 USHF ULEA UMOV UIMAD ULOP3 USEL UISETP R2UR S2UR UPLOP3 UPRMT USGXT UP2UR UR2UP UFLO "
+        "UPOPC USETMAXREG ELECT"
     ),
     "move": "MOV CS2R S2R",
     "branch": (
@@ -52,8 +56,8 @@ KINDS = {
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names.split()}
 
 # What the maths needs, what the data needs; everything else is control. tests/kernel_budget.rs counts the same.
-MATH = {"HMMA", "FFMA", "FMUL", "FADD", "FMNMX", "MUFU", "select", "pack", "convert"}
-MEMORY = {"LDSM", "LDGSTS", "LDS", "STS", "global", "SHFL"}
+MATH = {"HMMA", "HGMMA", "FFMA", "FMUL", "FADD", "FMNMX", "MUFU", "select", "pack", "convert"}
+MEMORY = {"LDSM", "LDGSTS", "STSM", "UTMALDG", "LDS", "STS", "global", "SHFL"}
 
 
 @dataclass(slots=True)

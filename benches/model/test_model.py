@@ -12,6 +12,7 @@ from unittest import mock
 # Also when the file is named: `python -m unittest benches/model/test_model.py`.
 sys.path.insert(0, str(Path(__file__).parent))
 
+import hopper
 import loop
 import machine
 import model
@@ -146,6 +147,58 @@ class Machine(unittest.TestCase):
         near = machine.MACHINES["a100"]
         far = machine.Machine("far", near.clock, near.multiprocessors, l2_latency=2000.0)
         self.assertGreater(machine.model(path, far, offsets=2).cycles, 1500 + machine.model(path, near, offsets=2).cycles)
+
+
+# A loop at 0x110 of a kernel with wgmma: waits that pass, turns, two products and what is made of them.
+WGMMA_BODY = [
+    "1/7/7/0 MOV R1, c[0x0][0x28]",
+    "2/0/7/0 SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R7",
+    "5/7/7/1 @!P0 BRA 0x250",
+    "4/7/7/0 BAR.SYNC.DEFER_BLOCKING R10, 0x100",
+    "1/7/7/0 WARPGROUP.ARRIVE",
+    "1/7/7/0 HGMMA.64x128x16.F32 R24, gdesc[UR8], RZ, !UPT, gsb0",
+    "1/7/7/0 HGMMA.64x64x16.F32 R88, R20, gdesc[UR12], R88, gsb0",
+    "4/7/7/0 BAR.ARV R14, 0x100",
+    "1/7/7/0 WARPGROUP.DEPBAR.LE gsb0, 0x1",
+    *["4/7/7/0 FFMA R24, R24, R21, -R23"] * 4,
+    *["1/1/7/0 MUFU.EX2 R24, R24"] * 3,
+    "1/7/7/2 WARPGROUP.DEPBAR.LE gsb0, 0x0",
+    "1/1/7/0 MUFU.EX2 R25, R25",
+    "5/7/7/2 @P1 BRA 0x110",
+    "5/7/7/0 EXIT",
+    "1/0/7/0 SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R7",
+    "5/7/7/1 @!P0 BRA 0x250",
+    "5/7/7/0 BRA 0x130",
+]
+
+
+class Wgmma(unittest.TestCase):
+    def path(self) -> list[sass.Instruction]:
+        path = loop.steady_wgmma_loop(sass.parse(listing(WGMMA_BODY).splitlines())["kernel_d64"])
+        assert path is not None
+        return path
+
+    def test_the_way_round_goes_through_waits_that_pass(self) -> None:
+        path = self.path()
+        self.assertEqual([path[0].address, path[-1].address, len(path)], [0x110, 0x220, 18])
+
+    def test_exponentials_before_the_last_wait(self) -> None:
+        self.assertEqual(hopper.exponentials(self.path()), (3, 4))
+
+    def test_no_round_is_faster_than_the_tensor_cores_and_slower_ones_cost_cycles(self) -> None:
+        gpu, slow = hopper.Hopper(), hopper.Hopper(column=5.0)
+        for warpgroups in (1, 2, 3):
+            cycles = hopper.SubPartition(self.path(), gpu, warpgroups, 150).run()
+            self.assertGreater(cycles, warpgroups * (128 + 64) / 2)
+            slower = hopper.SubPartition(self.path(), slow, warpgroups, 150).run()
+            self.assertGreater(slower, warpgroups * 5 * (128 + 64))
+            self.assertGreater(slower, cycles)
+
+    def test_a_turn_that_nobody_passes_is_an_error(self) -> None:
+        path = self.path()
+        waits_twice = [*path[:3], *path[2:]]
+        with mock.patch.object(hopper, "MOST_CYCLES", 20_000), self.assertRaisesRegex(RuntimeError, "no warp goes on"):
+            hopper.SubPartition(waits_twice, hopper.Hopper(), 2, 150).run()
 
 
 class Program(unittest.TestCase):

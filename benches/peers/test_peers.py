@@ -270,29 +270,30 @@ class CpuTest(unittest.TestCase):
 
 
 class TilesTest(unittest.TestCase):
-    def weight_left_out(self, q: torch.Tensor, k: torch.Tensor, slope: float) -> tuple[float, int]:
+    def weight_left_out(self, q: torch.Tensor, k: torch.Tensor, slope: float, of_tile: int) -> tuple[float, int]:
         """The largest of a row, and the tiles kept."""
-        last = len(k) // tiles.TILE - 1
-        kept = tiles.kept_tiles(q, tiles.Keys(k), last, slope)
-        distance = last * tiles.TILE + torch.arange(tiles.TILE)[:, None] - torch.arange(len(k))[None, :]
+        first = len(k) - tiles.ROWS
+        kept = tiles.kept_tiles(q, tiles.Keys(k, of_tile), first, slope)
+        distance = first + torch.arange(tiles.ROWS)[:, None] - torch.arange(len(k))[None, :]
         scores = q.shape[1] ** -0.5 * (q.double() @ k.double().T) - slope * distance
         weights = scores.masked_fill(distance < 0, -math.inf).softmax(1)
         for tile in kept:
-            weights[:, tile * tiles.TILE : (tile + 1) * tiles.TILE] = 0
+            weights[:, tile * of_tile : (tile + 1) * of_tile] = 0
         return weights.sum(1).max().item(), len(kept)
 
     def test_what_is_left_out_weighs_less_than_the_tolerance(self) -> None:
-        torch.manual_seed(1)
-        q, k = torch.randn(tiles.TILE, 8), torch.randn(4096, 8)
-        weight, kept = self.weight_left_out(q, k, 1 / 16)
-        self.assertLess(weight, tiles.TOLERANCE)
-        self.assertIn(kept, range(2, 7))
-        # A far key that weighs much is kept, and what lies between is not.
-        q[:, 0], k[:, 0] = 1.0, 0.0
-        k[300] = torch.tensor([800.0] + [0.0] * 7)
-        weight, kept_with_it = self.weight_left_out(q, k, 1 / 16)
-        self.assertLess(weight, tiles.TOLERANCE)
-        self.assertIn(kept_with_it, range(kept, kept + 2))
+        for of_tile in (64, 128):
+            torch.manual_seed(1)
+            q, k = torch.randn(tiles.ROWS, 8), torch.randn(4096, 8)
+            weight, kept = self.weight_left_out(q, k, 1 / 16, of_tile)
+            self.assertLess(weight, tiles.TOLERANCE)
+            self.assertIn(kept * of_tile, range(256, 896))
+            # A far key that weighs much is kept, and what lies between is not.
+            q[:, 0], k[:, 0] = 1.0, 0.0
+            k[300] = torch.tensor([800.0] + [0.0] * 7)
+            weight, kept_with_it = self.weight_left_out(q, k, 1 / 16, of_tile)
+            self.assertLess(weight, tiles.TOLERANCE)
+            self.assertIn(kept_with_it, range(kept, kept + 2))
 
     def test_all_is_kept_where_keys_are_few_for_the_slope(self) -> None:
         self.assertEqual(tiles.saved(heads=1, bias_max=16.0, head_dim=8, sd=1.0, tokens=1024, samples=2), 1.0)

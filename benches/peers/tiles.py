@@ -1,6 +1,7 @@
-"""How many tiles of 128 x 128 the horizon's theorem leaves of causal attention with normal q and k: the count alone, without
-the crate, to compare with what the crate computes. A tile is left out where each of its rows satisfies (A) or (B) of
-`src/horizon.rs`, by its largest score so far; tolerance 2^-24.
+"""How many tiles the horizon's theorem leaves of causal attention with normal q and k: the count alone, without the crate, to
+compare with what the crate computes. A tile is 128 queries and as many keys as that of the kernels of sm_80
+(`kernels/sm80/kernels.def`). It is left out where each of its rows that sees it satisfies (A) or (B) of `src/horizon.rs`, by
+the row's largest score so far; tolerance 2^-24.
 
 `python benches/peers/tiles.py [--heads 8] [--bias-max 8] [--head-dim 64] [--sd 1] [--samples 32] TOKENS...`
 """
@@ -12,42 +13,50 @@ import torch
 
 from reference import alibi_slopes
 
-TILE = 128
+ROWS = 128
 TOLERANCE = 2.0**-24
 CENTRE_SAMPLE = 256
 
 
-class Keys:
-    """Of one head: `[tokens, head_dim]`, tokens a multiple of 128; their centre, R of each tile and R' of it and all before."""
+def keys_of_tile(head_dim: int) -> int:
+    """How many keys a tile has."""
+    return 128 if head_dim <= 32 else 64
 
-    def __init__(self, k: torch.Tensor) -> None:
-        self.tiles = k.split(TILE)
+
+class Keys:
+    """Of one head: `[tokens, head_dim]`, tokens a multiple of 128; their centre, R of each tile of `of_tile` keys and R' of it
+    and all before."""
+
+    def __init__(self, k: torch.Tensor, of_tile: int) -> None:
+        self.of_tile = of_tile
+        self.tiles = k.split(of_tile)
         self.centre = k[:: max(1, len(k) // CENTRE_SAMPLE)].mean(0)
         self.radii = torch.stack([(tile - self.centre).norm(dim=1).max() for tile in self.tiles])
         self.farther = self.radii.cummax(0).values
 
 
-def kept_tiles(q: torch.Tensor, keys: Keys, last: int, slope: float) -> list[int]:
-    """Of the block of queries `[128, head_dim]` that stands at tile `last`, the nearest first."""
+def kept_tiles(q: torch.Tensor, keys: Keys, first: int, slope: float) -> list[int]:
+    """Of the block of queries `[128, head_dim]` that stand at the keys from `first` on, the nearest to the last query first."""
     scale = q.shape[1] ** -0.5
     centre, reach = scale * (q @ keys.centre), scale * q.norm(dim=1)
-    within = torch.arange(TILE)
+    position, within = first + torch.arange(ROWS), torch.arange(keys.of_tile)
     geometric = -1 / math.expm1(-slope)
     tail = math.log(2 * geometric / TOLERANCE)
-    tile_budget = math.log(2 * min(TILE, geometric) / TOLERANCE)
-    largest = torch.full((TILE,), -math.inf)
+    tile_budget = math.log(2 * min(keys.of_tile, geometric) / TOLERANCE)
+    largest = torch.full((ROWS,), -math.inf)
     kept = []
-    for t, tile in enumerate(range(last, -1, -1)):
+    for t, tile in enumerate(range((first + ROWS - 1) // keys.of_tile, -1, -1)):
+        first_key = tile * keys.of_tile
         if t > 0:
-            nearest = t * TILE + within - (TILE - 1)
+            nearest = position - (first_key + keys.of_tile - 1)
             below = centre - slope * nearest - largest
-            ends = below + reach * keys.farther[tile] <= -tail
-            light = below + reach * keys.radii[tile] <= -(tile_budget + math.log(t * (t + 1)))
+            ends = (nearest >= 0) & (below + reach * keys.farther[tile] <= -tail)
+            light = (nearest >= 0) & (below + reach * keys.radii[tile] <= -(tile_budget + math.log(t * (t + 1))))
             if ends.all():
                 break
-            if (ends | light).all():
+            if (ends | light | (position < first_key)).all():
                 continue
-        distance = t * TILE + within[:, None] - within[None, :]
+        distance = position[:, None] - (first_key + within[None, :])
         scores = scale * (q @ keys.tiles[tile].T) - slope * distance
         largest = largest.maximum(scores.masked_fill(distance < 0, -math.inf).amax(1))
         kept.append(tile)
@@ -60,13 +69,13 @@ def saved(heads: int, bias_max: float, head_dim: int, sd: float, tokens: int, sa
     def normal(rows: int) -> torch.Tensor:
         return torch.randn(rows, head_dim) * math.sqrt(sd)
 
-    keys = Keys(normal(tokens))
-    blocks = tokens // TILE
+    keys = Keys(normal(tokens), keys_of_tile(head_dim))
+    blocks = tokens // ROWS
     samples = min(samples, blocks)
-    places = [int((i + 0.5) * blocks / samples) for i in range(samples)]
+    places = [int((i + 0.5) * blocks / samples) * ROWS for i in range(samples)]
     slopes = alibi_slopes(heads, bias_max)
-    kept = sum(len(kept_tiles(normal(TILE), keys, last, slope)) for slope in slopes for last in places)
-    return heads * sum(last + 1 for last in places) / kept
+    kept = sum(len(kept_tiles(normal(ROWS), keys, first, slope)) for slope in slopes for first in places)
+    return heads * sum((first + ROWS) // keys.of_tile for first in places) / kept
 
 
 def main() -> None:

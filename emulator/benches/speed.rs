@@ -1,4 +1,4 @@
-//! Emulated lane-instructions per second, with and without checks: `cargo bench --bench speed`.
+//! Emulated lane-instructions per second, with and without checks, the best of five runs: `cargo bench --bench speed`.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -12,18 +12,31 @@ use ptx_emulator::{Checks, LaunchConfig, Memory, Module, Params, Swizzle};
 fn time(name: &str, m: &Module, memory: &Memory, kernel: &str, config: &LaunchConfig, p: &Params) {
     for (checks, what) in [(Checks::all(), "all checks"), (Checks::none(), "no checks")] {
         let config = config.clone().checks(checks);
-        let start = Instant::now();
-        let report = m
-            .launch(memory, kernel, &config, p.as_bytes())
-            .unwrap_or_else(|f| panic!("{f}"));
-        let s = start.elapsed().as_secs_f64();
+        let run = || {
+            let start = Instant::now();
+            let report = m
+                .launch(memory, kernel, &config, p.as_bytes())
+                .unwrap_or_else(|f| panic!("{f}"));
+            (start.elapsed(), report)
+        };
+        // What else the machine does can only make a run longer.
+        let best = (0..5).map(|_| run()).min_by_key(|(time, _)| *time);
+        let (time, report) = best.expect("there are runs");
+        let s = time.as_secs_f64();
         let t = report.total();
+        // An operation is the instruction of four warps.
+        let operations = report
+            .lines
+            .iter()
+            .filter(|l| l.mnemonic.starts_with("wgmma.mma_async"));
+        let operations: u64 = operations.map(|l| l.counters.warp_instructions / 4).sum();
         println!(
-            "{name:<22} {what:<11} {:>7.1} M warp-instr/s {:>8.0} M lane-instr/s {:>8.3} s {:>8.2} Gflop/s tensor",
+            "{name:<22} {what:<11} {:>7.1} M warp-instr/s {:>8.0} M lane-instr/s {:>8.3} s {:>8.2} Gflop/s tensor {:>7.1} k wgmma/s",
             t.warp_instructions as f64 / s / 1e6,
             t.lane_instructions as f64 / s / 1e6,
             s,
             t.tensor_flops as f64 / s / 1e9,
+            operations as f64 / s / 1e3,
         );
     }
 }

@@ -10,12 +10,15 @@ struct Budget {
     float tail, tile;
     // Whether the tiles share a tolerance: whether `share` counts.
     bool shared;
+    // By how many tiles an exponent comes one nearer to it.
+    float tiles_a_unit;
     // Logarithms are rounded up.
     static constexpr float UP = 1e-3f;
 
     Budget() = default;
     // For keys on one or two `sides`, and tiles of so many keys.
     __device__ Budget(const AttentionParams &p, const Alibi &alibi, int sides, int keys) {
+        tiles_a_unit = reciprocal_approx(alibi.slope_log2 * keys);
         if (p.tolerance < 0) {
             // 2^x is 0 below 2^-126.
             tail = tile = 127;

@@ -95,9 +95,9 @@ struct Softmax {
     template <typename T, int KEYS>
     __device__ void weigh(const Scores<M, KEYS> &scores, int n, const Exponents<M> &exponents, uint32_t (&weights)[M][4], T) {
 #pragma unroll
-        for (int m = 0; m < M; ++m) {
+        for (int i = 0; i < 4; ++i) {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
+            for (int m = 0; m < M; ++m) {
                 const int h = i % 2;
                 float two[2];
 #pragma unroll

@@ -5,6 +5,7 @@
 //
 // Each warp has whole rows, so that nothing but keys and values is shared. V arrives while S is computed, the next K while O is.
 
+#include "common/epilogue.cuh"
 #include "common/verdicts.cuh"
 #include "products.cuh"
 
@@ -128,6 +129,13 @@ struct Prefill {
         __device__ int back() const { return nearest_tile - first_tile; }
         __device__ int tile(int step) const { return step <= back() ? nearest_tile - step : first_tile + step; }
 
+        // How far from their centre the keys of a tile are, those of a tile and of all that are farther, and those of all.
+        __device__ float radius(const AttentionParams &, int tile) const { return radii[tile]; }
+        __device__ float farther_radius(const AttentionParams &p, int tile, bool before) const {
+            return radii[(before ? 1 : 2) * p.tiles + tile];
+        }
+        __device__ float largest_radius(const AttentionParams &p) const { return radii[2 * p.tiles - 1]; }
+
         __device__ KeyTile key_tile(int step) const {
             const bool behind = step <= back();
             const Side side = behind ? before : after;
@@ -234,7 +242,9 @@ struct Prefill {
         const auto thread = [&] { return CROWDED ? threads.own() : known; };
         __shared__ RowBound bounds[HORIZON ? ROWS : 1];
         __shared__ float maxima[HORIZON ? ROWS : 1];
-        const Verdicts<T, Block, ROWS, KEYS, WARPS> horizon = {p, block, bounds, maxima};
+        __shared__ int settled, skipped;
+        const Verdicts<T, Block, ROWS, KEYS, WARPS> horizon = {p, block, bounds, maxima, settled, skipped};
+        if (HORIZON) horizon.begin();
         KeyTile tile = block.key_tile(0);
         if (block.tiles > 0) {
             Copy::template rows<ROWS>(q_tile, block.q, p.head_dim, block.first_row, block.first_row, block.last_row + 1);
@@ -255,14 +265,12 @@ struct Prefill {
         const LaneRows rows = {block, warp * 16 * M + lane / 4};
         Softmax<M> softmax;
         Output out = {};
-        for (int step = 0; step < block.tiles;) {
+        for (int next = 1; block.tiles > 0;) {
             // K has arrived, and V is no longer read.
             cp_async_wait_all();
             __syncthreads();
             copy_keys(p, block, v_tile, thread().v_part, block.v, tile);
             cp_async_commit();
-            // Which tile comes next, while there are no scores in registers: by what earlier tiles have left as maxima.
-            const int next = HORIZON && block.horizon && step > 0 ? horizon.next(step) : step + 1;
 
             Scores<M, KEYS> scores;
             const TileBias<KEYS> bias = {block.alibi.slope * tile.sign, block.alibi.slope_again * tile.sign};
@@ -277,82 +285,28 @@ struct Prefill {
 
             if (tile.sign == 0) {
                 if (block.alibi.cap_scale != 0) scores.cap(block.alibi);
-                scores.bias_and_mask(rows, block.tile(step) * KEYS);
+                scores.bias_and_mask(rows, tile.first);
             }
             softmax.add(scores, exponents, out);
             multiply_pv<T>(out, softmax, scores, exponents, thread().v);
-            if (HORIZON && block.horizon) {
-#pragma unroll
-                for (int i = 0; i < 2 * M; ++i) maxima[warp * 16 * M + i * 8 + lane / 4] = softmax.max[i / 2][i % 2];
-            }
-            if (HORIZON && p.report && threadIdx.x == 0) atomicAdd((unsigned long long *)p.report + 2 * block.head, 1);
-            step = next, tile = next_tile;
+            tile = next_tile;
+            ++next;
+            if (HORIZON && next < settled) continue;
+            if (next > block.tiles) break;
+            // Which tile comes after the next, while there are no scores in registers.
+            if (HORIZON) next = horizon.search(next, softmax.max);
         }
         if (p.report && threadIdx.x == 0) {
             unsigned long long *of_head = (unsigned long long *)p.report + 2 * block.head;
-            if (!HORIZON) atomicAdd(of_head, block.tiles);
+            atomicAdd(of_head, block.tiles - (HORIZON ? skipped : 0));
             atomicAdd(of_head + 1, block.tiles);
         }
 
-        // Through the tile of Q, of which a warp reads only its own rows, so that the output is written in whole chunks.
+        // Of the tile of Q, a warp reads only its own rows: they are room for those of the output.
         const Tile out_tile = {q_tile.base + warp * 16 * M * Tile::ROW_BYTES};
-        const int warp_row = block.first_row + warp * 16 * M;
-        uint32_t not_finite = 0;
         __syncwarp();
-#pragma unroll
-        for (int m = 0; m < M; ++m) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const int r = m * 16 + h * 8 + lane / 4;
-                const float sum = sum_of_row(softmax.sum[m][h]);
-                const bool seen = sum != 0;
-                const float factor = reciprocal_approx(sum);
-                float zero = 0;
-#pragma unroll
-                for (int n = 0; n < D / 8; ++n) {
-                    const float *two = &out[m][n][2 * h];
-                    zero = fmaf(two[0], 0, fmaf(two[1], 0, zero));
-                    // 0 is +0, whether or not zeros of keys that weigh nothing were added to it.
-                    const float x = fmaf(two[0], factor, 0), y = fmaf(two[1], factor, 0);
-                    st_shared(out_tile.at(r, n) + lane % 4 * 4, seen ? pack(x, y, T()) : 0);
-                }
-                if (seen && zero != 0) not_finite |= 1u << r;
-                if (p.lse && lane % 4 == 0 && warp_row + r <= block.last_row) {
-                    const int64_t left_out = distance(block.s, warp_row + r, rows.nearest(m, h));
-                    const float slope = slope_of(p, block.batch, block.head);
-                    const float lse = farther((softmax.max[m][h] + log2_approx(sum)) * LN_2, slope, left_out);
-                    float *to = (float *)p.lse + block.batch * p.lse_batch_stride + block.head * p.lse_head_stride;
-                    to[block.s.first_q + warp_row + r] = seen ? lse : -INFINITY;
-                }
-            }
-        }
-        __syncwarp();
-        const bool aligned = (block.out.first | block.out.stride * sizeof(T)) % 16 == 0;
-        for (int i = lane; i < 16 * M * Tile::CHUNKS; i += 32) {
-            const int r = i / Tile::CHUNKS, chunk = i % Tile::CHUNKS;
-            if (warp_row + r > block.last_row || chunk * 8 >= p.head_dim) continue;
-            const uint4 x = ld_shared(out_tile.at(r, chunk));
-            T *to = (T *)block.out.first + (warp_row + r) * block.out.stride + chunk * 8;
-            if (aligned) {
-                *(uint4 *)to = x;
-            } else {
-#pragma unroll
-                for (int e = 0; e < 8; ++e) to[e] = ((const T *)&x)[e];
-            }
-        }
-
-        // A value that is not finite times a weight of 0 is NaN, in rows that do not see the key too. Such rows are computed
-        // again, from the keys they see alone.
-        not_finite = __reduce_or_sync(0xffffffff, not_finite);
-        __syncwarp();
-#pragma unroll 1
-        for (; not_finite != 0; not_finite &= not_finite - 1) {
-            const int i = warp_row + __ffs(not_finite) - 1;
-            if (i > block.last_row) continue;
-            const Visible keys = visible(block.s, i);
-            const RowResult result = attend_row<T>(p, block.s, block.batch, block.head, i, keys);
-            write_row<T>(p, block.s, block.batch, block.head, i, result);
-        }
+        write_rows<T>(p, block.s, block.batch, block.head, block.first_row + warp * 16 * M, block.last_row, out_tile, out,
+                      softmax.max, softmax.sum, [&](int m, int h) { return rows.nearest(m, h); });
     }
 };
 

@@ -9,13 +9,6 @@ struct alignas(64) TensorMap {
     uint8_t bytes[128];
 };
 
-// One lane of a warp.
-__device__ __forceinline__ bool elect_one() {
-    int elected;
-    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.b32 %0, 1, 0, p;\n}" : "=r"(elected));
-    return elected;
-}
-
 // Registers of each thread of a warpgroup, given to others or taken from what they gave.
 template <int REGISTERS>
 __device__ __forceinline__ void give_registers() {
@@ -35,6 +28,10 @@ __device__ __forceinline__ void barrier_sync(int barrier, int threads) {
 __device__ __forceinline__ void barrier_arrive(int barrier, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
+
+// What ordinary instructions have written to shared memory is there for copies and products too, once the barrier after this one
+// has been passed.
+__device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 __device__ __forceinline__ void mbarrier_init(uint32_t barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -96,91 +93,8 @@ __device__ __forceinline__ void hold(uint32_t (&x)[BLOCKS][4]) {
     for (int i = 0; i < BLOCKS * 4; ++i) asm volatile("" : "+r"(x[i / 4][i % 4])::"memory");
 }
 
+// Keeps the compiler from having in registers what it has read before.
+__device__ __forceinline__ void read_anew() { asm volatile("" ::: "memory"); }
+
 // Keeps the compiler from computing a number anew in place of having it in a register.
 __device__ __forceinline__ void hold(int &x) { asm volatile("" : "+r"(x)); }
-
-// The registers of 32 columns of an accumulator, from the block `b` of 8 columns on, and their names.
-#define WGMMA_OF_BLOCK(b) "+f"(d[b][0]), "+f"(d[b][1]), "+f"(d[b][2]), "+f"(d[b][3])
-#define WGMMA_32(b) WGMMA_OF_BLOCK(b), WGMMA_OF_BLOCK(b + 1), WGMMA_OF_BLOCK(b + 2), WGMMA_OF_BLOCK(b + 3)
-#define WGMMA_64(b) WGMMA_32(b), WGMMA_32(b + 4)
-#define WGMMA_NAMES_64 \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define WGMMA_NAMES_128 \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-
-// d = a b, or d += a b with `add`: a is 64x16, and b 16xN, which lies in shared memory as N rows, or TRANSPOSED as 16.
-// Of an instruction: the types, the names of d, those of a, b, and `add`, and the constants for a in shared memory.
-#define WGMMA(N, TYPE, NAMES, A, B, ADD, LAYOUTS)                                                                    \
-    "{\n.reg .pred p;\nsetp.ne.b32 p, " ADD ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE     \
-    " {" NAMES "}, " A ", " B ", p, 1, 1, " LAYOUTS ";\n}"
-
-// N = 64, f16.
-template <bool TRANSPOSED>
-__device__ __forceinline__ void wgmma(float (&d)[8][4], uint64_t a, uint64_t b, int add, __half) {
-    asm volatile(WGMMA(64, "f16", WGMMA_NAMES_64, "%32", "%33", "%34", "0, %35")
-                 : WGMMA_64(0)
-                 : "l"(a), "l"(b), "r"(add), "n"((int)TRANSPOSED));
-}
-
-template <bool TRANSPOSED>
-__device__ __forceinline__ void wgmma(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, int add, __half) {
-    asm volatile(WGMMA(64, "f16", WGMMA_NAMES_64, "{%32, %33, %34, %35}", "%36", "%37", "%38")
-                 : WGMMA_64(0)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"((int)TRANSPOSED));
-}
-
-// N = 64, bf16.
-template <bool TRANSPOSED>
-__device__ __forceinline__ void wgmma(float (&d)[8][4], uint64_t a, uint64_t b, int add, __nv_bfloat16) {
-    asm volatile(WGMMA(64, "bf16", WGMMA_NAMES_64, "%32", "%33", "%34", "0, %35")
-                 : WGMMA_64(0)
-                 : "l"(a), "l"(b), "r"(add), "n"((int)TRANSPOSED));
-}
-
-template <bool TRANSPOSED>
-__device__ __forceinline__ void wgmma(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, int add, __nv_bfloat16) {
-    asm volatile(WGMMA(64, "bf16", WGMMA_NAMES_64, "{%32, %33, %34, %35}", "%36", "%37", "%38")
-                 : WGMMA_64(0)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"((int)TRANSPOSED));
-}
-
-// N = 128, f16.
-template <bool TRANSPOSED>
-__device__ __forceinline__ void wgmma(float (&d)[16][4], uint64_t a, uint64_t b, int add, __half) {
-    asm volatile(WGMMA(128, "f16", WGMMA_NAMES_128, "%64", "%65", "%66", "0, %67")
-                 : WGMMA_64(0), WGMMA_64(8)
-                 : "l"(a), "l"(b), "r"(add), "n"((int)TRANSPOSED));
-}
-
-template <bool TRANSPOSED>
-__device__ __forceinline__ void wgmma(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b, int add, __half) {
-    asm volatile(WGMMA(128, "f16", WGMMA_NAMES_128, "{%64, %65, %66, %67}", "%68", "%69", "%70")
-                 : WGMMA_64(0), WGMMA_64(8)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"((int)TRANSPOSED));
-}
-
-// N = 128, bf16.
-template <bool TRANSPOSED>
-__device__ __forceinline__ void wgmma(float (&d)[16][4], uint64_t a, uint64_t b, int add, __nv_bfloat16) {
-    asm volatile(WGMMA(128, "bf16", WGMMA_NAMES_128, "%64", "%65", "%66", "0, %67")
-                 : WGMMA_64(0), WGMMA_64(8)
-                 : "l"(a), "l"(b), "r"(add), "n"((int)TRANSPOSED));
-}
-
-template <bool TRANSPOSED>
-__device__ __forceinline__ void wgmma(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b, int add, __nv_bfloat16) {
-    asm volatile(WGMMA(128, "bf16", WGMMA_NAMES_128, "{%64, %65, %66, %67}", "%68", "%69", "%70")
-                 : WGMMA_64(0), WGMMA_64(8)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"((int)TRANSPOSED));
-}
-
-#undef WGMMA
-#undef WGMMA_OF_BLOCK
-#undef WGMMA_32
-#undef WGMMA_64
-#undef WGMMA_NAMES_64
-#undef WGMMA_NAMES_128

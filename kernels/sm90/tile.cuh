@@ -17,11 +17,21 @@ struct PanelTile {
         return base + chunk / 8 * PANEL_BYTES + row * 128 + (chunk ^ row) % 8 * 16;
     }
 
-    // Begins to copy a box, all panels, which count on `barrier`.
-    __device__ void copy(const TensorMap *map, uint32_t barrier, int row, int head, int batch) const {
-        mbarrier_expect(barrier, BYTES);
+    // Zeros in all rows but those from `begin` to `end`, by a warp.
+    __device__ void keep_rows(int begin, int end) const {
+        constexpr int CHUNKS = PANELS * 8;
+#pragma unroll 1
+        for (int i = threadIdx.x % 32; i < (begin + ROWS - end) * CHUNKS; i += 32) {
+            const int row = i / CHUNKS;
+            st_shared(at(row < begin ? row : row - begin + end, i % CHUNKS), make_uint4(0, 0, 0, 0));
+        }
+    }
+
+    // Begins to copy a box to the rows from `first` on, a multiple of 8: all panels, which count on `barrier`.
+    __device__ void copy(int first, const TensorMap *map, uint32_t barrier, int row, int head, int entry) const {
+        const uint32_t to = base + first * 128;
 #pragma unroll
-        for (int i = 0; i < PANELS; ++i) copy_box(base + i * PANEL_BYTES, map, barrier, i * PANEL_COLUMNS, row, head, batch);
+        for (int i = 0; i < PANELS; ++i) copy_box(to + i * PANEL_BYTES, map, barrier, i * PANEL_COLUMNS, row, head, entry);
     }
 };
 

@@ -41,4 +41,11 @@ pub(crate) struct PerVariant<T> {
     pub(crate) any: T,
 }
 
+/// One for all keys, and one for those that a horizon keeps.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PerReach<T> {
+    pub(crate) prefill: T,
+    pub(crate) horizon: T,
+}
+
 include!(concat!(env!("OUT_DIR"), "/tables.rs"));

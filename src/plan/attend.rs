@@ -29,16 +29,13 @@ impl Plan {
     ///
     /// | | `kernels/sm90` |
     /// |---|---|
-    /// | `head_dim` | 56, 64, 120, 128 |
-    /// | tensors | dense: neither packed nor paged, with keys |
+    /// | `head_dim` | any |
+    /// | tensors | dense, packed or in pages, with keys |
     /// | strides of q, k and v | multiples of 16 bytes, above 0 and below 2^40 bytes |
     /// | addresses of q, k and v | multiples of 16 |
     /// | `scale` | above 0 |
-    /// | `softcap` | none |
-    /// | `seqused_k`, `leftpad_k`, `offset` | none |
-    /// | horizon | off, or fewer keys seen than it begins to matter at |
     ///
-    /// Masks, windows, slopes of any form, groups of heads and lengths may be any.
+    /// Masks, windows, softcaps, horizons, slopes of any form, groups of heads, lengths, left padding and offsets may be any.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Strides`] or [`Error::Value`] for tensors that do not fit the layer, each other or the
@@ -49,8 +46,8 @@ impl Plan {
         let (launches, unaligned) = prefill::launches(attention, table, call, &sizes, device)?;
         Ok(Self {
             hopper: match launches.len() {
-                1 => hopper::launch(attention, call, &sizes, device),
-                _ => None,
+                0 => None,
+                n => hopper::launch(attention, call, &sizes, device, n > 1),
             },
             launches,
             unaligned,

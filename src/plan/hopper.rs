@@ -19,11 +19,17 @@ const PANEL: u32 = 64;
 /// Scales below count as 0.
 const SMALLEST_SCALE: f32 = 1e-30;
 
-/// The kernel for a layer's head dimension: one that has no 16 columns in vain.
+/// The kernel for a layer's head dimension.
 fn kernel(attention: &Attention) -> Option<&'static WgmmaPrefill> {
-    let head_dim = attention.head_dim();
-    let fits = |kernel: &&WgmmaPrefill| (head_dim..head_dim + 16).contains(&kernel.head_dim);
+    let fits = |kernel: &&WgmmaPrefill| kernel.head_dim >= attention.head_dim();
     SM90.wgmma_prefill.iter().find(fits)
+}
+
+fn common_divisor(a: usize, b: usize) -> usize {
+    match b {
+        0 => a,
+        _ => common_divisor(b, a % b),
+    }
 }
 
 /// Q, and the tiles of K and V.
@@ -32,51 +38,50 @@ fn shared_bytes(kernel: &WgmmaPrefill) -> usize {
     (kernel.rows + 2 * kernel.stages * kernel.keys) * columns * ELEMENT_BYTES
 }
 
-/// A launch that takes tensors at addresses such as [`takes`] says, if there is one.
+/// A launch that takes tensors at addresses such as [`takes`] says, if there is one; `with_bounds` after those that find what the
+/// horizon needs to know of the keys.
 pub(super) fn launch(
     attention: &Attention,
     call: &Call,
     sizes: &Sizes,
     device: &Device,
+    with_bounds: bool,
 ) -> Option<Launch> {
     let kernel = kernel(attention)?;
     let shared_bytes = u32::try_from(shared_bytes(kernel)).ok()?;
     let runs = Architecture::Sm90.runs_on(device.compute_capability)
         && shared_bytes <= device.shared_bytes_per_block
-        && call.packed.is_none()
-        && call.paged.is_none()
-        && attention.scale() >= SMALLEST_SCALE
-        && attention.softcap().is_none();
+        && attention.scale() >= SMALLEST_SCALE;
     if !runs {
         return None;
     }
+    // Of a tile, the keys that lie in one piece.
+    let box_keys = match call.paged {
+        Some(_) => common_divisor(kernel.keys, call.k.rows),
+        None => kernel.keys,
+    };
     let map = |operand, layout, rows| tensor_map(operand, call.dtype, layout, rows);
     let tensor_maps = vec![
         map(Operand::Q, &call.q, kernel.rows)?,
-        map(Operand::K, &call.k, kernel.keys)?,
-        map(Operand::V, &call.v, kernel.keys)?,
+        map(Operand::K, &call.k, box_keys)?,
+        map(Operand::V, &call.v, box_keys)?,
     ];
     let blocks = sizes.seqlen_q.div_ceil(kernel.rows) * attention.heads_q() * sizes.batch;
+    let kernels = match with_bounds {
+        true => &kernel.kernel.horizon,
+        false => &kernel.kernel.prefill,
+    };
     Some(Launch {
         shared_bytes,
         tensor_maps,
-        ..Launch::new(kernel.kernel.of(call.dtype), u32::try_from(blocks).ok()?)
+        ..Launch::new(kernels.of(call.dtype), u32::try_from(blocks).ok()?)
     })
 }
 
-/// Whether the launch can have tensors at such addresses, and knows of all that there are.
+/// Whether the launch can have tensors at such addresses.
 pub(super) fn takes(addresses: &Addresses) -> bool {
-    let Addresses {
-        q,
-        k,
-        v,
-        seqused_k,
-        leftpad_k,
-        offset,
-        ..
-    } = *addresses;
+    let Addresses { q, k, v, .. } = addresses;
     [q, k, v].iter().all(|at| at.is_multiple_of(ALIGNMENT))
-        && [seqused_k, leftpad_k, offset] == [0; 3]
 }
 
 /// Boxes of so many rows of one head, if tensor maps can have its strides.

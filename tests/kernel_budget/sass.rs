@@ -194,8 +194,10 @@ fn way_round<'a>(
                 onwards: None,
             };
             for &n in &part.onwards {
-                let cost = part.cost + if n == head { 0 } else { ways[&n].cost };
-                if cost < best.cost {
+                let onwards = if n == head { 0 } else { ways[&n].cost };
+                // Where there is no way, products before it do not make one.
+                if onwards < NO_WAY && part.cost + onwards < best.cost {
+                    let cost = part.cost + onwards;
                     best = Way {
                         cost,
                         last: part.last,

@@ -1,7 +1,6 @@
 //! The examples as programs.
 
 use std::env;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -10,21 +9,22 @@ use serde_json::Value;
 
 use crate::{folder, greedy_golden};
 
-/// Runs an example; nothing where it has not been built: `cargo test` builds it, `cargo test --test models` does not.
-fn run(example: &str, arguments: &[&str]) -> Option<Output> {
+/// Runs an example. `cargo test` builds it before the tests run; `cargo test --test models` does not, and then the one from
+/// before is run, or the test fails and says how to build it.
+fn run(example: &str, arguments: &[&str]) -> Output {
     let tests = env::current_exe().unwrap();
     let examples = tests.ancestors().nth(2).unwrap().join("examples");
     let program: PathBuf = examples
         .join(example)
         .with_extension(env::consts::EXE_EXTENSION);
-    if !program.exists() {
-        let line = format!("skipped: there is no {}\n", program.display());
-        std::io::stderr().write_all(line.as_bytes()).unwrap();
-        return None;
-    }
+    assert!(
+        program.exists(),
+        "there is no {}: add `--examples` to the arguments of `cargo test`, which builds it",
+        program.display()
+    );
     let mut command = Command::new(program);
     command.args(arguments).env("RUST_BACKTRACE", "0");
-    Some(command.env_remove("RUST_LIB_BACKTRACE").output().unwrap())
+    command.env_remove("RUST_LIB_BACKTRACE").output().unwrap()
 }
 
 /// Where there is no GPU, one line says so.
@@ -41,9 +41,7 @@ fn examples_without_a_gpu_end_with_one_clear_line() {
     let error = Backend::Cuda.device().unwrap_err();
     assert_eq!(error.to_string(), expected);
     for example in ["generate", "extrapolate", "serve_trace"] {
-        let Some(output) = run(example, &["--device", "cuda"]) else {
-            continue;
-        };
+        let output = run(example, &["--device", "cuda"]);
         assert_eq!(output.status.code(), Some(1), "{example}");
         assert_eq!(
             String::from_utf8_lossy(&output.stderr),
@@ -72,9 +70,7 @@ fn generate_prints_one_line_of_json() {
             "--model",
             model.to_str().unwrap(),
         ];
-        let Some(output) = run("generate", &arguments) else {
-            return;
-        };
+        let output = run("generate", &arguments);
         assert!(output.status.success(), "{output:?}");
         let out = String::from_utf8(output.stdout).unwrap();
         assert_eq!(out.lines().count(), 1, "{out}");
@@ -103,13 +99,11 @@ fn generate_draws_the_same_text_for_the_same_seed() {
             "--top-p",
             "0.95",
         ];
-        let output = run("generate", &[&arguments[..], &["--seed", seed]].concat())?;
+        let output = run("generate", &[&arguments[..], &["--seed", seed]].concat());
         assert!(output.status.success(), "{output:?}");
-        Some(output.stdout)
+        output.stdout
     };
-    let Some(first) = text("1") else {
-        return;
-    };
-    assert_eq!(text("1").unwrap(), first);
-    assert_ne!(text("2").unwrap(), first);
+    let first = text("1");
+    assert_eq!(text("1"), first);
+    assert_ne!(text("2"), first);
 }

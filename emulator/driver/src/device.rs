@@ -23,6 +23,9 @@ pub struct Device {
 /// Shared memory that a block may have without asking.
 pub const SHARED_BYTES: i32 = 48 * 1024;
 
+/// Threads of a block.
+pub const MAX_THREADS: u32 = 1024;
+
 /// Largest cluster of blocks that every device with clusters can launch.
 pub const PORTABLE_CLUSTER: u32 = 8;
 
@@ -94,17 +97,17 @@ impl Device {
     pub fn attribute(&self, attribute: i32) -> i32 {
         let (major, minor) = self.capability;
         match attribute {
-            1..=3 => 1024,                 // MAX_THREADS_PER_BLOCK, MAX_BLOCK_DIM_X and _Y
-            4 => 64,                       // MAX_BLOCK_DIM_Z
-            5 => i32::MAX,                 // MAX_GRID_DIM_X
-            6 | 7 => 65535,                // MAX_GRID_DIM_Y and _Z
-            8 => SHARED_BYTES,             // MAX_SHARED_MEMORY_PER_BLOCK
-            9 => 65536,                    // TOTAL_CONSTANT_MEMORY
-            10 => 32,                      // WARP_SIZE
-            12 | 82 => 65536,              // MAX_REGISTERS_PER_BLOCK, _PER_MULTIPROCESSOR
-            13 | 36 => 1_000_000,          // CLOCK_RATE, MEMORY_CLOCK_RATE
-            14 => 512,                     // TEXTURE_ALIGNMENT
-            16 => self.processors,         // MULTIPROCESSOR_COUNT
+            1..=3 => MAX_THREADS as i32, // MAX_THREADS_PER_BLOCK, MAX_BLOCK_DIM_X and _Y
+            4 => 64,                     // MAX_BLOCK_DIM_Z
+            5 => i32::MAX,               // MAX_GRID_DIM_X
+            6 | 7 => 65535,              // MAX_GRID_DIM_Y and _Z
+            8 => SHARED_BYTES,           // MAX_SHARED_MEMORY_PER_BLOCK
+            9 => 65536,                  // TOTAL_CONSTANT_MEMORY
+            10 => 32,                    // WARP_SIZE
+            12 | 82 => 65536,            // MAX_REGISTERS_PER_BLOCK, _PER_MULTIPROCESSOR
+            13 | 36 => 1_000_000,        // CLOCK_RATE, MEMORY_CLOCK_RATE
+            14 => 512,                   // TEXTURE_ALIGNMENT
+            16 => self.processors,       // MULTIPROCESSOR_COUNT
             31 | 41 | 95 => 1, // CONCURRENT_KERNELS, UNIFIED_ADDRESSING, COOPERATIVE_LAUNCH
             37 => 5120,        // GLOBAL_MEMORY_BUS_WIDTH
             38 => self.l2 << 20, // L2_CACHE_SIZE

@@ -1,7 +1,7 @@
 //! What a launch may ask for: the shape, shared memory, and the attributes of `cuLaunchKernelEx`.
 
 use crate::code::{Code, Result};
-use crate::device::PORTABLE_CLUSTER;
+use crate::device::{MAX_THREADS, PORTABLE_CLUSTER};
 use crate::ffi::Host;
 use crate::settings::SETTINGS;
 use crate::state::{Function, Handle};
@@ -113,7 +113,7 @@ impl Function {
     /// Largest block that it can be launched with.
     pub fn max_threads(&self) -> u32 {
         let required = self.info.required_block.map(|(x, y, z)| x * y * z);
-        required.or(self.info.max_threads).unwrap_or(1024)
+        required.or(self.info.max_threads).unwrap_or(MAX_THREADS)
     }
 
     /// Blocks on a multiprocessor, by what is known: not by registers.

@@ -342,10 +342,9 @@ impl Decoder<'_> {
                 Ok(match name {
                     "abs" => map1(d, a, |x| x & !(1 << 63)),
                     "neg" => map1(d, a, |x| x ^ 1 << 63),
-                    // A gross approximation on hardware: the upper word of the result, the lower 0.
-                    "rcp" if has("approx") => d1(d, a, |x| upper(1.0 / flush64(x))),
+                    "rcp" if has("approx") => d1(d, a, |x| gross(x, |x| 1.0 / x)),
                     "rsqrt" if has("approx") && has("ftz") => {
-                        d1(d, a, |x| upper(1.0 / flush64(x).sqrt()))
+                        d1(d, a, |x| gross(x, |x| 1.0 / x.sqrt()))
                     }
                     // Without `.ftz` it is as accurate as the library function.
                     "rsqrt" if has("approx") => d1(d, a, |x| 1.0 / x.sqrt()),
@@ -592,8 +591,16 @@ fn add_round(x: f32, y: f32, round: Round) -> f32 {
     zero_sign(fp::round32(fp::add_odd(a, b), round), a, b, round)
 }
 
-fn upper(x: f64) -> f64 {
-    f64::from_bits(x.to_bits() & 0xffff_ffff_0000_0000)
+/// A gross approximation on hardware: of the upper word, to the upper word; the lower one is 0.
+fn gross(x: f64, function: impl Fn(f64) -> f64) -> f64 {
+    /// The NaN of these instructions.
+    const NAN: u64 = 0x7fff_ffff_0000_0000;
+    let upper = |x: f64| f64::from_bits(x.to_bits() >> 32 << 32);
+    let result = function(flush64(upper(x)));
+    match result.is_nan() {
+        true => f64::from_bits(NAN),
+        false => flush64(upper(result)),
+    }
 }
 
 fn flush64(x: f64) -> f64 {

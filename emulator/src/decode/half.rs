@@ -110,6 +110,11 @@ impl Decoder<'_> {
         if m.contains(&"oob") {
             return Err("modifier `.oob`".into());
         }
+        // Mixed precision has a second type.
+        let types = m.iter().filter_map(|s| Ty::parse(s));
+        if types.count() > 1 {
+            return Err(String::new());
+        }
         let special = matches!(name, "ex2" | "tanh");
         let class = if special { Class::Special } else { Class::Half };
         let alu = self.half_alu(name, ty, m, o)?;

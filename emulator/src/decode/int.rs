@@ -340,8 +340,9 @@ impl Decoder<'_> {
     }
 
     fn mul24(&mut self, name: &str, ty: Ty, m: &[&str], o: &[Operand]) -> Res<Alu> {
-        let (hi, signed) = (m.contains(&"hi"), ty == Ty::S32);
-        if !matches!(ty, Ty::U32 | Ty::S32) || m.contains(&"sat") {
+        let (hi, sat, signed) = (m.contains(&"hi"), m.contains(&"sat"), ty == Ty::S32);
+        // Only the upper half of a signed product, with an addend, saturates.
+        if !matches!(ty, Ty::U32 | Ty::S32) || sat && !(name == "mad24" && hi && signed) {
             return Err(String::new());
         }
         let product = move |a: u32, b: u32| {
@@ -365,7 +366,10 @@ impl Decoder<'_> {
                 self.w(a)?,
                 self.w(b)?,
                 self.w(c)?,
-                move |a, b, c| product(a, b).wrapping_add(c),
+                move |a, b, c| match sat {
+                    true => (product(a, b) as i32).saturating_add(c as i32) as u32,
+                    false => product(a, b).wrapping_add(c),
+                },
             ))
         }
     }

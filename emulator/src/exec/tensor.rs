@@ -125,8 +125,8 @@ fn perturb<const K: usize>(
             }
         }
     }
-    for (s, m) in acc.iter_mut().flatten().zip(magnitudes.iter().flatten()) {
-        *s = perturb_sum(*s, *m, seed);
+    for (s, magnitude) in acc.iter_mut().flatten().zip(magnitudes.iter().flatten()) {
+        *s = perturb_sum(*s, *magnitude, m.acc_f16, seed);
     }
 }
 

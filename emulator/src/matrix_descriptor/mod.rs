@@ -11,19 +11,24 @@
 //! | MN-major, no swizzle | `start + 16 (k mod 8) + LBO (k / 8) + SBO c`, `c` = chunk along the rows |
 //! | MN-major, swizzle | `start + 16 W (k mod 8) + SBO (k / 8) + 16 (c mod W) + LBO (c / W)` |
 //!
-//! Each field was read from two sources that do not depend on each other:
+//! Each field was read from two sources that do not depend on each other: the PTX ISA (version 9.1, subsections of 9.7.15.5.1.2
+//! "Shared Memory Matrix Layout"), and kernels that run: CUTLASS, `include/cute/arch/mma_sm90_desc.hpp` and the canonical
+//! layouts in `include/cute/atom/mma_traits_sm90_gmma.hpp`, and ThunderKittens, `include/types/shared/st_descriptor.cuh`.
 //!
-//! - The PTX ISA. The layout of the bits and the base offset: "Matrix Descriptor Format" of `wgmma`. The atoms of eight
-//!   lines that a swizzle permutes: "Shared Memory Matrix Layout" of `wgmma`. What the two offsets lead to: "Strides",
-//!   which has the same words for `wgmma` and `tcgen05`.
-//! - What kernels do. The bits and all four rows of the table: CUTLASS (`include/cute/arch/mma_sm90_desc.hpp`, and the
-//!   canonical layouts in `include/cute/atom/mma_traits_sm90_gmma.hpp`). The swizzled rows, and how to advance along K:
-//!   ThunderKittens (`include/types/shared/descriptor.cuh`), which adds 32 bytes to the start address inside a row of the
-//!   swizzle (K-major), or two groups of eight rows (MN-major).
+//! | field | PTX ISA | use |
+//! |---|---|---|
+//! | start address, bits 0-13 | "Matrix Descriptor Format": `(x & 0x3FFFF) >> 4` | CUTLASS: 14 bits, "4LSB not included". ThunderKittens advances along K by adding 32 bytes to it inside a row of the swizzle (K-major), or two groups of eight lines (MN-major) |
+//! | leading byte offset, bits 16-29, K-major | "Leading Dimension Byte Offset": "the offset from the first column to the second columns of the 8x2 tile"; swizzled "not used" | CUTLASS: "from the first col to the second col of the 8x2 brick in INTERLEAVED. Unused for all SWIZZLE_* layouts". ThunderKittens: "this line doesn't matter" |
+//! | the same, MN-major | without a swizzle "from the first 8 columns to the next 8 columns", with one "from the first (swizzle-byte-size/16) rows to the next" | CUTLASS' canonical layouts have LBO in those places. ThunderKittens, swizzled: the bytes of a whole panel of one swizzle's width |
+//! | stride byte offset, bits 32-45, K-major | "Stride Dimension Byte Offset": "from the first 8 rows to the next 8 rows" | CUTLASS: the same words. ThunderKittens: 1024, 512, 256 bytes, a pattern |
+//! | the same, MN-major | without a swizzle "from the first row to the next row" (of chunks), with one "from the first 8 columns to the next 8 columns" | CUTLASS: "from the first 8 cols to the next 8 cols", and SBO so placed in its layouts. ThunderKittens, swizzled: a pattern |
+//! | base offset, bits 49-51 | "Matrix Descriptor Format": 0 where patterns begin at multiples of their size | CUTLASS: those bits, "Valid only for SWIZZLE_128B and SWIZZLE_64B", always 0. ThunderKittens: 0 |
+//! | swizzle, bits 62-63 | 0 none, 1 128 bytes, 2 64 bytes, 3 32 bytes | CUTLASS: `LayoutType`, the same numbers; ThunderKittens too |
+//! | the permutation | "Canonical Layouts": `Swizzle<1..3, 4, 3>` on each layout; 5.5.7 "Swizzling Modes" has the tables | the same as that of tensor copies, which fill the tiles of both libraries |
 //!
-//! That the swizzle acts on the bits of the address, and not on offsets from the start address, follows from the first
-//! advance, and is what the CUDA programming guide says of tensor copies. The two sources differ in one point: after the
-//! ISA a base offset counts with every swizzle, after CUTLASS not with that of 32 bytes.
+//! That the swizzle acts on the bits of the address, and not on offsets from the start address, follows from how
+//! ThunderKittens advances along K, and is what the CUDA programming guide says of tensor copies. The sources differ in one
+//! point: after the ISA a base offset counts with every swizzle, after CUTLASS not with that of 32 bytes.
 //!
 //! What the ISA leaves undefined, and what only one source describes, is an error ([`DescriptorError`]): bits that no
 //! field has, a start address in the middle of a swizzle's pattern, offsets that lead there, an operand that leaves the

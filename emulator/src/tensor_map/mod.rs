@@ -1,12 +1,30 @@
 //! Tensor maps: what `cp.async.bulk.tensor` copies, and where each byte of a box goes.
 //!
-//! [`TensorMap::new`] checks what the documentation of `cuTensorMapEncodeTiled` (CUDA driver API, "Tensor Map Object
-//! Management") asks of its arguments. [`TensorMap::encode`] makes the 128 bytes that a kernel takes; they are opaque on
-//! hardware too, and these have a form of their own, with a mark and a checksum, so that bytes which come from anywhere
-//! else are recognised. [`TensorMap::tile`] lists the bytes of a box.
+//! [`TensorMap::new`] checks the arguments of `cuTensorMapEncodeTiled`. [`TensorMap::encode`] makes the 128 bytes that a
+//! kernel takes; they are opaque on hardware too, and these have a form of their own, with a mark and a checksum, so that
+//! bytes which come from anywhere else are recognised. [`TensorMap::tile`] lists the bytes of a box.
 //!
-//! Shared memory is laid out as the CUDA programming guide says in "Using the tensor memory accelerator": elements of a
-//! box follow one another, the first dimension innermost. Under a swizzle a row of the box takes the whole span of the
+//! Each argument was read from two sources: NVIDIA's text (the driver API's "Tensor Map Object Management", and section 5.5
+//! "Tensors" of the PTX ISA, version 9.1), and what kernels that run pass: ThunderKittens, `create_tensor_map` in
+//! `include/types/global/tma.cuh`, which asserts the limits too, and CUTLASS, `include/cute/arch/copy_sm90_desc.hpp`.
+//!
+//! | argument | text | use |
+//! |---|---|---|
+//! | data type | driver API: `CUtensorMapDataType` and its bytes; the first 13 values | CUTLASS: the value of each type of C++; floats as `FLOAT32`, tf32 as `TFLOAT32` |
+//! | rank | "must be non-zero and less than or equal to ... 5" | ThunderKittens: 4, and 5 with a swizzle |
+//! | address | "16 byte aligned" | ThunderKittens asserts it |
+//! | extents | "non-zero and less than or equal to 2^32"; the innermost first | ThunderKittens: columns first |
+//! | strides | "multiple of 16 and less than 2^40", in bytes, of all dimensions but the first | ThunderKittens asserts the multiple, and passes one fewer than extents, the row's bytes first |
+//! | box | "non-zero and less than or equal to 256"; bytes of a row "a multiple of 16" and at most the swizzle's; ISA 5.5.3.1 "Bounding Box" | ThunderKittens asserts all three |
+//! | element strides | "non-zero and less than or equal to 8", the first "ignored"; `ceil(boxDim / elementStrides)` elements | ThunderKittens: 1, asserts at most 8. No kernel was found that passes others |
+//! | interleave | `NC/8HWC8` and `NC/16HWC16`, rank at least 3 | both: none; refused here after the checks |
+//! | swizzle | "Swizzle 16B chunks within" 32, 64 or 128 bytes; ISA 5.5.7 "Swizzling Modes" has the permutations | both choose it by the bytes of a row, and read the tile through a matrix descriptor of the same swizzle |
+//! | promotion to L2 | `CUtensorMapL2promotion`; no effect on results | CUTLASS: the same numbers |
+//! | fill | zeros, or a NaN for floating-point types; ISA 5.5.3.3 "Out of Boundary Access" | both: zeros. CUTLASS names the other a constant |
+//!
+//! The numbers of the enumerations are those of `cuda.h`; the tests of the emulated driver pass them as `cudarc`'s bindings have
+//! them. Shared memory is laid out as the CUDA programming guide says in "Using the tensor memory accelerator": elements of
+//! a box follow one another, the first dimension innermost. Under a swizzle a row of the box takes the whole span of the
 //! swizzle, even if the row is shorter.
 
 mod checks;

@@ -1,10 +1,10 @@
 //! ISA: atom, red.
 
 use crate::harness::{d, f, kernel, n, pair, suite};
+use libtest_mimic::Trial;
 
 const ALL: u64 = 0xffff_ffff;
 
-#[test]
 fn operations() {
     suite("operations", |t| {
         // Row: memory, b, what atom returns (memory before), memory after.
@@ -170,7 +170,6 @@ fn operations() {
     });
 }
 
-#[test]
 fn concurrent() {
     suite("concurrent", |t| {
         // Every value returned once: 96 threads draw tickets from one counter.
@@ -194,4 +193,8 @@ fn concurrent() {
         let want: Vec<u64> = [1; 96].into_iter().chain([288, 6, 95]).collect();
         t.same("tickets", &got, &want);
     });
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![operations, concurrent]
 }

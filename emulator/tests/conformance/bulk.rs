@@ -2,11 +2,10 @@
 //! cp.async.bulk.prefetch, cp.async.bulk.commit_group, cp.async.bulk.wait_group, prefetch.tensormap;
 //! Tensors (tiled mode, out-of-bounds access, swizzling modes); the async proxy and fence.proxy.async.
 
-use crate::harness::{HEADER, Suite, suite};
+use crate::harness::{HEADER, Suite, parse, suite};
+use libtest_mimic::Trial;
 use ptx_emulator::tensor_map::{ElementType, Fill, TensorMap, Tiled};
-use ptx_emulator::{
-    Access, Fault, FaultKind, LaunchConfig, Memory, Module, Params, Space, Swizzle,
-};
+use ptx_emulator::{Access, Fault, FaultKind, LaunchConfig, Memory, Params, Space, Swizzle};
 
 /// Bytes of shared memory, at the address 0.
 const SHARED: usize = 8192;
@@ -68,7 +67,7 @@ fn run(
     map: impl Fn(u64) -> [u8; 128],
     seed: u64,
 ) -> Result<(Vec<u8>, Vec<u8>), Box<Fault>> {
-    let module = Module::parse(&text(body)).unwrap_or_else(|e| panic!("{e}\n{}", text(body)));
+    let module = parse(&text(body)).unwrap_or_else(|e| panic!("{e}\n{}", text(body)));
     let memory = Memory::new();
     let from = memory.upload(input).expect("memory");
     let out = memory.alloc_zeroed(SHARED as u64).expect("memory");
@@ -89,7 +88,6 @@ fn no_map(_: u64) -> [u8; 128] {
     [0; 128]
 }
 
-#[test]
 fn plain_copies() {
     suite("cp.async.bulk", |t| {
         let input = bytes(SHARED);
@@ -335,7 +333,6 @@ fn list(at: &[i32]) -> String {
         .join(", ")
 }
 
-#[test]
 fn tensor_loads() {
     suite("cp.async.bulk.tensor loads", |t| {
         for case in CASES {
@@ -361,7 +358,23 @@ fn tensor_loads() {
                     want[1024 + shared..][..2].copy_from_slice(&value);
                 }
                 let body = format!("{CLEAR} {} {DUMP}", load(size, &copy));
-                for seed in 0..3 {
+                // To a cluster of one, with a policy: the same. A prefetch before it changes nothing.
+                let hinted = copy
+                    .replace("bytes [", "bytes.multicast::cluster.L2::cache_hint [")
+                    .replace(";", ", 1, %rd3;");
+                let prefetch = format!(
+                    "cp.async.bulk.prefetch.tensor.{rank}d.L2.global.tile [%map, {{{}}}];",
+                    list(&at)
+                );
+                let hinted = format!("{CLEAR} {} {DUMP}", load(size, &(prefetch + &hinted)));
+                same(
+                    t,
+                    &copy,
+                    run(&hinted, &input, |a| case.map(a), 0),
+                    &want,
+                    &input,
+                );
+                for seed in 0..2 {
                     same(
                         t,
                         &copy,
@@ -375,7 +388,6 @@ fn tensor_loads() {
     });
 }
 
-#[test]
 fn tensor_stores() {
     suite("cp.async.bulk.tensor stores", |t| {
         for case in CASES {
@@ -407,7 +419,6 @@ fn tensor_stores() {
     });
 }
 
-#[test]
 fn groups() {
     suite("bulk groups", |t| {
         let fill = "shl.b32 %r0, %t, 4; st.shared.v4.u32 [%r0], {%t, %t, %t, %t}; fence.proxy.async; bar.sync 0; @!%first bra END;";
@@ -488,7 +499,6 @@ fn groups() {
     });
 }
 
-#[test]
 fn faults() {
     let ask = |copy: &str| format!("{CLEAR} {}", load(64, copy));
     let bulk = |dst: &str, src: &str, size: &str, bar: &str| {
@@ -652,7 +662,6 @@ fn faults() {
     });
 }
 
-#[test]
 fn proxies() {
     let copy = load(
         16,
@@ -772,4 +781,15 @@ fn proxies() {
             }
         }
     });
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![
+        plain_copies,
+        tensor_loads,
+        tensor_stores,
+        groups,
+        faults,
+        proxies
+    ]
 }

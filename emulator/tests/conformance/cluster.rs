@@ -1,12 +1,13 @@
 //! ISA: barrier.cluster, mapa, getctarank, the special registers of clusters, elect.sync,
 //! griddepcontrol: for clusters of one block.
 
-use crate::harness::{suite, text};
-use ptx_emulator::{LaunchConfig, Memory, Module, Params};
+use crate::harness::{parse, suite, text};
+use libtest_mimic::Trial;
+use ptx_emulator::{LaunchConfig, Memory, Params};
 
 /// The output words of a kernel, or its fault.
 fn run(body: &str, threads: u32, seed: u64) -> Result<Vec<u64>, String> {
-    let module = Module::parse(&text("", body)).map_err(|e| e.to_string())?;
+    let module = parse(&text("", body)).map_err(|e| e.to_string())?;
     let memory = Memory::new();
     let out = memory.alloc_zeroed(8 * 256).expect("memory");
     let params = Params::new().arg(out).arg(out);
@@ -17,7 +18,6 @@ fn run(body: &str, threads: u32, seed: u64) -> Result<Vec<u64>, String> {
     Ok(memory.download(out, 256).expect("memory"))
 }
 
-#[test]
 fn barriers() {
     let write = "mov.u32 %r0, sm; mad.lo.u32 %r1, %t, 4, %r0; st.shared.u32 [%r1], %t;";
     let read = "xor.b32 %r2, %t, 63; mad.lo.u32 %r2, %r2, 4, %r0; ld.shared.u32 %r3, [%r2];";
@@ -59,7 +59,6 @@ fn barriers() {
     });
 }
 
-#[test]
 fn addresses_and_registers() {
     suite("cluster addresses", |t| {
         let store = |i: usize, r: &str| {
@@ -92,7 +91,6 @@ fn addresses_and_registers() {
     });
 }
 
-#[test]
 fn elections() {
     suite("elect.sync by seed", |t| {
         // One leader of each mask, the same one every time; any lane may be it.
@@ -112,4 +110,8 @@ fn elections() {
         let all: Vec<u64> = leaders.into_iter().collect();
         t.same("leaders", &all, &(0..12).collect::<Vec<u64>>());
     });
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![barriers, addresses_and_registers, elections]
 }

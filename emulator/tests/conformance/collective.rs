@@ -1,6 +1,7 @@
 //! ISA: shfl.sync, vote.sync, match.sync, redux.sync, activemask, elect.sync.
 
 use crate::harness::{Rng, suite};
+use libtest_mimic::Trial;
 
 const ALL: u64 = 0xffff_ffff;
 
@@ -21,7 +22,6 @@ fn source(mode: &str, lane: i64, b: i64, c: i64) -> (i64, bool) {
     (if p { j } else { lane }, p)
 }
 
-#[test]
 fn shfl() {
     suite("shfl", |t| {
         let mut rng = Rng(6);
@@ -61,7 +61,6 @@ fn shfl() {
     });
 }
 
-#[test]
 fn vote() {
     suite("vote", |t| {
         for (bits, all, any, uni) in [
@@ -111,7 +110,6 @@ fn vote() {
     });
 }
 
-#[test]
 fn match_and_redux() {
     suite("match_and_redux", |t| {
         let value = |i: u64| [7, 9, 7, ALL][i as usize % 4];
@@ -176,4 +174,8 @@ fn match_and_redux() {
         let rows: Vec<[u64; 2]> = (0..32).map(|_| [0, 1]).collect();
         t.op("r>r", "elect.sync %r0|%p, -1; vote.sync.ballot.b32 %r1, %p, -1; popc.b32 %r2, %r1; bfind.u32 %r3, %r1; setp.eq.u32 %q, %r3, %r0; selp.u32 %x, %r2, 0, %q;", &rows);
     });
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![shfl, vote, match_and_redux]
 }

@@ -1,6 +1,7 @@
 //! ISA: Data Movement and Conversion Instructions: cvt, mov.
 
 use crate::harness::{BF16, F16, F32, Rng, d, f, n, pair, suite, val};
+use libtest_mimic::Trial;
 
 const INF: u64 = 0x7f80_0000;
 const NINF: u64 = 0xff80_0000;
@@ -11,7 +12,6 @@ const MAX32: u64 = 0x7fff_ffff;
 const MIN64: u64 = 1 << 63;
 const ALL: u64 = 0xffff_ffff;
 
-#[test]
 fn float_to_integer() {
     suite("float_to_integer", |t| {
         let x: [f32; 10] = [0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 0.3, -0.3, 1.7, -1.7];
@@ -185,7 +185,6 @@ fn float_to_integer() {
     });
 }
 
-#[test]
 fn integer_to_float() {
     suite("integer_to_float", |t| {
         for (mode, up, neg) in [
@@ -287,7 +286,6 @@ fn integer_to_float() {
     });
 }
 
-#[test]
 fn integer_to_integer() {
     suite("integer_to_integer", |t| {
         t.op(
@@ -346,7 +344,6 @@ fn integer_to_integer() {
     });
 }
 
-#[test]
 fn float_to_float() {
     suite("float_to_float", |t| {
         for mode in ['n', 'z', 'm', 'p'] {
@@ -552,7 +549,6 @@ fn float_to_float() {
     });
 }
 
-#[test]
 fn moves() {
     suite("moves", |t| {
         // The first element of a vector is the least significant.
@@ -592,4 +588,14 @@ fn moves() {
             &[[0, n(-7), 0x7f]],
         );
     });
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![
+        float_to_integer,
+        integer_to_float,
+        integer_to_integer,
+        float_to_float,
+        moves
+    ]
 }

@@ -1,8 +1,9 @@
 //! ISA: Data Movement and Conversion Instructions: Asynchronous copy: cp.async,
 //! cp.async.commit_group, cp.async.wait_group / cp.async.wait_all, cp.async.mbarrier.arrive.
 
-use crate::harness::{suite, text};
-use ptx_emulator::{Access, Checks, FaultKind, LaunchConfig, Memory, Module, Params, Space};
+use crate::harness::{parse, suite, text};
+use libtest_mimic::Trial;
+use ptx_emulator::{Access, Checks, FaultKind, LaunchConfig, Memory, Params, Space};
 
 /// What lies at the destinations before a copy.
 const OLD: u64 = 0xeeee_eeee_eeee_eeee;
@@ -39,7 +40,6 @@ fn pending(access: Access) -> impl Fn(&FaultKind) -> bool {
     move |k| matches!(k, FaultKind::AsyncPending { access: a, .. } if *a == access)
 }
 
-#[test]
 fn sizes() {
     suite("copy sizes", |t| {
         // .ca copies 4, 8 or 16 bytes and .cg 16; prefetch sizes and policies are hints.
@@ -102,7 +102,6 @@ fn sizes() {
     });
 }
 
-#[test]
 fn zero_fill() {
     suite("copy zero fill", |t| {
         for (op, size) in [("ca", 4u32), ("ca", 8), ("ca", 16), ("cg", 16)] {
@@ -200,7 +199,6 @@ fn zero_fill() {
     });
 }
 
-#[test]
 fn bad_addresses() {
     suite("copy addresses", |t| {
         for (size, op) in [(4, "ca"), (8, "ca"), (16, "cg")] {
@@ -255,7 +253,6 @@ fn groups(n: u64) -> String {
     })
 }
 
-#[test]
 fn wait_group() {
     suite("wait_group", |t| {
         const K: u64 = 4;
@@ -309,7 +306,6 @@ fn wait_group() {
     });
 }
 
-#[test]
 fn groups_and_waits() {
     // Code after a copy of 16 bytes to `sm`, and whether the copy has landed after it.
     let rows = [
@@ -408,7 +404,6 @@ fn groups_and_waits() {
     });
 }
 
-#[test]
 fn without_checks() {
     suite("copies without checks", |t| {
         // What has not been waited for has not landed: the old bytes are read.
@@ -427,7 +422,7 @@ fn without_checks() {
         let src = source(2);
         let input = memory.upload(&src).expect("memory");
         let output = memory.alloc_zeroed(24).expect("memory");
-        Module::parse(&text("", &body))
+        parse(&text("", &body))
             .expect("parses")
             .launch(
                 &memory,
@@ -441,7 +436,6 @@ fn without_checks() {
     });
 }
 
-#[test]
 fn groups_of_threads() {
     suite("groups_of_threads", |t| {
         let src = source(64);
@@ -514,7 +508,6 @@ fn groups_of_threads() {
     });
 }
 
-#[test]
 fn pipeline() {
     suite("copy pipeline", |t| {
         // Three buffers per thread, two groups in flight: the sum of all steps.
@@ -576,7 +569,6 @@ fn init(count: u32) -> String {
     )
 }
 
-#[test]
 fn mbarrier_arrive() {
     suite("cp.async.mbarrier.arrive", |t| {
         let src = source(64);
@@ -666,4 +658,18 @@ fn mbarrier_arrive() {
             );
         }
     });
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![
+        sizes,
+        zero_fill,
+        bad_addresses,
+        wait_group,
+        groups_and_waits,
+        without_checks,
+        groups_of_threads,
+        pipeline,
+        mbarrier_arrive
+    ]
 }

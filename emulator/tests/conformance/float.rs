@@ -1,6 +1,7 @@
 //! ISA: Floating-Point Instructions.
 
 use crate::harness::{F32, Mode, Rng, d, f, suite, val};
+use libtest_mimic::Trial;
 
 /// "The canonical NaN": what f32 arithmetic returns for every NaN.
 pub const NAN: u64 = 0x7fff_ffff;
@@ -65,7 +66,6 @@ fn ftz(x: u64) -> u64 {
     if x & INF == 0 { x & NZERO } else { x }
 }
 
-#[test]
 fn rounding_by_hand() {
     suite("rounding_by_hand", |t| {
         let u = f(5.960_464_5e-8); // 2^-24: half a unit of 1.0
@@ -181,7 +181,6 @@ fn rounding_by_hand() {
     });
 }
 
-#[test]
 fn mul_all_modes() {
     suite("mul_all_modes", |t| {
         // The product of two f32 is exact in f64, so one rounding of it is the ISA's result.
@@ -204,7 +203,6 @@ fn mul_all_modes() {
     });
 }
 
-#[test]
 fn add_random() {
     suite("add_random", |t| {
         // Exponents within 2^28 of each other: the sum is exact in f64.
@@ -243,7 +241,6 @@ fn add_random() {
     });
 }
 
-#[test]
 fn ftz_and_sat() {
     suite("ftz_and_sat", |t| {
         t.op(
@@ -315,7 +312,6 @@ fn ftz_and_sat() {
     });
 }
 
-#[test]
 fn min_max() {
     suite("min_max", |t| {
         // One NaN: the other; two: canonical. "+0.0 > -0.0".
@@ -371,7 +367,6 @@ fn min_max() {
     });
 }
 
-#[test]
 fn abs_neg_copysign_testp() {
     suite("abs_neg_copysign_testp", |t| {
         t.op(
@@ -431,7 +426,6 @@ fn abs_neg_copysign_testp() {
     });
 }
 
-#[test]
 fn division_and_roots_rounded() {
     suite("division_and_roots_rounded", |t| {
         let third = 0x3eaa_aaab; // 1/3 is 0x3eaaaaaa.aaa...
@@ -636,7 +630,6 @@ fn approx(
     });
 }
 
-#[test]
 fn approximations() {
     suite("approximations", |t| {
         let p = |k: f64| f64::powf(2.0, k);
@@ -867,4 +860,17 @@ fn approximations() {
             &[[INF, huge, NAN]],
         );
     });
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![
+        rounding_by_hand,
+        mul_all_modes,
+        add_random,
+        ftz_and_sat,
+        min_max,
+        abs_neg_copysign_testp,
+        division_and_roots_rounded,
+        approximations
+    ]
 }

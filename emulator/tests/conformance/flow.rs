@@ -1,14 +1,14 @@
 //! ISA: Predicated Execution, Control Flow Instructions, Function Declarations and Definitions,
 //! Comparison and Selection Instructions, bar, bar.warp.sync, activemask, nanosleep, trap.
 
-use crate::harness::{HEADER, Rng, f, launch, n, suite, text};
-use ptx_emulator::{Fault, FaultKind, LaunchConfig, Memory, Module, Params};
+use crate::harness::{HEADER, Rng, f, launch, n, parse, suite, text};
+use libtest_mimic::Trial;
+use ptx_emulator::{Fault, FaultKind, LaunchConfig, Memory, Params};
 use std::fmt::Write;
 
 /// Stores `%r10` at the thread's output word.
 const OUT: &str = "mad.wide.u32 %rd20, %t, 8, %out; st.global.u32 [%rd20], %r10;\n";
 
-#[test]
 fn predicated_registers() {
     // With a = 12, b = 5 and x = 77: an instruction, and x if it is executed.
     let rows = [
@@ -127,7 +127,6 @@ fn predicated_registers() {
     });
 }
 
-#[test]
 fn predicated_stores() {
     // A store of %t + 1 where a word of 100 lies at [%r40] in shared, [%rd0] in global and [loc]
     // in local memory, and the word after it.
@@ -210,7 +209,6 @@ fn predicated_stores() {
     });
 }
 
-#[test]
 fn predicated_warp_instructions() {
     suite("predicated warp instructions", |t| {
         // Lanes whose predicate is off take no part.
@@ -245,7 +243,6 @@ fn predicated_warp_instructions() {
     });
 }
 
-#[test]
 fn setp_combinations() {
     suite("setp with boolean operators", |t| {
         // p = (a < b) op c and q = !(a < b) op c.
@@ -599,7 +596,6 @@ impl Writer {
     }
 }
 
-#[test]
 fn random_programs() {
     suite("divergence", |t| {
         let mut w = Writer {
@@ -649,7 +645,6 @@ fn random_programs() {
     });
 }
 
-#[test]
 fn branches() {
     suite("branches", |t| {
         let rows: [(&str, &dyn Fn(u64) -> u64); 10] = [
@@ -792,7 +787,7 @@ fn branches() {
 }
 
 fn launched(text: &str, threads: u32) -> Result<Vec<u64>, Box<Fault>> {
-    launch(&Module::parse(text).expect("parses"), threads, &[0], 64)
+    launch(&parse(text).expect("parses"), threads, &[0], 64)
 }
 
 /// A call of `name` with values from registers, and its result to a register.
@@ -806,7 +801,6 @@ fn call(name: &str, args: &[&str], result: &str) -> String {
     s + &format!("call.uni (ret0), {name}, ({list});\nld.param.b32 {result}, [ret0+0]; }}\n")
 }
 
-#[test]
 fn calls() {
     suite("calls", |t| {
         let functions = format!(
@@ -955,7 +949,6 @@ fn exchange(sync: &str) -> String {
     )
 }
 
-#[test]
 fn barriers() {
     suite("barriers", |t| {
         let want: Vec<u64> = (0..128u64).map(|i| 3 * (i ^ 33) + 1).collect();
@@ -1011,7 +1004,6 @@ fn barriers() {
     });
 }
 
-#[test]
 fn barrier_reductions() {
     suite("barrier reductions", |t| {
         // The predicate of thread t is bit t % 8 of a pattern; two parts of 64 threads.
@@ -1064,7 +1056,6 @@ fn barrier_reductions() {
     });
 }
 
-#[test]
 fn producer_and_consumer() {
     suite("bar.arrive", |t| {
         // ISA: bar: the producer waits on 0 and arrives on 1; the consumer the other way round.
@@ -1109,7 +1100,6 @@ fn producer_and_consumer() {
     });
 }
 
-#[test]
 fn barrier_faults() {
     suite("barrier faults", |t| {
         let misuse = |k: &FaultKind| matches!(k, FaultKind::BarrierMisuse { .. });
@@ -1163,7 +1153,6 @@ fn barrier_faults() {
     });
 }
 
-#[test]
 fn functions_of_a_module() {
     suite("module", |t| {
         // Kernels of one module share its functions.
@@ -1183,7 +1172,6 @@ fn functions_of_a_module() {
 }
 
 /// Lanes that parted meet again, though all that follows is a loop and the end of the kernel.
-#[test]
 fn lanes_meet_before_a_last_loop() {
     let text = format!(
         "{HEADER}.visible .entry k() {{
@@ -1199,7 +1187,7 @@ fn lanes_meet_before_a_last_loop() {
             ret;
         }}"
     );
-    let module = Module::parse(&text).expect("parses");
+    let module = parse(&text).expect("parses");
     let config = LaunchConfig::new(1, 32);
     let report = module
         .launch(&Memory::new(), "k", &config, Params::new().as_bytes())
@@ -1222,7 +1210,6 @@ fn lanes_meet_before_a_last_loop() {
 }
 
 /// Lanes that parted meet again, though some might have ended on the way.
-#[test]
 fn an_early_exit_does_not_keep_lanes_from_meeting() {
     let text = format!(
         "{HEADER}.visible .entry k() {{
@@ -1239,7 +1226,7 @@ fn an_early_exit_does_not_keep_lanes_from_meeting() {
             DIE: trap;
         }}"
     );
-    let module = Module::parse(&text).expect("parses");
+    let module = parse(&text).expect("parses");
     let config = LaunchConfig::new(1, 32);
     let report = module
         .launch(&Memory::new(), "k", &config, Params::new().as_bytes())
@@ -1255,4 +1242,23 @@ fn an_early_exit_does_not_keep_lanes_from_meeting() {
             t.same(after, &[counted], &[Some((1, 32))]);
         }
     });
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![
+        predicated_registers,
+        predicated_stores,
+        predicated_warp_instructions,
+        setp_combinations,
+        random_programs,
+        branches,
+        calls,
+        barriers,
+        barrier_reductions,
+        producer_and_consumer,
+        barrier_faults,
+        functions_of_a_module,
+        lanes_meet_before_a_last_loop,
+        an_early_exit_does_not_keep_lanes_from_meeting
+    ]
 }

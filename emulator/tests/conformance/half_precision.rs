@@ -1,6 +1,7 @@
 //! ISA: Half Precision Floating-Point Instructions, and the f16 and bf16 forms of ex2 and tanh.
 
 use crate::harness::{BF16, F16, Format, Rng, pair, suite};
+use libtest_mimic::Trial;
 
 /// The canonical NaN of both 16-bit formats.
 const NAN: u64 = 0x7fff;
@@ -56,7 +57,6 @@ fn squared() -> Vec<[u64; 2]> {
         .collect()
 }
 
-#[test]
 fn arithmetic_f16() {
     suite("arithmetic_f16", |t| {
         let v = |x| F16.decode(x);
@@ -195,7 +195,6 @@ fn arithmetic_f16() {
     });
 }
 
-#[test]
 fn arithmetic_bf16() {
     suite("arithmetic_bf16", |t| {
         let v = |x| BF16.decode(x);
@@ -292,7 +291,6 @@ fn arithmetic_bf16() {
     });
 }
 
-#[test]
 fn min_max() {
     suite("min_max", |t| {
         for (ty, one, nan) in [("f16", ONE, 0x7e00), ("bf16", BONE, 0x7fc0)] {
@@ -351,7 +349,6 @@ fn min_max() {
     });
 }
 
-#[test]
 fn ex2_and_tanh() {
     suite("ex2_and_tanh", |t| {
         t.op(
@@ -454,7 +451,6 @@ fn ex2_and_tanh() {
     });
 }
 
-#[test]
 fn comparison() {
     suite("comparison", |t| {
         t.op(
@@ -484,4 +480,14 @@ fn comparison() {
             &[[pair(ONE, 0x4000), pair(0x4000, ONE), pair(ONE, 0)]],
         );
     });
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![
+        arithmetic_f16,
+        arithmetic_bf16,
+        min_max,
+        ex2_and_tanh,
+        comparison
+    ]
 }

@@ -1,6 +1,7 @@
 //! Runs a snippet of PTX once per row of a table, one thread per row, and compares.
 
-use ptx_emulator::{Fault, FaultKind, LaunchConfig, Memory, Module, Params};
+use crate::coverage;
+use ptx_emulator::{Fault, FaultKind, LaunchConfig, Memory, Module, Params, ParseError};
 use std::fmt::Write;
 
 /// Module header of every test.
@@ -9,7 +10,6 @@ pub const HEADER: &str = ".version 8.6\n.target sm_90a\n.address_size 64\n";
 /// Collects the failures of one test, so that a run shows all of them.
 pub struct Suite {
     failures: Vec<String>,
-    snippets: usize,
     cases: usize,
 }
 
@@ -17,11 +17,9 @@ pub struct Suite {
 pub fn suite(name: &str, test: impl FnOnce(&mut Suite)) {
     let mut s = Suite {
         failures: Vec::new(),
-        snippets: 0,
         cases: 0,
     };
     test(&mut s);
-    println!("{name}: {} snippets, {} cases", s.snippets, s.cases);
     assert!(s.cases > 0, "{name} checked nothing");
     assert!(
         s.failures.is_empty(),
@@ -82,7 +80,6 @@ impl Suite {
         rows: &[[u64; N]],
         judge: impl Fn(&[u64; N], &[u64]) -> Option<String>,
     ) {
-        self.snippets += 1;
         self.cases += rows.len();
         match table(sig, "", code, rows) {
             Err(e) => self.failures.push(format!("`{code}`: {e}")),
@@ -99,7 +96,6 @@ impl Suite {
 
     /// Compares the outputs of a whole kernel.
     pub fn same<T: PartialEq + std::fmt::Debug>(&mut self, what: &str, got: &[T], want: &[T]) {
-        self.snippets += 1;
         self.cases += want.len();
         if got.len() != want.len() {
             self.failures
@@ -122,10 +118,9 @@ impl Suite {
         inputs: &[u64],
         kind: impl Fn(&FaultKind) -> bool,
     ) {
-        self.snippets += 1;
         self.cases += 1;
         let line = marked(text);
-        let failure = match Module::parse(text).map(|m| launch(&m, threads, inputs, 2048)) {
+        let failure = match parse(text).map(|m| launch(&m, threads, inputs, 2048)) {
             Err(e) => e.to_string(),
             Ok(Ok(_)) => "no fault".to_owned(),
             Ok(Err(f)) if !kind(&f.kind) || f.place.ptx_line != line => {
@@ -139,15 +134,12 @@ impl Suite {
     /// The kernel of `text` must run and its first output words be `want`, in several schedules.
     pub fn runs(&mut self, what: &str, text: &str, threads: u32, inputs: &[u64], want: &[u64]) {
         for seed in 0..3 {
-            let got = Module::parse(text)
-                .map_err(|e| e.to_string())
-                .and_then(|m| {
-                    scheduled(&m, threads, inputs, want.len(), seed).map_err(|e| e.to_string())
-                });
+            let got = parse(text).map_err(|e| e.to_string()).and_then(|m| {
+                scheduled(&m, threads, inputs, want.len(), seed).map_err(|e| e.to_string())
+            });
             match got {
                 Ok(got) => self.same(what, &got, want),
                 Err(e) => {
-                    self.snippets += 1;
                     self.cases += 1;
                     self.failures.push(format!("{what}: {e}"));
                 }
@@ -240,8 +232,15 @@ pub fn kernel(
     outputs: usize,
 ) -> Result<Vec<u64>, String> {
     let text = text(decls, body);
-    let module = Module::parse(&text).map_err(|e| format!("{e}\n{text}"))?;
+    let module = parse(&text).map_err(|e| format!("{e}\n{text}"))?;
     launch(&module, threads, inputs, outputs).map_err(|e| e.to_string())
+}
+
+/// The module of a text, whose instructions count as run.
+pub fn parse(text: &str) -> Result<Module, ParseError> {
+    let module = Module::parse(text)?;
+    coverage::record(text, &module);
+    Ok(module)
 }
 
 /// Launches the kernel `k` of a module.

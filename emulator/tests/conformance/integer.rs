@@ -1,6 +1,7 @@
 //! ISA: Integer Arithmetic Instructions, Extended-Precision Integer Arithmetic Instructions.
 
 use crate::harness::{Rng, n, suite};
+use libtest_mimic::Trial;
 
 const MIN32: u64 = 0x8000_0000;
 const MAX32: u64 = 0x7fff_ffff;
@@ -11,7 +12,6 @@ fn s(x: u64) -> i64 {
     i64::from(x as u32 as i32)
 }
 
-#[test]
 fn add_sub() {
     suite("add_sub", |t| {
         // Wraps without .sat; .sat clamps to MININT..MAXINT and is only for .s32.
@@ -75,7 +75,6 @@ fn add_sub() {
     });
 }
 
-#[test]
 fn carry_chains() {
     suite("carry_chains", |t| {
         // add.cc sets CC.CF to the carry out; addc adds it and, with .cc, sets it again.
@@ -129,7 +128,6 @@ fn carry_chains() {
     });
 }
 
-#[test]
 fn mul_mad() {
     suite("mul_mad", |t| {
         let mut rng = Rng(2);
@@ -254,7 +252,6 @@ fn mul_mad() {
     });
 }
 
-#[test]
 fn div_rem() {
     suite("div_rem", |t| {
         // div truncates; the sign of rem is the dividend's, so that a = b*q + r.
@@ -310,7 +307,6 @@ fn div_rem() {
     });
 }
 
-#[test]
 fn min_max_sad() {
     suite("min_max_sad", |t| {
         t.op(
@@ -357,7 +353,6 @@ fn min_max_sad() {
     });
 }
 
-#[test]
 fn bit_counting() {
     suite("bit_counting", |t| {
         t.op(
@@ -414,7 +409,6 @@ fn bit_counting() {
     });
 }
 
-#[test]
 fn bit_fields() {
     suite("bit_fields", |t| {
         // The loop of the section "bfe", bit by bit.
@@ -526,7 +520,6 @@ fn bit_fields() {
     });
 }
 
-#[test]
 fn dot_products() {
     suite("dot_products", |t| {
         // dp4a: four byte products added to c; dp2a takes two bytes of b by .lo or .hi.
@@ -572,4 +565,17 @@ fn dot_products() {
             &[[0x8000_0001, 0x0000_80ff, 0, n(32768 * 128 - 1)]],
         );
     });
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![
+        add_sub,
+        carry_chains,
+        mul_mad,
+        div_rem,
+        min_max_sad,
+        bit_counting,
+        bit_fields,
+        dot_products
+    ]
 }

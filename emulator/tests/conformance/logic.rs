@@ -1,11 +1,11 @@
 //! ISA: Logic and Shift Instructions, Comparison and Selection Instructions, prmt.
 
 use crate::harness::{Rng, d, f, n, suite};
+use libtest_mimic::Trial;
 
 const ALL: u64 = 0xffff_ffff;
 const NAN: u64 = 0x7fc0_0000;
 
-#[test]
 fn bitwise() {
     suite("bitwise", |t| {
         t.op(
@@ -86,7 +86,6 @@ fn bitwise() {
     });
 }
 
-#[test]
 fn shifts() {
     suite("shifts", |t| {
         // Amounts above the width are clamped to it.
@@ -148,7 +147,6 @@ fn shifts() {
     });
 }
 
-#[test]
 fn prmt() {
     suite("prmt", |t| {
         // Bytes 7..4 are b, 3..0 are a. Bit 3 of a selector replicates the byte's sign.
@@ -183,7 +181,6 @@ fn prmt() {
     });
 }
 
-#[test]
 fn setp() {
     suite("setp", |t| {
         let rows = [
@@ -322,7 +319,6 @@ fn setp() {
     });
 }
 
-#[test]
 fn selection() {
     suite("selection", |t| {
         t.op(
@@ -368,4 +364,8 @@ fn selection() {
             &[[1, 2, ALL, 2], [1, 2, 0, 1]],
         );
     });
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![bitwise, shifts, prmt, setp, selection]
 }

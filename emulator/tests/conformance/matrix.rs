@@ -4,6 +4,7 @@
 //! groupID = %laneid >> 2, threadID_in_group = %laneid % 4.
 
 use crate::harness::{BF16, F16, Format, Rng, f, kernel, suite, val};
+use libtest_mimic::Trial;
 use std::collections::HashSet;
 
 /// Stores 16 bytes per thread at `sm`, thread t at 16 t, from the two input words per thread.
@@ -25,7 +26,6 @@ fn rows() -> Vec<u64> {
         .collect()
 }
 
-#[test]
 fn ldmatrix() {
     suite("ldmatrix", |t| {
         for (num, regs) in [(1, "%r0"), (2, "%r0, %r1"), (4, "%r0, %r1, %r2, %r3")] {
@@ -63,7 +63,6 @@ fn ldmatrix() {
     });
 }
 
-#[test]
 fn stmatrix_and_movmatrix() {
     suite("stmatrix_and_movmatrix", |t| {
         for trans in [false, true] {
@@ -232,7 +231,6 @@ fn mma(
     out
 }
 
-#[test]
 fn fragments_are_bijections() {
     for k in [8u64, 16] {
         let all = |per: u64, at: &dyn Fn(u64, u64) -> (u64, u64)| -> HashSet<(u64, u64)> {
@@ -247,7 +245,6 @@ fn fragments_are_bijections() {
     }
 }
 
-#[test]
 fn mma_layouts() {
     suite("mma_layouts", |t| {
         for k in [8, 16] {
@@ -308,7 +305,6 @@ fn mma_layouts() {
     });
 }
 
-#[test]
 fn mma_products() {
     suite("mma_products", |t| {
         for k in [8, 16] {
@@ -408,4 +404,14 @@ fn check_fractions(t: &mut crate::harness::Suite, k: u64, kind: &str, fmt: Forma
         })
         .collect();
     t.same(&format!("{kind} k{k} fractions"), &good, &[true; 128]);
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![
+        ldmatrix,
+        stmatrix_and_movmatrix,
+        fragments_are_bijections,
+        mma_layouts,
+        mma_products
+    ]
 }

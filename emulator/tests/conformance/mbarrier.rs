@@ -1,8 +1,9 @@
 //! ISA: Parallel Synchronization and Communication Instructions: mbarrier, its contents, phases,
 //! tx-count, arrive-on operation, and mbarrier.init to mbarrier.pending_count.
 
-use crate::harness::{Rng, Suite, launch, suite, text};
-use ptx_emulator::{FaultKind, Module, Space};
+use crate::harness::{Rng, Suite, launch, parse, suite, text};
+use libtest_mimic::Trial;
+use ptx_emulator::{FaultKind, Space};
 
 const MB: &str = ".shared .align 8 .b64 mb; .shared .align 8 .b64 mc[32];";
 const ARRIVE: &str = "mbarrier.arrive.shared.b64 %rd8, [mb];";
@@ -42,7 +43,6 @@ fn phase(t: &mut Suite, count: u32, code: &str, phase: u64) {
     );
 }
 
-#[test]
 fn arrivals() {
     suite("mbarrier arrivals", |t| {
         // A phase is complete when its pending count is zero; the next one starts with the count
@@ -246,7 +246,6 @@ fn arrivals() {
     });
 }
 
-#[test]
 fn waits() {
     suite("mbarrier waits", |t| {
         // test_wait and try_wait, by state and by parity.
@@ -259,6 +258,7 @@ fn waits() {
             "try_wait.shared.b64 %p, [mb], %rd8",
             "try_wait.shared::cta.b64 %p, [mb], %rd8, 1000",
             "try_wait.acquire.cluster.shared::cta.b64 %p, [mb], %rd8, %r2",
+            "try_wait.relaxed.cta.shared::cta.b64 %p, [mb], %rd8",
             "try_wait.parity.shared.b64 %p, [mb], %r1",
             "try_wait.parity.shared::cta.b64 %p, [mb], %r1, %r2",
             "try_wait.parity.acquire.cta.shared::cta.b64 %p, [mb], %r1, 20",
@@ -316,7 +316,6 @@ fn waits() {
     });
 }
 
-#[test]
 fn states() {
     suite("mbarrier states", |t| {
         // pending_count: the count before the arrive-on operation that gave the state.
@@ -395,7 +394,6 @@ impl Object {
     }
 }
 
-#[test]
 fn random_histories() {
     suite("mbarrier histories", |t| {
         let mut rng = Rng(11);
@@ -488,7 +486,6 @@ fn random_histories() {
     });
 }
 
-#[test]
 fn producers_and_consumers() {
     suite("mbarrier pipeline", |t| {
         // Warps 0 and 1 fill two buffers in turn, warps 2 and 3 read them: full[b] and empty[b] at
@@ -526,7 +523,7 @@ fn producers_and_consumers() {
             if rounds > 2 {
                 // A consumer that does not say that a buffer is empty stops all.
                 let stuck = body.replace("mbarrier.arrive.shared.b64 _, [%r7+16];", "");
-                let fault = Module::parse(&stuck)
+                let fault = parse(&stuck)
                     .map(|m| launch(&m, 128, &[0], 64))
                     .expect("parses")
                     .expect_err("deadlock");
@@ -540,7 +537,6 @@ fn producers_and_consumers() {
     });
 }
 
-#[test]
 fn misuse() {
     suite("mbarrier misuse", |t| {
         let misuse = |k: &FaultKind| matches!(k, FaultKind::MbarrierMisuse(_));
@@ -660,7 +656,6 @@ fn misuse() {
 
 /// `try_wait` may give up before it sees a phase that another warp completed; `test_wait` and a warp that
 /// knows of the completion may not.
-#[test]
 fn late_completions() {
     suite("mbarrier late completions", |t| {
         let run = |wait: &str, knows: bool, seed| {
@@ -687,7 +682,7 @@ fn late_completions() {
                 if knows { flag } else { "" },
                 observe(0, "%p")
             );
-            let module = Module::parse(&text(MB, &body)).expect("parses");
+            let module = parse(&text(MB, &body)).expect("parses");
             let memory = ptx_emulator::Memory::new();
             let out = memory.alloc_zeroed(8).expect("memory");
             let params = ptx_emulator::Params::new().arg(out).arg(out);
@@ -706,4 +701,16 @@ fn late_completions() {
             &[true],
         );
     });
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![
+        arrivals,
+        waits,
+        states,
+        random_histories,
+        producers_and_consumers,
+        misuse,
+        late_completions
+    ]
 }

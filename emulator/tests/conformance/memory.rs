@@ -1,9 +1,9 @@
 //! ISA: ld, st, ld.param, cvta, isspacep, State Spaces, Variables.
 
-use crate::harness::{HEADER, f, kernel, launch, n, suite};
-use ptx_emulator::{LaunchConfig, Memory, Module, Params};
+use crate::harness::{HEADER, f, kernel, launch, n, parse, suite};
+use libtest_mimic::Trial;
+use ptx_emulator::{LaunchConfig, Memory, Params};
 
-#[test]
 fn extension_and_truncation() {
     suite("extension_and_truncation", |t| {
         // ld: .s extends the sign and .u zeros to the register's width; st takes the low bits.
@@ -34,7 +34,6 @@ fn extension_and_truncation() {
     });
 }
 
-#[test]
 fn vectors() {
     suite("vectors", |t| {
         let x = 0x4444_3333_2222_1111u64;
@@ -103,7 +102,6 @@ fn vectors() {
     });
 }
 
-#[test]
 fn generic_addresses() {
     suite("generic_addresses", |t| {
         let decls = ".global .u32 g = 5;\n.const .u32 c = 6;";
@@ -145,7 +143,6 @@ fn generic_addresses() {
     });
 }
 
-#[test]
 fn variables() {
     suite("variables", |t| {
         // ISA: Initializers. Aggregates are filled with zeros; addresses may be initialisers,
@@ -226,7 +223,7 @@ fn variables() {
             mov.u32 %r6, %dynamic_smem_size; st.global.u32 [%rd1+40], %r6;
             ret; }}"
         );
-        let module = Module::parse(&text).expect("parses");
+        let module = parse(&text).expect("parses");
         let memory = Memory::new();
         let out = memory.alloc_zeroed(48).expect("memory");
         let params = Params::new().arg(0u64).arg(out);
@@ -246,7 +243,6 @@ fn variables() {
     });
 }
 
-#[test]
 fn parameters() {
     suite("parameters", |t| {
         let text = format!(
@@ -262,7 +258,7 @@ fn parameters() {
             ld.param.u32 %r9, [last]; st.global.u32 [%rd1+48], %r9;
             ret; }}"
         );
-        let module = Module::parse(&text).expect("parses");
+        let module = parse(&text).expect("parses");
         let memory = Memory::new();
         let out = memory.alloc_zeroed(56).expect("memory");
         let bytes: Vec<u8> = (0..20).collect();
@@ -319,7 +315,7 @@ fn parameters() {
             st.global.u32 [%rd2+4], %r23;
             ret; }}"
         );
-        let module = Module::parse(&text).expect("parses");
+        let module = parse(&text).expect("parses");
         let memory = Memory::new();
         let out = memory.alloc_zeroed(12 * 40 * 8).expect("memory");
         let params = Params::new().arg(0u64).arg(out);
@@ -339,7 +335,6 @@ fn parameters() {
     });
 }
 
-#[test]
 fn module_variables_from_the_host() {
     suite("module_variables", |t| {
         let decls = ".visible .global .u32 counter = 41;";
@@ -347,7 +342,7 @@ fn module_variables_from_the_host() {
             decls,
             "ld.global.u32 %r0, [counter]; add.u32 %r0, %r0, 1; st.global.u32 [counter], %r0;",
         );
-        let module = Module::parse(&text).expect("parses");
+        let module = parse(&text).expect("parses");
         let memory = Memory::new();
         let params = Params::new().arg(0u64).arg(0u64);
         for _ in 0..2 {
@@ -369,4 +364,15 @@ fn module_variables_from_the_host() {
         let got = launch(&module, 1, &[0], 1).map(|_| 1).expect("runs");
         t.same("again", &[got], &[1]);
     });
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![
+        extension_and_truncation,
+        vectors,
+        generic_addresses,
+        variables,
+        parameters,
+        module_variables_from_the_host
+    ]
 }

@@ -1,11 +1,20 @@
 //! What the emulator does not know is an error that names the instruction and its line, never a
 //! guess; text that is not well formed is an error with its line.
 
-use crate::harness::{HEADER, launch, marked, suite, text};
+use crate::harness::{HEADER, launch, marked, parse, suite, text};
+use libtest_mimic::Trial;
 use ptx_emulator::{Fault, FaultKind, LaunchConfig, Memory, Module, Params};
 
 /// Instructions that are PTX, but not for this emulator.
 const FOREIGN: &[&str] = &[
+    // Packed integers and mixed precision.
+    "add.u16x2 %r0, %r1, %r2;",
+    "min.s16x2 %r0, %r1, %r2;",
+    "max.relu.s32 %r0, %r1, %r2;",
+    "add.rn.f32x2 %rd0, %rd1, %rd2;",
+    "add.f32.f16 %r0, %h0, %r1;",
+    "sub.rn.f32.bf16 %r0, %h0, %r1;",
+    "fma.rn.f32.f16 %r0, %h0, %h1, %r1;",
     // Textures and surfaces.
     "tex.2d.v4.f32.s32 {%r0, %r1, %r2, %r3}, [image, {%r4, %r5}];",
     "tld4.r.2d.v4.f32.f32 {%r0, %r1, %r2, %r3}, [image, {%r4, %r5}];",
@@ -232,7 +241,7 @@ const WRONG: &[&str] = &[
 
 /// What a launch answers, which is what `check` answers.
 fn fault(text: &str) -> Result<Box<Fault>, String> {
-    let module = Module::parse(text).map_err(|e| e.to_string())?;
+    let module = parse(text).map_err(|e| e.to_string())?;
     let Err(fault) = launch(&module, 1, &[0], 1) else {
         return Err("it runs".to_owned());
     };
@@ -254,7 +263,6 @@ fn names(f: &Fault, instruction: &str, line: u32) -> bool {
         && f.to_string().contains(written)
 }
 
-#[test]
 fn unknown_instructions() {
     suite("unknown instructions", |t| {
         for (i, instruction) in FOREIGN.iter().chain(WRONG).enumerate() {
@@ -285,7 +293,6 @@ fn line_of(code: &str) -> Option<u32> {
     }
 }
 
-#[test]
 fn lines() {
     suite("lines", |t| {
         let bad = "frobnicate.u32 %r0;";
@@ -434,7 +441,6 @@ fn lines() {
     });
 }
 
-#[test]
 fn other_kernels_run() {
     suite("other kernels", |t| {
         // A kernel with something unknown does not keep the others of its module from running.
@@ -443,7 +449,7 @@ fn other_kernels_run() {
             "mov.u64 %rd0, 4; st.global.u64 [%out], %rd0;",
         );
         t.runs("the good one", &text, 1, &[0], &[4]);
-        let module = Module::parse(&text).expect("parses");
+        let module = parse(&text).expect("parses");
         let answers = [
             module.check("k").is_ok(),
             module.check("other").is_err(),
@@ -461,7 +467,6 @@ fn other_kernels_run() {
     });
 }
 
-#[test]
 fn malformed_text() {
     // What is wrong, a text with `// BAD` at its line, and a word of the message.
     let rows = [
@@ -634,7 +639,7 @@ fn malformed_text() {
                 let text = format!("{HEADER}{before}{code}");
                 let line = marked(&text);
                 assert!(line > 3 + lines, "{what}");
-                let got = match Module::parse(&text) {
+                let got = match parse(&text) {
                     Err(e) if e.line == line && e.message.contains(word) => "named".to_owned(),
                     Err(e) => format!("not line {line}: {e}"),
                     Ok(_) => "parses".to_owned(),
@@ -646,12 +651,21 @@ fn malformed_text() {
         let text = format!(
             "{HEADER}.func f() {{ A: ret; }}\n.entry k() {{ A: {{ A: {{ A: }} }} {{ A: }} ret; }}"
         );
-        t.same("labels of blocks", &[Module::parse(&text).is_ok()], &[true]);
+        t.same("labels of blocks", &[parse(&text).is_ok()], &[true]);
         // Nesting without end is an error, and not a crash.
         for open in ["{", "mov.b64 {", "mov.b64 {{{{", "ld.u32 (", "mov.u32 x|"] {
             let text = format!("{HEADER}.entry k() {{\n{}", open.repeat(100_000));
-            let line = Module::parse(&text).map_err(|e| e.line).err();
+            let line = parse(&text).map_err(|e| e.line).err();
             t.same("nesting", &[line], &[Some(5)]);
         }
     });
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![
+        unknown_instructions,
+        lines,
+        other_kernels_run,
+        malformed_text
+    ]
 }

@@ -2,11 +2,12 @@
 //! types, operands, scales, transposes), register fragments, matrix layouts in shared memory,
 //! wgmma.fence, wgmma.commit_group, wgmma.wait_group; and setmaxnreg.
 
+use libtest_mimic::Trial;
 use std::fmt::Write;
 
-use crate::harness::{HEADER, Rng, Suite, suite};
+use crate::harness::{HEADER, Rng, Suite, parse, suite};
 use half::{bf16, f16};
-use ptx_emulator::{Fault, FaultKind, LaunchConfig, Memory, Module, Params};
+use ptx_emulator::{Fault, FaultKind, LaunchConfig, Memory, Params};
 
 /// One instruction and the layout of its operands.
 #[derive(Clone, Copy, Debug)]
@@ -283,7 +284,7 @@ fn run(
     acc: &[u32],
     seed: u64,
 ) -> Result<Vec<u32>, String> {
-    let module = Module::parse(text).map_err(|e| format!("{e}\n{text}"))?;
+    let module = parse(text).map_err(|e| format!("{e}\n{text}"))?;
     let memory = Memory::new();
     let params = Params::new()
         .arg(memory.upload(shared).expect("memory"))
@@ -297,7 +298,6 @@ fn run(
     Ok(memory.download(out, acc.len()).expect("memory"))
 }
 
-#[test]
 fn shapes_and_types() {
     suite("wgmma shapes", |t| {
         for n in (8..=256).step_by(8) {
@@ -334,7 +334,6 @@ fn shapes_and_types() {
     });
 }
 
-#[test]
 fn layouts() {
     suite("wgmma layouts", |t| {
         for span in [16, 32, 64, 128] {
@@ -366,7 +365,6 @@ fn layouts() {
     });
 }
 
-#[test]
 fn scales() {
     suite("wgmma scales", |t| {
         for negate in [[false, false], [true, false], [false, true], [true, true]] {
@@ -425,12 +423,11 @@ const COMMIT: &str = "wgmma.commit_group.sync.aligned;";
 const WAIT: &str = "wgmma.wait_group.sync.aligned 0;";
 
 fn launch(text: &str, threads: u32, seed: u64) -> Result<(), Box<Fault>> {
-    let module = Module::parse(text).expect("parses");
+    let module = parse(text).expect("parses");
     let config = LaunchConfig::new(1, threads).seed(seed);
     module.launch(&Memory::new(), "k", &config, &[]).map(|_| ())
 }
 
-#[test]
 fn registers_in_flight() {
     let end = format!("{COMMIT} {WAIT}");
     let other_n = "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {%d0, %d1, %d2, %d3, %d4, %d5, %d6, %d7}, %a, %b, %p, 1, 1, 0, 0;";
@@ -570,7 +567,6 @@ fn registers_in_flight() {
     });
 }
 
-#[test]
 fn warpgroups() {
     let mma = format!("{FENCE} {MMA} {COMMIT} {WAIT}");
     let rows: &[(&str, u32, String, Option<&str>)] = &[
@@ -599,7 +595,7 @@ fn warpgroups() {
     suite("warpgroups", |t| {
         for (what, threads, code, want) in rows {
             for seed in 0..8 {
-                let module = Module::parse(&body(code)).expect("parses");
+                let module = parse(&body(code)).expect("parses");
                 let config = LaunchConfig::new(1, *threads).seed(seed).registers(168);
                 let found = module.launch(&Memory::new(), "k", &config, &[]);
                 let found = found.err().map(|f| f.to_string());
@@ -616,4 +612,14 @@ fn warpgroups() {
             }
         }
     });
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![
+        shapes_and_types,
+        layouts,
+        scales,
+        registers_in_flight,
+        warpgroups
+    ]
 }

@@ -12,7 +12,7 @@ use ptx_emulator::{Class, Report};
 
 pub use compare::Compared;
 
-use crate::emulator::{Emulated, OnEmulator, Planner};
+use crate::emulator::{Emulated, HOPPER, OnEmulator, Planner};
 use crate::paged::Paged;
 use crate::problem::Problem;
 use crate::{Case, SlopeKind, UNTOUCHED};
@@ -28,6 +28,8 @@ pub enum Path {
     CpuRadii,
     /// The prefill kernels under the emulator; from a cache with radii too, wherever results are compared.
     Prefill,
+    /// Those of compute capability 9.0, wherever they take the call.
+    Hopper,
     /// The kernels for decoding under the emulator, with radii that the cache keeps.
     Decode,
 }
@@ -65,7 +67,7 @@ impl Path {
     /// Of keys, in a call with a head dimension of 64 at most, and no more than 64 rows.
     pub fn tile(self) -> usize {
         match self {
-            Self::CpuFew | Self::Cpu | Self::CpuRadii => 128,
+            Self::CpuFew | Self::Cpu | Self::CpuRadii | Self::Hopper => 128,
             Self::Prefill | Self::Decode => 64,
         }
     }
@@ -197,7 +199,7 @@ impl<T: OnEmulator> Probe<T> {
                 self.keep_radii();
                 on_cpu(&attention, &self.paged.inputs())
             }
-            Path::Prefill => self.prefill(horizon, false),
+            Path::Prefill | Path::Hopper => self.prefill(horizon, false),
             Path::Decode => {
                 self.keep_radii();
                 let splits = self.splits;
@@ -221,10 +223,18 @@ impl<T: OnEmulator> Probe<T> {
     /// By the prefill kernels.
     pub fn prefill(&self, horizon: Horizon, paged: bool) -> Found<T> {
         let attention = self.case.attention().with_horizon(horizon).unwrap();
-        let emulated = self.on_emulator(&attention, paged, &Plan::prefill);
+        let on_hopper = self.path == Path::Hopper;
+        let planner = move |attention: &Attention, call: &Call, device: &Device| {
+            Plan::prefill(attention, call, if on_hopper { &HOPPER } else { device })
+        };
+        let emulated = self.on_emulator(&attention, paged, &planner);
+        let kernels = kernels(&emulated.reports);
+        let by_wgmma = kernels.iter().any(|kernel| kernel.starts_with("wgmma"));
+        let expected = on_hopper && attention.scale() > 0.0;
+        assert_eq!(by_wgmma, expected, "{kernels:?}");
         Found {
             computed: emulated.tiles.chunks(2).map(|tiles| tiles[0]).sum(),
-            kernels: kernels(&emulated.reports),
+            kernels,
             out: emulated.attended.out,
             lse: emulated.attended.lse,
         }

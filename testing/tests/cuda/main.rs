@@ -12,6 +12,7 @@ mod device;
 
 mod cache;
 mod decode;
+mod devices;
 mod driver_calls;
 mod errors;
 mod layer;
@@ -62,6 +63,7 @@ fn test() -> ExitCode {
         decode::trials(),
         cache::trials(),
         driver_calls::trials(),
+        devices::trials(),
     ];
     libtest_mimic::run(&arguments, modules.into_iter().flatten().collect()).exit_code()
 }

@@ -39,8 +39,6 @@ missing! {
     cuMemPoolSetAttribute
     cuMemPoolTrimTo
     cuMemPrefetchAsync_v2
-    cuOccupancyMaxPotentialBlockSize
-    cuOccupancyMaxPotentialBlockSizeWithFlags
     cuProfilerStart
     cuProfilerStop
     cuStreamAttachMemAsync

@@ -8,6 +8,7 @@ mod launches;
 mod tensor_maps;
 
 use std::env;
+use std::ffi::c_int;
 use std::process::Output;
 use std::sync::Arc;
 
@@ -219,6 +220,29 @@ fn occupancy_is_limited_by_threads_blocks_and_shared_memory() {
                 function.occupancy_max_active_blocks_per_multiprocessor(threads, shared, None);
             assert_eq!(found.unwrap(), of_device(expected), "{threads} {shared}");
         }
+        // The largest block of those that keep most threads busy, and as many as the device holds.
+        extern "C" fn none(_: c_int) -> usize {
+            0
+        }
+        extern "C" fn one_a_warp(threads: c_int) -> usize {
+            (threads as usize / 32) << 10
+        }
+        let best =
+            |bytes_of, limit| function.occupancy_max_potential_block_size(bytes_of, 0, limit, None);
+        let (threads, blocks) = of_device([
+            (1024, 2 * 108),
+            (768, 2 * 84),
+            (768, 2 * 128),
+            (1024, 2 * 132),
+            (768, 2 * 170),
+        ]);
+        assert_eq!(best(none, 0).unwrap(), (blocks, threads));
+        assert_eq!(best(none, 5000).unwrap(), (blocks, threads));
+        let blocks = of_device([16 * 108, 12 * 84, 12 * 128, 16 * 132, 12 * 170]);
+        assert_eq!(best(none, 128).unwrap(), (blocks, 128));
+        assert_eq!(best(none, 20).unwrap().1, 20);
+        // A KiB for each warp: 64 warps of 164 or 228 KiB, 48 of 100.
+        assert_eq!(best(one_a_warp, 0).unwrap().1, threads);
         let available = |blocks, threads| {
             context.bind_to_thread().unwrap();
             function.occupancy_available_dynamic_smem_per_block(blocks, threads)

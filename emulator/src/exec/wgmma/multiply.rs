@@ -131,7 +131,7 @@ pub(super) fn multiply(
     }
     if let Some(seed) = regs.perturb {
         for (s, m) in sums.iter_mut().zip(magnitudes) {
-            *s = perturb_sum(*s, m, seed);
+            *s = perturb_sum(*s, m, op.acc_f16, seed);
         }
     }
     for (i, &w) in op.d.iter().enumerate() {

@@ -1,6 +1,8 @@
 //! Fragment layouts of `mma.sync`, written out from the ISA's tables, shape by shape.
 
-use ptx_emulator::{LaunchConfig, Memory, Module, Params};
+use crate::harness::{parse, suite};
+use libtest_mimic::Trial;
+use ptx_emulator::{LaunchConfig, Memory, Params};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Element {
@@ -143,7 +145,6 @@ fn kernel(s: &Shape, na: usize, nb: usize, nc: usize) -> String {
     )
 }
 
-#[test]
 fn layouts() {
     for s in shapes() {
         let per = 32 / s.element.bits();
@@ -194,7 +195,7 @@ fn layouts() {
         );
         let memory = Memory::new();
         let p = memory.upload(&words).unwrap();
-        let module = Module::parse(&kernel(&s, na, nb, nc)).unwrap();
+        let module = parse(&kernel(&s, na, nb, nc)).unwrap();
         module
             .launch(
                 &memory,
@@ -228,12 +229,11 @@ fn layouts() {
     }
 }
 
-#[test]
 fn a_warp_with_lanes_missing_cannot_multiply() {
     let s = &shapes()[0];
     let memory = Memory::new();
     let p = memory.alloc_zeroed(1 << 14).unwrap();
-    let module = Module::parse(&kernel(s, 4, 2, 4)).unwrap();
+    let module = parse(&kernel(s, 4, 2, 4)).unwrap();
     let f = module
         .launch(
             &memory,
@@ -243,4 +243,40 @@ fn a_warp_with_lanes_missing_cannot_multiply() {
         )
         .unwrap_err();
     assert!(f.to_string().contains("all 32 lanes"), "{f}");
+}
+
+/// Sums of integers wrap, or with `.satfinite` stop at the ends of their range.
+fn saturation() {
+    suite("mma of integers at the ends", |t| {
+        for (modifier, want) in [("", i32::MIN + 15), (".satfinite", i32::MAX)] {
+            let name = format!("m16n8k16.row.col{modifier}.s32.s8.s8.s32");
+            let text = kernel(&shapes()[8], 2, 1, 4);
+            let text = text.replace("m16n8k16.row.col.s32.s8.s8.s32", &name);
+            let memory = Memory::new();
+            // All elements are 1, all accumulators the largest number.
+            let words: Vec<i32> = (0..11 * 32)
+                .map(|i| if i < 3 * 32 { 0x0101_0101 } else { i32::MAX })
+                .collect();
+            let p = memory.upload(&words).expect("memory");
+            parse(&text)
+                .expect("parses")
+                .launch(
+                    &memory,
+                    "k",
+                    &LaunchConfig::new(1, 32),
+                    Params::new().arg(p).as_bytes(),
+                )
+                .unwrap_or_else(|f| panic!("{f}"));
+            let got: Vec<i32> = memory.download(p.offset(7 * 128), 4 * 32).expect("memory");
+            t.same(&name, &got, &[want; 128]);
+        }
+    });
+}
+
+pub fn trials() -> Vec<Trial> {
+    trials![
+        layouts,
+        a_warp_with_lanes_missing_cannot_multiply,
+        saturation
+    ]
 }
