@@ -22,7 +22,7 @@ enum Memory<'a, T> {
 
 impl<'a, T> Pools<'a, T> {
     /// Pools in buffers of their own.
-    pub(crate) fn new(k_pages: ViewMut<'a, T>, v_pages: ViewMut<'a, T>) -> Self {
+    pub(crate) fn new<'k: 'a, 'v: 'a>(k_pages: ViewMut<'k, T>, v_pages: ViewMut<'v, T>) -> Self {
         let parts = [k_pages.layout, v_pages.layout].map(|layout| Part { start: 0, layout });
         let memory = Memory::Two([k_pages.buffer, v_pages.buffer]);
         Self { memory, parts }
@@ -58,7 +58,10 @@ impl<'a, T> Pools<'a, T> {
     }
 
     /// Where each pool begins.
-    pub(super) fn write(self, lent: &mut Lent<'a>) -> [u64; 2] {
+    pub(super) fn write<'l>(self, lent: &mut Lent<'l>) -> [u64; 2]
+    where
+        'a: 'l,
+    {
         match self.memory {
             Memory::Two([k_pages, v_pages]) => [
                 lent.write("k_pages", k_pages),
