@@ -110,7 +110,7 @@ impl Call<'_> {
                 return self.gather(&none, shape, block_table.clone());
             }
         };
-        // Entries that are no page, negative ones too, are cut off as the kernels do it.
+        // Entries that are no page, negative ones too, become the last page: as in the kernels, none leaves the pools.
         let numbers = super::cuda::page_numbers(block_table)?
             .flatten_all()?
             .minimum(last)?;

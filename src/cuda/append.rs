@@ -16,6 +16,7 @@ impl Layer {
     ///
     /// Token `t` goes to row `slot_mapping[t] % page_size` of page `slot_mapping[t] / page_size`, as in vLLM. A token whose
     /// slot is negative, or beyond the last page, is left out; which of two tokens with the same slot stays is not said.
+    /// [`Pools`] has pools that lie in one buffer.
     /// The work is enqueued on `stream`; it allocates nothing, and can be captured in a [`Step`](super::Step).
     ///
     /// # Errors
@@ -29,9 +30,7 @@ impl Layer {
         v_pages: ViewMut<'_, T>,
         slot_mapping: &dyn Buffer<i64>,
     ) -> Result<()> {
-        self.check_new(&k)?;
-        let pools = Pools::new(k_pages, v_pages);
-        self.kernels.append(stream, k, v, pools, slot_mapping, None)
+        Pools::new(k_pages, v_pages).append(self, stream, k, v, slot_mapping)
     }
 
     /// As [`Layer::append`], for a cache that keeps how far its keys are from a centre: [`Inputs::radii`](super::Inputs::radii).
@@ -59,10 +58,8 @@ impl Layer {
         centres: &dyn Buffer<f32>,
         radii: &mut dyn BufferMut<f32>,
     ) -> Result<()> {
-        self.check_new(&k)?;
-        let (pools, radii) = (Pools::new(k_pages, v_pages), Some((centres, radii)));
-        self.kernels
-            .append(stream, k, v, pools, slot_mapping, radii)
+        let mut pools = Pools::new(k_pages, v_pages);
+        pools.append_with_radii(self, stream, k, v, slot_mapping, centres, radii)
     }
 
     /// Copies whole pages within the pools `k_pages` and `v_pages`, `[pages, page_size, heads_k, head_dim]`, and of `radii`,
@@ -83,11 +80,11 @@ impl Layer {
         v_pages: ViewMut<'_, T>,
         radii: Option<&mut dyn BufferMut<f32>>,
     ) -> Result<()> {
-        let pools = Pools::new(k_pages, v_pages);
-        self.kernels.copy_pages(stream, copies, pools, radii)
+        Pools::new(k_pages, v_pages).copy_pages(self, stream, copies, radii)
     }
 
-    fn check_new<T>(&self, k: &View<'_, T>) -> Result<()> {
+    /// Checks that new keys have the layer's heads.
+    pub(super) fn check_new<T>(&self, k: &View<'_, T>) -> Result<()> {
         let (heads, head_dim) = (self.attention.heads_k(), self.attention.head_dim());
         if (k.layout.heads, k.layout.head_dim) != (heads, head_dim) {
             return Err(Error::Argument(error::Error::Shape {
@@ -101,13 +98,13 @@ impl Layer {
 }
 
 impl Kernels {
-    /// [`Layer::append`], or with centres and radii [`Layer::append_with_radii`].
+    /// [`Pools::append`], or with centres and radii [`Pools::append_with_radii`].
     pub(crate) fn append<T: Element>(
         &self,
         stream: &CudaStream,
         k: View<'_, T>,
         v: View<'_, T>,
-        pools: Pools<'_, T>,
+        pools: &mut Pools<'_, T>,
         slot_mapping: &dyn Buffer<i64>,
         radii: Option<(&dyn Buffer<f32>, &mut dyn BufferMut<f32>)>,
     ) -> Result<()> {
@@ -158,12 +155,12 @@ impl Kernels {
         unsafe { append.run(&launcher, &addresses) }
     }
 
-    /// [`Layer::copy_pages`].
+    /// [`Pools::copy_pages`].
     pub(crate) fn copy_pages<T: Element>(
         &self,
         stream: &CudaStream,
         copies: &dyn Buffer<i64>,
-        pools: Pools<'_, T>,
+        pools: &mut Pools<'_, T>,
         radii: Option<&mut dyn BufferMut<f32>>,
     ) -> Result<()> {
         let launcher = self.on(stream)?;

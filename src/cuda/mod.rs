@@ -97,8 +97,7 @@ pub use error::{Error, Result};
 pub use inputs::Inputs;
 pub(crate) use kernels::Kernels;
 pub use layer::Layer;
-#[cfg(feature = "candle-cuda")]
-pub(crate) use pools::Pools;
+pub use pools::Pools;
 pub use tensor::{CacheElement, Element, View, ViewMut};
 
 /// What types make impossible: each example that does not compile differs in one thing from one that does.

@@ -112,7 +112,7 @@ impl copy::Call<'_> {
 fn with_device_pools<T: Element + CudaDType>(
     locked: Locked<'_, '_, '_>,
     parts: [Part; 2],
-    write: impl FnOnce(cuda::Pools<'_, T>) -> Result<()>,
+    write: impl FnOnce(&mut cuda::Pools<'_, T>) -> Result<()>,
 ) -> Result<()> {
     match locked {
         Locked::Two(k_pool, v_pool) => {
@@ -120,11 +120,12 @@ fn with_device_pools<T: Element + CudaDType>(
             let mut v_part = from(on_cuda(v_pool)?, parts[1].start)?;
             let k_pages = ViewMut::from_layout(["k_pages"; 2], &mut k_part, parts[0].layout)?;
             let v_pages = ViewMut::from_layout(["v_pages"; 2], &mut v_part, parts[1].layout)?;
-            write(cuda::Pools::new(k_pages, v_pages))
+            write(&mut cuda::Pools::new(k_pages, v_pages))
         }
         Locked::One(pool) => {
             let buffer = on_cuda(pool)?.as_cuda_slice_mut::<T>()?;
-            write(cuda::Pools::of_one_buffer(buffer, parts)?)
+            let [k_pages, v_pages] = parts.map(|part| (part.start, part.layout));
+            write(&mut cuda::Pools::of_one_buffer(buffer, k_pages, v_pages)?)
         }
     }
 }
