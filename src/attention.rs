@@ -53,8 +53,8 @@ pub struct Attention {
     horizon: Horizon,
 }
 
-/// The largest head dimension.
-pub const MAX_HEAD_DIM: usize = 256;
+/// The largest head dimension on the CPU. On a CUDA device it is 256.
+pub const MAX_HEAD_DIM: usize = 512;
 
 /// The largest number of query heads: far beyond any model, so that a garbled number is an error and not an allocation.
 const MAX_HEADS: usize = 1 << 16;

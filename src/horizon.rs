@@ -406,7 +406,7 @@ mod tests {
         let horizon = Horizon::default();
         let budget = Budget::new(horizon, slope, 1, 128, 126.0).unwrap();
         let mut needed = 0;
-        for head_dim in [8, 64, 256].repeat(100) {
+        for head_dim in [8, 64, 256, 512].repeat(100) {
             let [q, k]: [Vec<f32>; 2] = std::array::from_fn(|_| {
                 (0..head_dim)
                     .map(|_| random.random_range(-30.0..30.0))

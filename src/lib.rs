@@ -46,3 +46,8 @@ pub use tensor::{Layout, View, ViewMut};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// Likewise those for engines.
+#[cfg(all(doctest, feature = "candle"))]
+#[doc = include_str!("../docs/engines.md")]
+struct Engines;

@@ -53,12 +53,17 @@ impl<'a> BlockTable<'a> {
         self.max_pages.saturating_mul(self.page_size)
     }
 
+    /// The pages of a sequence that have the keys `seen`.
+    fn needed(&self, seen: Range<usize>) -> Range<usize> {
+        match seen.is_empty() {
+            true => 0..0,
+            false => seen.start / self.page_size..seen.end.div_ceil(self.page_size),
+        }
+    }
+
     /// Checks the entries that the keys `seen` of sequence `b` need.
     fn check(&self, b: usize, seen: Range<usize>, pages: usize) -> Result<()> {
-        if seen.is_empty() {
-            return Ok(());
-        }
-        let needed = seen.start / self.page_size..seen.end.div_ceil(self.page_size);
+        let needed = self.needed(seen);
         for (at, &page) in needed.clone().zip(&self.of(b)[needed]) {
             if !usize::try_from(page).is_ok_and(|page| page < pages) {
                 let found = format!("{page} at index [{b}, {at}]");
@@ -221,6 +226,20 @@ impl<'a> Problem<'a> {
             }
             None => start + j * layout.row_stride,
         }
+    }
+
+    /// The entries of the block table that some query needs: where each is, and its page.
+    #[cfg(feature = "candle")]
+    pub(crate) fn needed_pages(&self) -> Vec<(usize, usize)> {
+        let Some(table) = &self.block_table else {
+            return Vec::new();
+        };
+        let of = |sequence: &Sequence| {
+            let needed = table.needed(sequence.seen(self.attention));
+            let first = sequence.index * table.max_pages;
+            needed.map(move |at| (first + at, table.entries[first + at] as usize))
+        };
+        self.sequences.iter().flat_map(of).collect()
     }
 
     /// A buffer for results of `len` elements.

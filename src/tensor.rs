@@ -150,18 +150,9 @@ impl Layout {
             .filter(|&span| i64::try_from(span).is_ok())
     }
 
-    /// Whether no two elements share an address: sorted by stride, each dimension steps over the ones within it.
+    /// Whether no two elements share an address.
     pub(crate) fn is_injective(&self) -> bool {
-        let mut dims = self.dims().to_vec();
-        dims.retain(|&(n, _)| n > 1);
-        dims.sort_by_key(|&(_, stride)| stride);
-        let mut span = 1;
-        self.span() == 0
-            || dims.iter().all(|&(n, stride)| {
-                let steps_over = stride >= span;
-                span += (n - 1) * stride;
-                steps_over
-            })
+        self.span() == 0 || step_over(self.dims().to_vec())
     }
 
     pub(crate) fn check_injective(&self, argument: &'static str) -> Result<()> {
@@ -189,6 +180,54 @@ impl Layout {
             });
         }
         Ok(())
+    }
+}
+
+/// Whether each dimension of these sizes and strides, sorted by stride, steps over the ones within it: then no two elements
+/// share an address.
+fn step_over(mut dims: Vec<(usize, usize)>) -> bool {
+    dims.retain(|&(n, _)| n > 1);
+    dims.sort_by_key(|&(_, stride)| stride);
+    let mut span = 1;
+    dims.iter().all(|&(n, stride)| {
+        let steps_over = stride >= span;
+        span += (n - 1) * stride;
+        steps_over
+    })
+}
+
+/// A layout that begins somewhere in a buffer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Part {
+    pub(crate) start: usize,
+    pub(crate) layout: Layout,
+}
+
+impl Part {
+    /// Checks that the part is in a buffer of so many elements, and that no two of its own share an address.
+    pub(crate) fn check(&self, argument: &'static str, len: usize) -> Result<()> {
+        let len = len.saturating_sub(self.start);
+        self.layout.check_buffer(argument, len)?;
+        self.layout.check_injective(argument)
+    }
+
+    /// Whether two parts of one buffer have no address in common: one ends before the other begins, or both have the same
+    /// strides, and so are the two items of a larger layout. `false` where it is not known.
+    pub(crate) fn is_apart(&self, other: &Self) -> bool {
+        if self.layout.span() == 0 || other.layout.span() == 0 {
+            return true;
+        }
+        let end = |part: &Self| part.start.saturating_add(part.layout.span());
+        if end(self) <= other.start || end(other) <= self.start {
+            return true;
+        }
+        let steps = |part: &Self| {
+            let dims = part.layout.dims();
+            dims.map(|(n, stride)| (n, if n > 1 { stride } else { 0 }))
+        };
+        let mut dims = self.layout.dims().to_vec();
+        dims.push((2, self.start.abs_diff(other.start)));
+        steps(self) == steps(other) && step_over(dims)
     }
 }
 

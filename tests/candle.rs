@@ -744,15 +744,15 @@ fn errors_of_dense_calls() {
         ),
         (
             |a| a.q = zeros(&[2, 3, 4, 12]),
-            "head_dim: found 12, expected a multiple of 8 from 8 to 256",
+            "head_dim: found 12, expected a multiple of 8 from 8 to 512",
         ),
         (
-            |a| a.q = zeros(&[2, 3, 4, 264]),
-            "head_dim: found 264, expected a multiple of 8 from 8 to 256",
+            |a| a.q = zeros(&[2, 3, 4, 520]),
+            "head_dim: found 520, expected a multiple of 8 from 8 to 512",
         ),
         (
             |a| a.q = zeros(&[2, 3, 4, 0]),
-            "head_dim: found 0, expected a multiple of 8 from 8 to 256",
+            "head_dim: found 0, expected a multiple of 8 from 8 to 512",
         ),
         (
             |a| a.q = spread(&a.q),
@@ -779,8 +779,8 @@ fn errors_of_dense_calls() {
             "v: found dtype BF16, expected dtype F32, as q",
         ),
         (
-            |a| a.slopes = a.slopes.to_dtype(DType::F16).unwrap(),
-            "alibi_slopes: found dtype F16, expected dtype F32",
+            |a| a.slopes = a.slopes.to_dtype(DType::I64).unwrap(),
+            "alibi_slopes: found dtype I64, expected dtype F32, F64, F16 or BF16",
         ),
         (
             |a| a.slopes = zeros(&[3]),
@@ -867,12 +867,12 @@ fn errors_of_packed_calls() {
             "alibi_slopes: found shape [3, 4], expected [heads_q] or [batch, heads_q]: [4] or [2, 4]",
         ),
         (
-            |a| a.seqlens_q = a.seqlens_q.to_dtype(DType::I64).unwrap(),
-            "seqlens_q: found dtype I64, expected dtype U32",
+            |a| a.seqlens_q = a.seqlens_q.to_dtype(DType::U8).unwrap(),
+            "seqlens_q: found dtype U8, expected dtype U32, I32 or I64",
         ),
         (
             |a| a.seqlens_k = a.seqlens_k.to_dtype(DType::F32).unwrap(),
-            "seqlens_k: found dtype F32, expected dtype U32",
+            "seqlens_k: found dtype F32, expected dtype U32, I32 or I64",
         ),
         (
             |a| a.seqlens_q = a.seqlens_q.unsqueeze(0).unwrap(),
@@ -964,7 +964,10 @@ fn errors_of_attend() {
     );
 
     let table: &[(Tensor, &str)] = &[
-        (tensor(&[1i64, 2]), "found dtype I64, expected dtype U32"),
+        (
+            tensor(&[1u8, 2]),
+            "found dtype U8, expected dtype U32, I32 or I64",
+        ),
         (
             tensor(&[1u32, 2]).unsqueeze(0).unwrap(),
             "found shape [1, 2], expected [batch]",

@@ -36,15 +36,15 @@ fn of_a_layer() {
         ),
         (
             layer(4, 2, 0),
-            "head_dim: found 0, expected a multiple of 8 from 8 to 256",
+            "head_dim: found 0, expected a multiple of 8 from 8 to 512",
         ),
         (
             layer(4, 2, 60),
-            "head_dim: found 60, expected a multiple of 8 from 8 to 256",
+            "head_dim: found 60, expected a multiple of 8 from 8 to 512",
         ),
         (
-            layer(4, 2, 264),
-            "head_dim: found 264, expected a multiple of 8 from 8 to 256",
+            layer(4, 2, 520),
+            "head_dim: found 520, expected a multiple of 8 from 8 to 512",
         ),
         (
             layer(4, 2, 64).scale(f32::NAN),

@@ -1,22 +1,25 @@
 //! New keys and values into a paged cache.
 
-use candle_core::{CpuStorage, DType, Result, Storage, Tensor, WithDType};
-use half::{bf16, f16};
+use std::borrow::Cow;
 
-use super::error::{Backend, bad_dtype, bad_shape, check_device};
+use candle_core::{Result, Storage, Tensor, WithDType};
+
+use super::error::{Backend, bad_shape, check_device};
+use super::integers::{self, check_integers};
 use super::lengths::PageRadii;
 use super::memory::{
-    Pool, address, check_pools, check_written_radii, elsewhere, pool, radii_of, shares, to_host,
-    view, with_pools,
+    Pool, address, check_written_radii, elsewhere, radii_of, shares, to_host, view,
 };
-use crate::cpu::{self, Element};
+use super::pools::{Locked, OnCpu, Pools, with_pools};
+use crate::cpu::{self, Element, Memory};
 use crate::error::Error;
 
 /// Writes the keys and values of new tokens into the pools of a paged cache, in place.
 ///
-/// k and v are `[tokens, heads_k, head_dim]`, `k_pages` and `v_pages` `[pages, page_size, heads_k, head_dim]` with
-/// `page_size` a multiple of 8, all of one type and with any strides as long as the last dimension is contiguous.
-/// `slot_mapping` is i64 `[tokens]`: token `t` goes to row `slot_mapping[t] % page_size` of page
+/// k and v are `[tokens, heads_k, head_dim]` or `[batch, seqlen, heads_k, head_dim]`, `k_pages` and `v_pages`
+/// `[pages, page_size, heads_k, head_dim]` with `page_size` a multiple of 8, all of one type and with any strides as long as
+/// the last dimension is contiguous. [`CacheLayout`](super::CacheLayout) has other layouts of pools. `slot_mapping` is
+/// `[tokens]` or `[batch, seqlen]`, I64, I32 or U32: token `t` goes to row `slot_mapping[t] % page_size` of page
 /// `slot_mapping[t] / page_size`, and nowhere if that is negative: vLLM's convention for padding. Then
 /// [`attend`](super::attend) reads the pages by [`Lengths::paged`](super::Lengths::paged):
 ///
@@ -53,13 +56,13 @@ use crate::error::Error;
 /// ```
 ///
 /// Every tensor that shares memory with a pool sees what is written. No gradient flows through it. On a CUDA device one
-/// kernel is enqueued on the device's stream; slots are not read back, so a slot beyond the last page is left out there, and
-/// which of two tokens with the same slot stays is not said.
+/// kernel is enqueued on the device's stream, after conversions of slots that are not I64; slots are not read back, so a slot
+/// beyond the last page is left out there, and which of two tokens with the same slot stays is not said.
 ///
 /// # Errors
-/// For tensors that do not fit each other, are of different types or on different devices, and for pools that share memory
-/// with each other, or with k or v; on the CPU also for a slot that no page has, and for one that two tokens are to share.
-/// Nothing is written then.
+/// For tensors that do not fit each other, are of different types or on different devices, for pools that may have elements in
+/// common, and for k or v in the memory of a pool; on the CPU also for a slot that no page has, and for one that two tokens
+/// are to share. Nothing is written then.
 pub fn append(
     k: &Tensor,
     v: &Tensor,
@@ -111,6 +114,7 @@ pub fn append_with_radii(
 }
 
 /// A call as it was made.
+#[derive(Clone, Copy)]
 pub(super) struct Call<'a> {
     pub(super) k: &'a Tensor,
     pub(super) v: &'a Tensor,
@@ -122,7 +126,7 @@ pub(super) struct Call<'a> {
 
 impl Call<'_> {
     fn run(&self) -> Result<()> {
-        self.check()?;
+        let pools = self.check()?;
         let backend = Backend::of("k", self.k)?;
         let others = [
             ("v", self.v),
@@ -130,27 +134,34 @@ impl Call<'_> {
             ("v_pages", self.v_pages),
         ];
         backend.check_dtypes(("k", self.k), &others)?;
-        let pools = [self.k_pages, self.v_pages];
+        let (k, v) = (tokens(self.k)?, tokens(self.v)?);
+        let slots = self.slot_mapping.flatten_all()?;
+        let call = Call {
+            k: &k,
+            v: &v,
+            ..*self
+        };
+        let tensors = [self.k_pages, self.v_pages];
         let radii = self.radii.map(|of_pages| of_pages.radii);
         match backend {
             Backend::Cpu => {
-                let slots = to_host(self.slot_mapping)?;
-                with_pools(pools, radii, |k_pool, v_pool, radii| {
-                    self.cpu(k_pool, v_pool, radii, &slots)
+                let slots = integers::read(&slots)?;
+                with_pools(tensors, radii, |locked, radii| {
+                    call.cpu(&pools, locked, radii, &slots)
                 })
             }
             #[cfg(feature = "candle-cuda")]
             Backend::Cuda => {
-                let slots = self.slot_mapping.contiguous()?;
-                with_pools(pools, radii, |k_pool, v_pool, radii| {
-                    self.cuda(k_pool, v_pool, radii, &slots)
+                let slots = super::cuda::slots(&slots)?;
+                with_pools(tensors, radii, |locked, radii| {
+                    call.cuda(&pools, locked, radii, &slots)
                 })
             }
         }
     }
 
     /// Checks what does not depend on the device.
-    fn check(&self) -> std::result::Result<(), Error> {
+    fn check(&self) -> std::result::Result<Pools, Error> {
         let device = self.k.device().location();
         let floats = self
             .radii
@@ -167,17 +178,20 @@ impl Call<'_> {
             check_device(argument, tensor.device().location(), (device, "k"))?;
         }
         let slots = self.slot_mapping;
-        if slots.dtype() != DType::I64 {
-            return Err(bad_dtype("slot_mapping", slots.dtype(), "dtype I64"));
+        check_integers("slot_mapping", slots)?;
+        let batched = self.k.rank() == 4 && slots.dims() == &self.k.dims()[..2];
+        if slots.rank() != 1 && !batched {
+            let expected = match self.k.dims() {
+                [batch, seqlen, _, _] => format!("[tokens] or [{batch}, {seqlen}]"),
+                _ => "[tokens]".into(),
+            };
+            return Err(bad_shape("slot_mapping", slots, expected));
         }
-        if slots.rank() != 1 {
-            return Err(bad_shape("slot_mapping", slots, "[tokens]".into()));
-        }
-        check_pools(self.k_pages, self.v_pages)?;
+        let found = Pools::new(self.k_pages, self.v_pages)?;
         let new = [("k", self.k), ("v", self.v)];
         for (argument, tensor) in new {
-            if tensor.rank() != 3 {
-                let (heads_k, head_dim) = (self.k_pages.dims()[2], self.k_pages.dims()[3]);
+            if !matches!(tensor.rank(), 3 | 4) {
+                let (heads_k, head_dim) = (found.pages.heads, found.pages.head_dim);
                 let expected = format!("[tokens, {heads_k}, {head_dim}]");
                 return Err(bad_shape(argument, tensor, expected));
             }
@@ -191,9 +205,13 @@ impl Call<'_> {
             }
         }
         let Some(of_pages) = self.radii else {
-            return Ok(());
+            return Ok(found);
         };
-        of_pages.check(self.k_pages)?;
+        of_pages.check([
+            found.pages.batch.unwrap_or(0),
+            found.pages.heads,
+            found.pages.head_dim,
+        ])?;
         let ([k, v], [k_pages, v_pages]) = (new, pools);
         check_written_radii(of_pages.radii, &[k, v, k_pages, v_pages])?;
         for (name, tensor) in [k_pages, v_pages, ("radii", of_pages.radii)] {
@@ -201,17 +219,16 @@ impl Call<'_> {
                 return Err(shares("centres", name, "other memory than what is written"));
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     fn cpu(
         &self,
-        k_pool: &mut Pool<'_>,
-        v_pool: &mut Pool<'_>,
+        pools: &Pools,
+        locked: Locked<'_, '_, '_>,
         radii: Option<&mut Pool<'_>>,
         slots: &[i64],
     ) -> Result<()> {
-        use CpuStorage::{BF16, F16, F32};
         let radii = match (self.radii, radii) {
             (Some(of_pages), Some(radii)) => {
                 let radii = radii_of(radii, of_pages.radii)?;
@@ -219,18 +236,17 @@ impl Call<'_> {
             }
             _ => None,
         };
-        match (k_pool, v_pool) {
-            (Pool::Cpu(F32(k)), Pool::Cpu(F32(v))) => self.write::<f32>(k, v, radii, slots),
-            (Pool::Cpu(F16(k)), Pool::Cpu(F16(v))) => self.write::<f16>(k, v, radii, slots),
-            (Pool::Cpu(BF16(k)), Pool::Cpu(BF16(v))) => self.write::<bf16>(k, v, radii, slots),
-            _ => Err(elsewhere()),
+        match locked.on_cpu()? {
+            OnCpu::F32(memory) => self.write(pools, memory, radii, slots),
+            OnCpu::F16(memory) => self.write(pools, memory, radii, slots),
+            OnCpu::BF16(memory) => self.write(pools, memory, radii, slots),
         }
     }
 
     fn write<T: Element + WithDType>(
         &self,
-        k_pool: &mut [T],
-        v_pool: &mut [T],
+        pools: &Pools,
+        memory: Memory<'_, T>,
         radii: Option<(Vec<f32>, &mut [f32])>,
         slots: &[i64],
     ) -> Result<()> {
@@ -243,14 +259,21 @@ impl Call<'_> {
             view::<T>("k", (k, k_layout))?,
             view::<T>("v", (v, v_layout))?,
         );
-        let k_pool = pool("k_pages", k_pool, self.k_pages)?;
-        let v_pool = pool("v_pages", v_pool, self.v_pages)?;
+        let mut pools = cpu::Pools::of_parts(memory, pools.parts, pools.pages)?;
         let written = match radii {
-            None => cpu::append(k, v, k_pool, v_pool, slots),
-            Some((centres, radii)) => {
-                cpu::append_with_radii(k, v, k_pool, v_pool, slots, &centres, radii)
-            }
+            None => pools.append(k, v, slots),
+            Some((centres, radii)) => pools.append_with_radii(k, v, slots, &centres, radii),
         };
         Ok(written?)
     }
+}
+
+/// New keys or values as `[tokens, heads_k, head_dim]`: a copy only where batches do not lie one after the other.
+fn tokens(new: &Tensor) -> Result<Cow<'_, Tensor>> {
+    Ok(match *new.dims() {
+        [1, _, _, _] => Cow::Owned(new.squeeze(0)?),
+        [_, 1, _, _] => Cow::Owned(new.squeeze(1)?),
+        [_, _, _, _] => Cow::Owned(new.flatten(0, 1)?),
+        _ => Cow::Borrowed(new),
+    })
 }

@@ -10,11 +10,13 @@ use super::Lengths;
 use super::error::{Backend, bad_dtype, bad_shape, check_device, rename};
 use super::lengths::HostLengths;
 use super::memory::{Input, to_host, view};
+use super::pools::is_split;
 use crate::cpu::{self, Element};
 use crate::error::Error;
 use crate::{Attention, Inputs, Mask, Slopes};
 
 /// A call as it was made: nothing of it has been read from a device yet.
+#[derive(Clone, Copy)]
 pub(super) struct Call<'a> {
     pub(super) layer: Layer<'a>,
     pub(super) q: &'a Tensor,
@@ -24,12 +26,14 @@ pub(super) struct Call<'a> {
 }
 
 /// The layer as the caller gave it.
+#[derive(Clone, Copy)]
 pub(super) enum Layer<'a> {
     Prepared(&'a Attention),
     Described(Description<'a>),
 }
 
 /// The arguments from which candle-flash-attn's functions describe their layer anew in every call.
+#[derive(Clone, Copy)]
 pub(super) struct Description<'a> {
     pub(super) alibi_slopes: Option<&'a Tensor>,
     pub(super) softmax_scale: f32,
@@ -38,8 +42,25 @@ pub(super) struct Description<'a> {
 }
 
 impl Call<'_> {
-    /// The one place where the device decides.
     pub(super) fn run(&self) -> Result<(Tensor, Tensor)> {
+        if self.q.rank() == 3 && self.lengths.is_paged_batch() {
+            // One query a sequence: `[batch, heads_q, head_dim]`.
+            let q = &self.q.unsqueeze(1)?;
+            let (out, lse) = Call { q, ..*self }.run()?;
+            let lse = lse.squeeze(2)?.t()?.contiguous()?;
+            return Ok((out.squeeze(1)?, lse));
+        }
+        self.check_tensors()?;
+        match (self.lengths.block_table(), Backend::of("q", self.q)?) {
+            (Some(block_table), _) if is_split(self.k) => self.run_gathered(block_table),
+            (_, Backend::Cpu) => self.cpu(),
+            #[cfg(feature = "candle-cuda")]
+            (_, Backend::Cuda) => self.cuda(),
+        }
+    }
+
+    /// Checks devices and types.
+    fn check_tensors(&self) -> std::result::Result<(), Error> {
         let others = [
             ("k", Some(self.k)),
             ("v", Some(self.v)),
@@ -57,12 +78,7 @@ impl Call<'_> {
             }
         }
         let backend = Backend::of("q", self.q)?;
-        backend.check_dtypes(("q", self.q), &[("k", self.k), ("v", self.v)])?;
-        match backend {
-            Backend::Cpu => self.cpu(),
-            #[cfg(feature = "candle-cuda")]
-            Backend::Cuda => self.cuda(),
-        }
+        backend.check_dtypes(("q", self.q), &[("k", self.k), ("v", self.v)])
     }
 
     /// Slopes that are a tensor.
@@ -85,11 +101,11 @@ impl Call<'_> {
     }
 
     fn cpu(&self) -> Result<(Tensor, Tensor)> {
-        let attention = self.attention(to_host)?;
+        let attention = self.attention(|slopes| to_host(&slopes.to_dtype(DType::F32)?))?;
         let lse = Arc::new(Mutex::new(Vec::new()));
         let op = CpuOp {
             attention: attention.into_owned(),
-            lengths: self.lengths.to_host(self.q, self.k)?,
+            lengths: self.lengths.to_host(self.q, self.k.dims())?,
             lse: Arc::clone(&lse),
         };
         let out = self.q.apply_op3(self.k, self.v, op)?;
@@ -125,10 +141,21 @@ impl Description<'_> {
             let of = format!("the {heads} of alibi_slopes");
             return Err(other_heads("q", call.q, &of, |found| found == *heads).into());
         }
-        let (heads_k, _) = dims("k", call.k, "k", "heads_k")?;
+        let heads_k = match (call.lengths.block_table(), call.k.dims()) {
+            (Some(_), &[_, _, heads_k, _] | &[_, heads_k, _, _, _]) => heads_k,
+            (Some(_), _) => {
+                let expected = "[pages, page_size, heads_k, head_dim]";
+                return Err(bad_shape("k", call.k, expected.into()).into());
+            }
+            (None, _) => dims("k", call.k, "k", "heads_k")?.0,
+        };
         let divides = |heads_k: usize| heads_k > 0 && heads_q.is_multiple_of(heads_k);
         if !divides(heads_k) {
             let of = format!("a divisor of the {heads_q} of q");
+            if call.lengths.block_table().is_some() {
+                let expected = format!("[pages, page_size, heads_k, head_dim], its heads {of}");
+                return Err(bad_shape("k", call.k, expected).into());
+            }
             return Err(other_heads("k", call.k, &of, divides).into());
         }
 
@@ -190,8 +217,12 @@ fn read_slopes(
     heads: usize,
     values: fn(&Tensor) -> Result<Vec<f32>>,
 ) -> Result<Slopes> {
-    if slopes.dtype() != DType::F32 {
-        return Err(bad_dtype("alibi_slopes", slopes.dtype(), "dtype F32").into());
+    if !matches!(
+        slopes.dtype(),
+        DType::F32 | DType::F64 | DType::F16 | DType::BF16
+    ) {
+        let expected = "dtype F32, F64, F16 or BF16";
+        return Err(bad_dtype("alibi_slopes", slopes.dtype(), expected).into());
     }
     let values = values(slopes)?;
     match *slopes.dims() {

@@ -1,13 +1,11 @@
 //! Copies of pages within a paged cache.
 
-use candle_core::{CpuStorage, DType, Result, Tensor, WithDType};
-use half::{bf16, f16};
+use candle_core::{DType, Result, Tensor};
 
-use super::error::{Backend, bad_dtype, bad_shape, check_device, rename};
-use super::memory::{
-    Pool, check_pools, check_written_radii, elsewhere, pool, radii_of, with_pools,
-};
-use crate::cpu::{self, Element, check_copies};
+use super::error::{Backend, bad_dtype, bad_shape, check_device};
+use super::memory::{Pool, check_written_radii, radii_of};
+use super::pools::{Locked, OnCpu, Pools, with_pools};
+use crate::cpu::{self, Element, Memory, check_copies};
 use crate::error::Error;
 
 /// Copies whole pages within the pools of a paged cache, in place and in order: each pair from its first page to its second.
@@ -35,8 +33,8 @@ use crate::error::Error;
 /// On a CUDA device the pairs are uploaded, and one kernel is enqueued on the device's stream.
 ///
 /// # Errors
-/// For tensors that do not fit each other, are of different types or on different devices, that share memory, for radii with
-/// gaps, and for a page that the pools do not have. Nothing is written then.
+/// For tensors that do not fit each other, are of different types or on different devices, that may have elements in common, for
+/// radii with gaps, and for a page that the pools do not have. Nothing is written then.
 pub fn copy_pages(
     k_pages: &Tensor,
     v_pages: &Tensor,
@@ -62,23 +60,27 @@ pub(super) struct Call<'a> {
 
 impl Call<'_> {
     fn run(&self) -> Result<()> {
-        self.check()?;
+        let pools = self.check()?;
         let backend = Backend::of("k_pages", self.k_pages)?;
         backend.check_dtypes(("k_pages", self.k_pages), &[("v_pages", self.v_pages)])?;
-        let pools = [self.k_pages, self.v_pages];
+        let tensors = [self.k_pages, self.v_pages];
         match backend {
-            Backend::Cpu => with_pools(pools, self.radii, |k, v, radii| self.cpu(k, v, radii)),
+            Backend::Cpu => with_pools(tensors, self.radii, |locked, radii| {
+                self.cpu(&pools, locked, radii)
+            }),
             #[cfg(feature = "candle-cuda")]
-            Backend::Cuda => with_pools(pools, self.radii, |k, v, radii| self.cuda(k, v, radii)),
+            Backend::Cuda => with_pools(tensors, self.radii, |locked, radii| {
+                self.cuda(&pools, locked, radii)
+            }),
         }
     }
 
     /// Checks what does not depend on the device.
-    fn check(&self) -> std::result::Result<(), Error> {
+    fn check(&self) -> std::result::Result<Pools, Error> {
         let device = (self.k_pages.device().location(), "k_pages");
         check_device("v_pages", self.v_pages.device().location(), device)?;
-        check_pools(self.k_pages, self.v_pages)?;
-        let [pages, heads_k] = [0, 2].map(|dim| self.k_pages.dims()[dim]);
+        let found = Pools::new(self.k_pages, self.v_pages)?;
+        let (pages, heads_k) = (found.pages.batch.unwrap_or(0), found.pages.heads);
         if let Some(radii) = self.radii {
             check_device("radii", radii.device().location(), device)?;
             if radii.dtype() != DType::F32 {
@@ -91,21 +93,20 @@ impl Call<'_> {
             let pools = [("k_pages", self.k_pages), ("v_pages", self.v_pages)];
             check_written_radii(radii, &pools)?;
         }
-        check_copies(self.copies, pages)
+        check_copies(self.copies, pages)?;
+        Ok(found)
     }
 
     fn cpu(
         &self,
-        k_pool: &mut Pool<'_>,
-        v_pool: &mut Pool<'_>,
+        pools: &Pools,
+        locked: Locked<'_, '_, '_>,
         radii: Option<&mut Pool<'_>>,
     ) -> Result<()> {
-        use CpuStorage::{BF16, F16, F32};
-        match (k_pool, v_pool) {
-            (Pool::Cpu(F32(k)), Pool::Cpu(F32(v))) => self.write::<f32>(k, v)?,
-            (Pool::Cpu(F16(k)), Pool::Cpu(F16(v))) => self.write::<f16>(k, v)?,
-            (Pool::Cpu(BF16(k)), Pool::Cpu(BF16(v))) => self.write::<bf16>(k, v)?,
-            _ => return Err(elsewhere()),
+        match locked.on_cpu()? {
+            OnCpu::F32(memory) => self.write(pools, memory)?,
+            OnCpu::F16(memory) => self.write(pools, memory)?,
+            OnCpu::BF16(memory) => self.write(pools, memory)?,
         }
         if let (Some(locked), Some(radii)) = (radii, self.radii) {
             let heads_k = radii.dim(1)?;
@@ -118,14 +119,8 @@ impl Call<'_> {
         Ok(())
     }
 
-    fn write<T: Element + WithDType>(&self, k_pool: &mut [T], v_pool: &mut [T]) -> Result<()> {
-        for (argument, data, pages) in [
-            ("k_pages", k_pool, self.k_pages),
-            ("v_pages", v_pool, self.v_pages),
-        ] {
-            let copied = cpu::copy_pages(pool(argument, data, pages)?, self.copies);
-            copied.map_err(|error| rename(error, &[("pool", argument)]))?;
-        }
-        Ok(())
+    fn write<T: Element>(&self, pools: &Pools, memory: Memory<'_, T>) -> Result<()> {
+        let mut pools = cpu::Pools::of_parts(memory, pools.parts, pools.pages)?;
+        Ok(pools.copy_pages(self.copies)?)
     }
 }

@@ -99,7 +99,22 @@ pub(super) const NAMES: [(&str, &str); 2] =
 
 /// Calls an argument what the caller calls it, also where another argument's error speaks of it.
 pub(super) fn rename(mut error: Error, names: &[(&str, &'static str)]) -> Error {
-    let (argument, expected) = match &mut error {
+    // Other names are words of their own.
+    let mentions = |text: &mut String| {
+        for (from, name) in names.iter().filter(|(from, _)| from.contains('_')) {
+            *text = text.replace(from, name);
+        }
+    };
+    let argument = match &mut error {
+        Error::Value {
+            argument,
+            found,
+            expected,
+        } => {
+            mentions(found);
+            mentions(expected);
+            argument
+        }
         Error::Shape {
             argument, expected, ..
         }
@@ -108,19 +123,30 @@ pub(super) fn rename(mut error: Error, names: &[(&str, &'static str)]) -> Error 
         }
         | Error::Length {
             argument, expected, ..
+        } => {
+            mentions(expected);
+            argument
         }
-        | Error::Value {
-            argument, expected, ..
-        } => (argument, expected),
         Error::CacheFull { .. } => return error,
     };
     if let Some((_, name)) = names.iter().find(|(from, _)| from == argument) {
         *argument = name;
     }
-    for (from, name) in names.iter().filter(|(from, _)| from.starts_with("cu_")) {
-        *expected = expected.replace(from, name);
-    }
     error
+}
+
+/// The same of an error that has become candle's.
+pub(super) fn renamed<T>(
+    result: candle_core::Result<T>,
+    names: &[(&str, &'static str)],
+) -> candle_core::Result<T> {
+    result.map_err(|error| match error {
+        candle_core::Error::Io(error) => match error.downcast() {
+            Ok(InvalidInput(error)) => rename(error, names).into(),
+            Err(error) => candle_core::Error::Io(error),
+        },
+        error => error,
+    })
 }
 
 /// What gives a `candle_core::Error` the message and, as its source, the error.

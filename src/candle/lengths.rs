@@ -3,12 +3,17 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::error::{NAMES, bad_dtype, bad_shape, rename};
+use super::integers::{check_integers, read_i32, read_pages};
 use super::memory::to_host;
-use crate::error::{Error, value};
+use crate::error::Error;
 use crate::problem::Problem;
+use crate::tensor::{Layout, View};
 use crate::{Attention, Inputs};
 
 /// How sequences lie in the tensors of [`attend`](super::attend).
+///
+/// Tensors of integers may be U32, I32 or I64, each of its own type, with the values of an i32. On the CPU another value is an
+/// error. On a CUDA device I64 is converted there, and only the low 32 bits of a value count.
 ///
 /// ```
 /// # use candle_core::{Device, Tensor};
@@ -35,6 +40,7 @@ pub struct Lengths<'a> {
     leftpad_k: Option<&'a Tensor>,
     offset: Option<&'a Tensor>,
     radii: Option<PageRadii<'a>>,
+    max_seqlen_k: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -58,9 +64,9 @@ impl<'a> Lengths<'a> {
     }
 
     /// q `[total_q, heads_q, head_dim]`, k and v `[total_k, heads_k, head_dim]`: sequence `b` has the query rows
-    /// `seqlens_q[b]..seqlens_q[b + 1]` and likewise the key rows. Both tensors are u32 `[batch + 1]`, start at 0 and do
-    /// not decrease. No sequence is longer than `max_seqlen_q` and `max_seqlen_k`, which need not be tight: they size
-    /// the launch where lengths lie in device memory.
+    /// `seqlens_q[b]..seqlens_q[b + 1]` and likewise the key rows. Both tensors are `[batch + 1]`, start at 0 and do not
+    /// decrease. No sequence is longer than `max_seqlen_q` and `max_seqlen_k`, which need not be tight: they size the launch
+    /// where lengths lie in device memory.
     pub fn varlen(
         seqlens_q: &'a Tensor,
         seqlens_k: &'a Tensor,
@@ -80,15 +86,23 @@ impl<'a> Lengths<'a> {
     /// A paged cache: k and v are pools `[pages, page_size, heads_k, head_dim]`, and key `j` of sequence `b` is row
     /// `j % page_size` of page `block_table[b][j / page_size]`, as in vLLM.
     ///
-    /// `page_size` is a multiple of 8. `block_table` is u32 `[batch, max_pages_per_sequence]`; sequences may share pages,
-    /// and entries that no query needs may be anything. `seqused_k` is u32 `[batch]`, the keys that each sequence has, those
-    /// of this call's tokens included (see [`append`](super::append)); the last query stands at the last of them. q is
-    /// `[batch, seqlen_q, heads_q, head_dim]`, or packed by [`Lengths::varlen_q`].
+    /// `page_size` is a multiple of 8. `block_table` is `[batch, max_pages_per_sequence]`; sequences may share pages, and
+    /// entries that no query needs may be anything. `seqused_k` is `[batch]`, the keys that each sequence has, those of this
+    /// call's tokens included (see [`append`](super::append)); the last query stands at the last of them. q is
+    /// `[batch, seqlen_q, heads_q, head_dim]`, or packed by [`Lengths::varlen_q`], or `[batch, heads_q, head_dim]`: one query a
+    /// sequence. [`CacheLayout`](super::CacheLayout) has other layouts of pools.
     pub fn paged(block_table: &'a Tensor, seqused_k: &'a Tensor) -> Self {
         Self {
             block_table: Some(block_table),
             ..Self::dense().seqused_k(seqused_k)
         }
+    }
+
+    /// No sequence of a paged cache has more keys. Without it, all that its pages in `block_table` hold: on a CUDA device as many
+    /// as that decide how keys are split over it.
+    pub fn max_seqlen_k(mut self, max_seqlen_k: usize) -> Self {
+        self.max_seqlen_k = Some(max_seqlen_k);
+        self
     }
 
     /// Packed queries of a paged cache: q is `[total_q, heads_q, head_dim]`, and sequence `b` has its rows
@@ -101,14 +115,14 @@ impl<'a> Lengths<'a> {
         self
     }
 
-    /// Sequence `b` has only its first `seqused_k[b]` key rows, u32 `[batch]`: a padded batch, or a cache that is not
+    /// Sequence `b` has only its first `seqused_k[b]` key rows, `[batch]`: a padded batch, or a cache that is not
     /// yet full. The last query then stands at key position `seqused_k[b] - 1`.
     pub fn seqused_k(mut self, seqused_k: &'a Tensor) -> Self {
         self.seqused_k = Some(seqused_k);
         self
     }
 
-    /// The first `leftpad_k[b]` key rows of sequence `b`, u32 `[batch]`, are padding that no query sees.
+    /// The first `leftpad_k[b]` key rows of sequence `b`, `[batch]`, are padding that no query sees.
     pub fn leftpad_k(mut self, leftpad_k: &'a Tensor) -> Self {
         self.leftpad_k = Some(leftpad_k);
         self
@@ -116,13 +130,10 @@ impl<'a> Lengths<'a> {
 
     /// Row `i` of sequence `b` stands at key position `i + offset[b]`. Without this, the last query stands at the last key.
     ///
-    /// `offset` is `[batch]`, I32 or I64, with the values of an i32. Queries may stand before all keys or far after them. The
-    /// bias, the causal limit and windows follow the position. A batch that is padded at its right end has offsets of 0. For
+    /// `offset` is `[batch]`. Queries may stand before all keys or far after them. The bias, the causal limit and windows follow
+    /// the position. A batch that is padded at its right end has offsets of 0. For
     /// queries against keys that begin elsewhere (another device's part of a context, a shared prefix), the offset is the
     /// first query's position minus the first key's, and [`merge_states`](super::merge_states) puts the results together.
-    ///
-    /// On the CPU another value is an error. On a CUDA device I64 is converted there, and only the low 32 bits of a value
-    /// count.
     pub fn offset(mut self, offset: &'a Tensor) -> Self {
         self.offset = Some(offset);
         self
@@ -143,10 +154,33 @@ impl<'a> Lengths<'a> {
         self.packed_q.map(|packed| packed.seqlens)
     }
 
-    /// `max_seqlen_q` and `max_seqlen_k`; 0 where nothing is packed.
-    #[cfg(feature = "candle-cuda")]
-    pub(super) fn max_seqlens(&self) -> [usize; 2] {
-        [self.packed_q, self.packed_k].map(|packed| packed.map_or(0, |packed| packed.max_seqlen))
+    /// Where keys are in pages.
+    pub(super) fn block_table(&self) -> Option<&'a Tensor> {
+        self.block_table
+    }
+
+    pub(super) fn page_radii(&self) -> Option<PageRadii<'a>> {
+        self.radii
+    }
+
+    /// The same lengths of keys that lie in other pages.
+    pub(super) fn with_pages(self, block_table: &'a Tensor, radii: Option<PageRadii<'a>>) -> Self {
+        Self {
+            block_table: Some(block_table),
+            radii,
+            ..self
+        }
+    }
+
+    /// Whether a sequence has its queries in a row of q's first dimension: neither packed nor without pages.
+    pub(super) fn is_paged_batch(&self) -> bool {
+        self.block_table.is_some() && self.packed_q.is_none()
+    }
+
+    /// `max_seqlen_q` of packed queries, and `max_seqlen_k`, where there are such bounds.
+    pub(super) fn max_seqlens(&self) -> [Option<usize>; 2] {
+        let [q, k] = [self.packed_q, self.packed_k].map(|packed| Some(packed?.max_seqlen));
+        [q, k.or(self.max_seqlen_k)]
     }
 
     /// `centres` and `radii`.
@@ -169,17 +203,12 @@ impl<'a> Lengths<'a> {
     }
 
     /// Checks what can be checked without reading them.
-    pub(super) fn check(&self, q: &Tensor, k: &Tensor) -> std::result::Result<(), Error> {
+    ///
+    /// `k` is the shape of k: `[pages, page_size, heads_k, head_dim]`, if there are pages.
+    pub(super) fn check(&self, q: &Tensor, k: &[usize]) -> std::result::Result<(), Error> {
         for (argument, tensor) in self.tensors() {
             let Some(tensor) = tensor else { continue };
-            let dtype = tensor.dtype();
-            let (fits, expected) = match argument {
-                "offset" => (is_i32(dtype) || dtype == DType::I64, "dtype I32 or I64"),
-                _ => (dtype == DType::U32, "dtype U32"),
-            };
-            if !fits {
-                return Err(bad_dtype(argument, dtype, expected));
-            }
+            check_integers(argument, tensor)?;
             let cumulative = argument.starts_with("seqlens");
             if argument == "block_table" {
                 let batch = match (self.packed_q, q.dims()) {
@@ -204,22 +233,23 @@ impl<'a> Lengths<'a> {
                 });
             }
         }
-        match (self.radii, self.block_table) {
-            (Some(radii), Some(_)) => radii.check(k),
-            _ => Ok(()),
+        match (self.radii, self.block_table, k) {
+            (Some(radii), Some(_), &[pages, _, heads_k, head_dim]) => {
+                radii.check([pages, heads_k, head_dim])
+            }
+            _ => Ok(()), // Pages of another rank are refused.
         }
     }
 
     /// Their values, read from the CPU.
-    pub(super) fn to_host(self, q: &Tensor, k: &Tensor) -> Result<HostLengths> {
+    pub(super) fn to_host(self, q: &Tensor, k: &[usize]) -> Result<HostLengths> {
         self.check(q, k)?;
         let mut values = [const { None }; 6];
         for (values, (argument, tensor)) in values.iter_mut().zip(self.tensors()) {
             *values = match (argument, tensor) {
                 (_, None) => None,
                 ("block_table", Some(tensor)) => Some(read_pages(tensor)?),
-                ("offset", Some(tensor)) => Some(read_positions(tensor)?),
-                (_, Some(tensor)) => Some(read_lengths(argument, tensor)?),
+                (_, Some(tensor)) => Some(read_i32(argument, tensor)?),
             };
         }
         let [
@@ -230,13 +260,12 @@ impl<'a> Lengths<'a> {
             leftpad_k,
             offset,
         ] = values;
-        let max =
-            |packed: Option<Packed<'_>>| packed.map_or(usize::MAX, |packed| packed.max_seqlen);
+        let [max_seqlen_q, max_seqlen_k] = self.max_seqlens().map(|max| max.unwrap_or(usize::MAX));
         Ok(HostLengths {
             seqlens_q,
             seqlens_k,
-            max_seqlen_q: max(self.packed_q),
-            max_seqlen_k: max(self.packed_k),
+            max_seqlen_q,
+            max_seqlen_k,
             block_table,
             seqused_k,
             leftpad_k,
@@ -250,14 +279,14 @@ impl<'a> Lengths<'a> {
 }
 
 impl PageRadii<'_> {
-    /// Checks that they are those of pages `[pages, page_size, heads_k, head_dim]`.
-    pub(super) fn check(&self, pages: &Tensor) -> std::result::Result<(), Error> {
-        let [count, _, heads_k, head_dim] = *pages.dims() else {
-            return Ok(()); // Pages of another rank are refused.
-        };
+    /// Checks that they are those of so many pages, of heads of such a number and size.
+    pub(super) fn check(
+        &self,
+        [pages, heads_k, head_dim]: [usize; 3],
+    ) -> std::result::Result<(), Error> {
         for (argument, tensor, expected) in [
             ("centres", self.centres, [heads_k, head_dim]),
-            ("radii", self.radii, [count, heads_k]),
+            ("radii", self.radii, [pages, heads_k]),
         ] {
             if tensor.dtype() != DType::F32 {
                 return Err(bad_dtype(argument, tensor.dtype(), "dtype F32"));
@@ -288,8 +317,29 @@ impl HostLengths {
     pub(super) fn of<'a, T>(
         &'a self,
         attention: &Attention,
-        mut inputs: Inputs<'a, T>,
+        inputs: Inputs<'a, T>,
     ) -> std::result::Result<Inputs<'a, T>, Error> {
+        let inputs = self.described(inputs);
+        Problem::new(attention, &inputs, None).map_err(|error| rename(error, &NAMES))?;
+        Ok(inputs)
+    }
+
+    /// The entries of the block table that some query needs: where each is, and its page. Pages are of the layout `pages`.
+    pub(super) fn needed_pages(
+        &self,
+        attention: &Attention,
+        q: Layout,
+        pages: Layout,
+    ) -> std::result::Result<Vec<(usize, usize)>, Error> {
+        // A description does not read tensors.
+        let view = |layout| View::<f32> { data: &[], layout };
+        let inputs = self.described(Inputs::new(view(q), view(pages), view(pages)));
+        let problem = Problem::new(attention, &inputs, None);
+        let problem = problem.map_err(|error| rename(error, &NAMES))?;
+        Ok(problem.needed_pages())
+    }
+
+    fn described<'a, T>(&'a self, mut inputs: Inputs<'a, T>) -> Inputs<'a, T> {
         let sequences = &mut inputs.sequences;
         sequences.cu_seqlens_q = self.seqlens_q.as_deref();
         sequences.cu_seqlens_k = self.seqlens_k.as_deref();
@@ -299,43 +349,9 @@ impl HostLengths {
         sequences.seqused_k = self.seqused_k.as_deref();
         sequences.leftpad_k = self.leftpad_k.as_deref();
         sequences.offset = self.offset.as_deref();
-        if let Some([centres, radii]) = &self.radii {
-            inputs = inputs.radii(centres, radii);
+        match &self.radii {
+            Some([centres, radii]) => inputs.radii(centres, radii),
+            None => inputs,
         }
-        Problem::new(attention, &inputs, None).map_err(|error| rename(error, &NAMES))?;
-        Ok(inputs)
     }
-}
-
-/// Whether it is `DType::I32`, which candle has since 0.9.2.
-pub(super) fn is_i32(dtype: DType) -> bool {
-    dtype.as_str() == "i32"
-}
-
-fn read_lengths(argument: &'static str, tensor: &Tensor) -> Result<Vec<i32>> {
-    let lengths = to_host::<u32>(tensor)?;
-    let lengths = lengths.iter().enumerate().map(|(at, &length)| {
-        i32::try_from(length).map_err(|_| {
-            let expected = format!("at most {}", i32::MAX);
-            value(argument, format!("{length} at index {at}"), expected).into()
-        })
-    });
-    lengths.collect()
-}
-
-fn read_positions(offset: &Tensor) -> Result<Vec<i32>> {
-    let positions = to_host::<i64>(&offset.to_dtype(DType::I64)?)?;
-    let positions = positions.iter().enumerate().map(|(at, &position)| {
-        i32::try_from(position).map_err(|_| {
-            let expected = format!("{} to {}", i32::MIN, i32::MAX);
-            value("offset", format!("{position} at index {at}"), expected).into()
-        })
-    });
-    positions.collect()
-}
-
-/// Pages above `i32::MAX` become negative, which no page is: whether one is needed is not known here.
-fn read_pages(block_table: &Tensor) -> Result<Vec<i32>> {
-    let pages = to_host::<u32>(block_table)?;
-    Ok(pages.into_iter().map(|page| page as i32).collect())
 }

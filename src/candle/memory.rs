@@ -5,9 +5,8 @@ use std::ptr;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, WithDType};
 
-use super::error::bad_shape;
 use crate::error::{Error, value};
-use crate::tensor::{self, View, ViewMut};
+use crate::tensor::{self, View};
 
 pub(super) type Input<'a> = (&'a CpuStorage, &'a Layout);
 
@@ -42,18 +41,6 @@ pub(super) fn address(tensor: &Tensor) -> *const Storage {
     ptr::from_ref(&*tensor.storage_and_layout().0)
 }
 
-pub(super) fn pool<'a, T>(
-    argument: &'static str,
-    data: &'a mut [T],
-    tensor: &Tensor,
-) -> std::result::Result<ViewMut<'a, T>, Error> {
-    let at = tensor.layout();
-    let data = data.get_mut(at.start_offset()..).unwrap_or_default();
-    let layout = layout(argument, at)?;
-    layout.check_buffer(argument, data.len())?;
-    Ok(ViewMut { data, layout })
-}
-
 pub(super) fn layout(
     argument: &'static str,
     at: &Layout,
@@ -83,26 +70,6 @@ impl<F: FnMut(&mut Pool<'_>) -> Result<()>> InplaceOp1 for Lent<F> {
     }
 }
 
-/// Checks that two pools are of one shape, `[pages, page_size, heads_k, head_dim]`, and can be written at once.
-pub(super) fn check_pools(k_pages: &Tensor, v_pages: &Tensor) -> std::result::Result<(), Error> {
-    if k_pages.rank() != 4 {
-        let expected = "[pages, page_size, heads_k, head_dim]";
-        return Err(bad_shape("k_pages", k_pages, expected.into()));
-    }
-    if v_pages.dims() != k_pages.dims() {
-        let expected = format!("{:?}, as k_pages", k_pages.dims());
-        return Err(bad_shape("v_pages", v_pages, expected));
-    }
-    for (argument, pool) in [("k_pages", k_pages), ("v_pages", v_pages)] {
-        layout(argument, pool.layout())?.check_injective(argument)?;
-    }
-    // Also what keeps the locks apart.
-    match address(v_pages) == address(k_pages) {
-        true => Err(shares("v_pages", "k_pages", "memory of its own")),
-        false => Ok(()),
-    }
-}
-
 /// Checks radii that are written while the tensors of these names are read or written.
 pub(super) fn check_written_radii(
     radii: &Tensor,
@@ -125,20 +92,6 @@ pub(super) fn check_written_radii(
 pub(super) fn shares(argument: &'static str, of: &str, expected: &str) -> Error {
     let found = format!("a tensor in the memory of {of}");
     value(argument, found, expected)
-}
-
-/// Locks both pools, the keys' first, and the radii.
-pub(super) fn with_pools(
-    [k_pages, v_pages]: [&Tensor; 2],
-    radii: Option<&Tensor>,
-    mut write: impl FnMut(&mut Pool<'_>, &mut Pool<'_>, Option<&mut Pool<'_>>) -> Result<()>,
-) -> Result<()> {
-    lend(k_pages, |k_pool| {
-        lend(v_pages, |v_pool| match radii {
-            None => write(k_pool, v_pool, None),
-            Some(radii) => lend(radii, |radii| write(k_pool, v_pool, Some(radii))),
-        })
-    })
 }
 
 /// Radii on the CPU, from the tensor's first element on.

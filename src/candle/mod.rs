@@ -39,8 +39,9 @@
 //!
 //! # Differences from candle-flash-attn
 //! On purpose:
-//! - CPU tensors and f32 are accepted; slopes may be `[batch, heads_q]`; slopes and lengths may have any strides.
-//! - `head_dim` goes up to 256, not 512.
+//! - CPU tensors and f32 are accepted; slopes may be `[batch, heads_q]`, and f64, f16 or bf16, which are read as f32; lengths
+//!   may be U32, I32 or I64; slopes and lengths may have any strides.
+//! - `head_dim` goes up to 512 on the CPU, and to 256 on a CUDA device.
 //! - A window is applied as given: one larger than the sequence covers all of it.
 //! - The lse of [`attend`] is that of the true biased scores `x(i,j)` of [`Attention`]; the FlashAttention-2 kernels
 //!   below candle-flash-attn omit a term of the row in theirs when the mask is causal.
@@ -58,7 +59,7 @@
 //! # let q = Tensor::zeros((1, 4, 2, 12), DType::F32, &Device::Cpu)?;
 //! # let slopes = Tensor::zeros(2, DType::F32, &Device::Cpu)?;
 //! let error = flash_alibi::candle::flash_attn_alibi(&q, &q, &q, &slopes, 1.0, true).unwrap_err();
-//! assert_eq!(error.to_string(), "head_dim: found 12, expected a multiple of 8 from 8 to 256");
+//! assert_eq!(error.to_string(), "head_dim: found 12, expected a multiple of 8 from 8 to 512");
 //! assert!(error.source().unwrap().is::<flash_alibi::Error>());
 //! # Ok(())
 //! # }
@@ -71,9 +72,15 @@ mod copy;
 mod cuda;
 mod error;
 mod flash_attn;
+mod gather;
+mod integers;
+mod layout;
 mod lengths;
 mod memory;
 mod merge;
+pub mod paged_attention;
+mod plain;
+mod pools;
 
 pub use candle_core;
 
@@ -84,8 +91,13 @@ pub use flash_attn::{
     flash_attn_varlen_alibi, flash_attn_varlen_alibi_windowed,
     flash_attn_varlen_alibi_windowed_softcap,
 };
+pub use layout::CacheLayout;
 pub use lengths::Lengths;
 pub use merge::merge_states;
+pub use plain::{
+    flash_attn, flash_attn_varlen, flash_attn_varlen_paged_alibi_windowed,
+    flash_attn_varlen_paged_windowed, flash_attn_varlen_windowed, flash_attn_windowed,
+};
 
 use candle_core::{Result, Tensor};
 
@@ -94,8 +106,8 @@ use call::{Call, Layer};
 
 /// Attention of a layer described once, and its lse: `(out, lse)`.
 ///
-/// `out` is as q; `lse` is f32 `[batch, heads_q, seqlen_q]`, or `[heads_q, total_q]` for packed sequences: the natural
-/// logarithm of the sum of the exponentials of each row's biased scores, `-inf` for a row that sees no key. See
+/// `out` is as q; `lse` is f32 `[batch, heads_q, seqlen_q]`, or `[heads_q, total_q]` for packed sequences and for one query a
+/// sequence, `[batch, heads_q, head_dim]`: the natural logarithm of the sum of the exponentials of each row's biased scores, `-inf` for a row that sees no key. See
 /// [`Attention`] for what is computed and [`Lengths`] for the shapes.
 ///
 /// ```

@@ -1,12 +1,11 @@
 //! Writing to a paged cache: new keys and values into their slots, and copies of pages.
 
 use super::Element;
-use super::bounds::{distance, larger};
-use super::machine::Portable;
+use super::pools::{Pools, check_copies, check_pages, copy};
 use crate::Inputs;
-use crate::error::{Error, Result, value};
-use crate::sequences::{check_page_size, check_radii};
-use crate::tensor::{Layout, View, ViewMut};
+use crate::error::{Error, Result};
+use crate::sequences::check_radii;
+use crate::tensor::{Layout, Part, View, ViewMut};
 
 /// Writes the keys and values of new tokens into the pages of a KV cache.
 ///
@@ -24,47 +23,7 @@ pub fn append<T: Element>(
     v_pages: ViewMut<'_, T>,
     slot_mapping: &[i64],
 ) -> Result<()> {
-    let pool = k_pages.layout;
-    let slots = check_pages("k_pages", pool)?;
-    if v_pages.layout.shape() != pool.shape() {
-        return Err(Error::Shape {
-            argument: "v_pages",
-            found: v_pages.layout.shape(),
-            expected: format!("{:?}, as k_pages", pool.shape()),
-        });
-    }
-    let (heads_k, head_dim) = (pool.heads, pool.head_dim);
-    let tokens = k.layout.rows;
-    for (argument, layout) in [("k", k.layout), ("v", v.layout)] {
-        let fits = layout.batch.is_none() && layout.rows == tokens;
-        if !fits || layout.heads != heads_k || layout.head_dim != head_dim {
-            let tokens = match argument {
-                "k" => "tokens".into(),
-                _ => tokens.to_string(),
-            };
-            return Err(Error::Shape {
-                argument,
-                found: layout.shape(),
-                expected: format!("[{tokens}, {heads_k}, {head_dim}]"),
-            });
-        }
-    }
-    check_slots(slot_mapping, tokens, slots)?;
-
-    for (from, to) in [(k, k_pages), (v, v_pages)] {
-        for (token, &slot) in slot_mapping.iter().enumerate() {
-            let Ok(slot) = usize::try_from(slot) else {
-                continue;
-            };
-            for head in 0..heads_k {
-                let at = token * from.layout.row_stride + head * from.layout.head_stride;
-                let row = &from.data[at..][..head_dim];
-                let at = row_of(&to.layout, slot / pool.rows, slot % pool.rows, head);
-                to.data[at..][..head_dim].copy_from_slice(row);
-            }
-        }
-    }
-    Ok(())
+    Pools::new(k_pages, v_pages)?.append(k, v, slot_mapping)
 }
 
 /// As [`append`], and also keeps the radii of the pages, for [`Inputs::radii`](crate::Inputs::radii): how far the keys of
@@ -89,30 +48,8 @@ pub fn append_with_radii<T: Element>(
     centres: &[f32],
     radii: &mut [f32],
 ) -> Result<()> {
-    let pool = k_pages.layout;
-    check_radii(&pool, centres.len(), radii.len())?;
-    append(k, v, k_pages, v_pages, slot_mapping)?;
-    let (heads_k, head_dim) = (pool.heads, pool.head_dim);
-    let slots = || {
-        let slots = slot_mapping.iter().enumerate();
-        slots.filter_map(|(token, &slot)| Some((token, usize::try_from(slot).ok()?)))
-    };
-    for (_, slot) in slots().filter(|(_, slot)| slot % pool.rows == 0) {
-        radii[slot / pool.rows * heads_k..][..heads_k].fill(0.0);
-    }
-    let machine = Portable(pulp::Scalar);
-    for (token, slot) in slots() {
-        for head in 0..heads_k {
-            let at = token * k.layout.row_stride + head * k.layout.head_stride;
-            let (key, centre) = (&k.data[at..], &centres[head * head_dim..]);
-            let radius = &mut radii[slot / pool.rows * heads_k + head];
-            *radius = larger(
-                *radius,
-                distance(machine, &key[..head_dim], &centre[..head_dim]),
-            );
-        }
-    }
-    Ok(())
+    let mut pools = Pools::new(k_pages, v_pages)?;
+    pools.append_with_radii(k, v, slot_mapping, centres, radii)
 }
 
 /// Copies whole pages within a pool `[pages, page_size, heads_k, head_dim]`, in order, each pair from its first page to its
@@ -124,72 +61,8 @@ pub fn copy_pages<T: Element>(pool: ViewMut<'_, T>, copies: &[(i32, i32)]) -> Re
     let ViewMut { data, layout } = pool;
     check_pages("pool", layout)?;
     check_copies(copies, layout.batch.unwrap_or(0))?;
-    for &(from, to) in copies {
-        for row in 0..layout.rows {
-            for head in 0..layout.heads {
-                let from = row_of(&layout, from as usize, row, head);
-                let to = row_of(&layout, to as usize, row, head);
-                data.copy_within(from..from + layout.head_dim, to);
-            }
-        }
-    }
+    copy(data, &Part { start: 0, layout }, copies);
     Ok(())
-}
-
-/// Checks that a pool has the pages that are copied.
-pub(crate) fn check_copies(copies: &[(i32, i32)], pages: usize) -> Result<()> {
-    for (at, &(from, to)) in copies.iter().enumerate() {
-        for page in [from, to] {
-            if !usize::try_from(page).is_ok_and(|page| page < pages) {
-                let found = format!("page {page} at index {at}");
-                let expected = format!("one of the {pages} pages, from 0");
-                return Err(value("copies", found, expected));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Checks that a layout is a pool's, and returns how many slots it has.
-fn check_pages(argument: &'static str, pool: Layout) -> Result<usize> {
-    let Some(pages) = pool.batch else {
-        return Err(Error::Shape {
-            argument,
-            found: pool.shape(),
-            expected: "[pages, page_size, heads_k, head_dim]".into(),
-        });
-    };
-    check_page_size(pool.rows)?;
-    Ok(pages * pool.rows)
-}
-
-fn check_slots(slot_mapping: &[i64], tokens: usize, slots: usize) -> Result<()> {
-    if slot_mapping.len() != tokens {
-        return Err(Error::Length {
-            argument: "slot_mapping",
-            found: slot_mapping.len(),
-            expected: format!("{tokens}, one a token"),
-        });
-    }
-    let bad = |at: usize, expected: String| {
-        let found = format!("{} at index {at}", slot_mapping[at]);
-        Err(value("slot_mapping", found, expected))
-    };
-    let beyond = |&slot: &i64| usize::try_from(slot).is_ok_and(|slot| slot >= slots);
-    if let Some(at) = slot_mapping.iter().position(beyond) {
-        return bad(at, format!("less than pages * page_size = {slots}"));
-    }
-    let mut used: Vec<(i64, usize)> = slot_mapping.iter().copied().zip(0..).collect();
-    used.retain(|&(slot, _)| slot >= 0);
-    used.sort_unstable();
-    match used.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        Some(pair) => bad(pair[1].1, format!("another than at index {}", pair[0].1)),
-        None => Ok(()),
-    }
-}
-
-fn row_of(pool: &Layout, page: usize, row: usize, head: usize) -> usize {
-    page * pool.batch_stride + row * pool.row_stride + head * pool.head_stride
 }
 
 /// The KV cache of one layer: a pool of pages for its keys and one for its values, each

@@ -8,6 +8,7 @@ mod gemm;
 mod kv_cache;
 mod machine;
 pub mod oracle;
+mod pools;
 mod report;
 mod schedule;
 mod softmax;
@@ -17,9 +18,12 @@ mod vector;
 mod work;
 
 pub use element::{CacheElement, Element};
-#[cfg(feature = "candle")]
-pub(crate) use kv_cache::check_copies;
 pub use kv_cache::{KvCache, append, append_with_radii, copy_pages};
+pub use pools::Pools;
+#[cfg(any(feature = "candle", feature = "cuda"))]
+pub(crate) use pools::check_apart;
+#[cfg(feature = "candle")]
+pub(crate) use pools::{Memory, check_copies, split_x};
 pub use report::Report;
 
 use self::block::Tensors;

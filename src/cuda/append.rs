@@ -4,6 +4,7 @@ use cudarc::driver::CudaStream;
 
 use super::buffer::{Checks, Lent};
 use super::call::length;
+use super::pools::Pools;
 use super::{Buffer, BufferMut, Element, Error, Kernels, Layer, Result, View, ViewMut};
 use crate::error;
 use crate::plan::{Append, AppendAddresses, CopyPages, CopyPagesAddresses};
@@ -15,6 +16,7 @@ impl Layer {
     ///
     /// Token `t` goes to row `slot_mapping[t] % page_size` of page `slot_mapping[t] / page_size`, as in vLLM. A token whose
     /// slot is negative, or beyond the last page, is left out; which of two tokens with the same slot stays is not said.
+    /// [`Pools`] has pools that lie in one buffer.
     /// The work is enqueued on `stream`; it allocates nothing, and can be captured in a [`Step`](super::Step).
     ///
     /// # Errors
@@ -28,9 +30,7 @@ impl Layer {
         v_pages: ViewMut<'_, T>,
         slot_mapping: &dyn Buffer<i64>,
     ) -> Result<()> {
-        self.check_new(&k)?;
-        self.kernels
-            .append(stream, k, v, k_pages, v_pages, slot_mapping, None)
+        Pools::new(k_pages, v_pages).append(self, stream, k, v, slot_mapping)
     }
 
     /// As [`Layer::append`], for a cache that keeps how far its keys are from a centre: [`Inputs::radii`](super::Inputs::radii).
@@ -58,10 +58,8 @@ impl Layer {
         centres: &dyn Buffer<f32>,
         radii: &mut dyn BufferMut<f32>,
     ) -> Result<()> {
-        self.check_new(&k)?;
-        let radii = Some((centres, radii));
-        self.kernels
-            .append(stream, k, v, k_pages, v_pages, slot_mapping, radii)
+        let mut pools = Pools::new(k_pages, v_pages);
+        pools.append_with_radii(self, stream, k, v, slot_mapping, centres, radii)
     }
 
     /// Copies whole pages within the pools `k_pages` and `v_pages`, `[pages, page_size, heads_k, head_dim]`, and of `radii`,
@@ -82,11 +80,11 @@ impl Layer {
         v_pages: ViewMut<'_, T>,
         radii: Option<&mut dyn BufferMut<f32>>,
     ) -> Result<()> {
-        self.kernels
-            .copy_pages(stream, copies, k_pages, v_pages, radii)
+        Pools::new(k_pages, v_pages).copy_pages(self, stream, copies, radii)
     }
 
-    fn check_new<T>(&self, k: &View<'_, T>) -> Result<()> {
+    /// Checks that new keys have the layer's heads.
+    pub(super) fn check_new<T>(&self, k: &View<'_, T>) -> Result<()> {
         let (heads, head_dim) = (self.attention.heads_k(), self.attention.head_dim());
         if (k.layout.heads, k.layout.head_dim) != (heads, head_dim) {
             return Err(Error::Argument(error::Error::Shape {
@@ -100,25 +98,23 @@ impl Layer {
 }
 
 impl Kernels {
-    /// [`Layer::append`], or with centres and radii [`Layer::append_with_radii`].
-    #[allow(clippy::too_many_arguments)]
+    /// [`Pools::append`], or with centres and radii [`Pools::append_with_radii`].
     pub(crate) fn append<T: Element>(
         &self,
         stream: &CudaStream,
         k: View<'_, T>,
         v: View<'_, T>,
-        k_pages: ViewMut<'_, T>,
-        v_pages: ViewMut<'_, T>,
+        pools: &mut Pools<'_, T>,
         slot_mapping: &dyn Buffer<i64>,
         radii: Option<(&dyn Buffer<f32>, &mut dyn BufferMut<f32>)>,
     ) -> Result<()> {
         let launcher = self.on(stream)?;
-        let (layouts, pages) = ((&k.layout, &v.layout), (&k_pages.layout, &v_pages.layout));
+        let (new, [k_pages, v_pages]) = ((&k.layout, &v.layout), &pools.layouts());
         let append = match &radii {
-            None => Append::new(layouts.0, layouts.1, pages.0, pages.1)?,
+            None => Append::new(new.0, new.1, k_pages, v_pages)?,
             Some((centres, radii)) => {
-                let append = Append::with_radii(T::DTYPE, layouts.0, layouts.1, pages.0, pages.1)?;
-                check_radii(pages.0, centres.len(), radii.len())?;
+                let append = Append::with_radii(T::DTYPE, new.0, new.1, k_pages, v_pages)?;
+                check_radii(k_pages, centres.len(), radii.len())?;
                 append
             }
         };
@@ -130,8 +126,7 @@ impl Kernels {
         let checks = Checks::new(stream)?;
         checks.buffer("k", k.buffer)?;
         checks.buffer("v", v.buffer)?;
-        checks.buffer("k_pages", &*k_pages.buffer)?;
-        checks.buffer("v_pages", &*v_pages.buffer)?;
+        pools.check(&checks)?;
         checks.buffer("slot_mapping", slot_mapping)?;
         if let Some((centres, radii)) = &radii {
             checks.buffer("centres", *centres)?;
@@ -143,29 +138,29 @@ impl Kernels {
 
         let mut lent = Lent::new(stream);
         let (centres, radii) = radii.unzip();
+        let [k_pages, v_pages] = pools.write(&mut lent);
         let addresses = AppendAddresses {
             k: lent.read("k", k.buffer),
             v: lent.read("v", v.buffer),
-            k_pages: lent.write("k_pages", k_pages.buffer),
-            v_pages: lent.write("v_pages", v_pages.buffer),
+            k_pages,
+            v_pages,
             slot_mapping: lent.read("slot_mapping", slot_mapping),
             centres: lent.read_some("centres", centres),
             radii: radii.map_or(0, |radii| lent.write("radii", radii)),
         };
         lent.ready()?;
-        // SAFETY: views are as long as their layouts need, there is a slot for each token, and `check_radii` has checked the
-        // rest; the kernels leave out slots that the pools do not have. `lent` orders the work before anything that frees
+        // SAFETY: views and pools are as long as their layouts need, there is a slot for each token, and `check_radii` has
+        // checked the rest; the kernels leave out slots that the pools do not have. `lent` orders the work before anything that frees
         // or writes the buffers.
         unsafe { append.run(&launcher, &addresses) }
     }
 
-    /// [`Layer::copy_pages`].
+    /// [`Pools::copy_pages`].
     pub(crate) fn copy_pages<T: Element>(
         &self,
         stream: &CudaStream,
         copies: &dyn Buffer<i64>,
-        k_pages: ViewMut<'_, T>,
-        v_pages: ViewMut<'_, T>,
+        pools: &mut Pools<'_, T>,
         radii: Option<&mut dyn BufferMut<f32>>,
     ) -> Result<()> {
         let launcher = self.on(stream)?;
@@ -173,9 +168,10 @@ impl Kernels {
             let expected = "pairs of pages: an even number".into();
             return Err(length("copies", copies.len(), expected));
         }
-        let plan = CopyPages::new(copies.len() / 2, &k_pages.layout, &v_pages.layout)?;
+        let [k_pages, v_pages] = &pools.layouts();
+        let plan = CopyPages::new(copies.len() / 2, k_pages, v_pages)?;
         if let Some(radii) = &radii {
-            let (pages, heads) = (k_pages.layout.batch.unwrap_or(0), k_pages.layout.heads);
+            let (pages, heads) = (k_pages.batch.unwrap_or(0), k_pages.heads);
             let expected = pages.saturating_mul(heads);
             if radii.len() != expected {
                 let expected = format!("pages * heads_k = {expected}");
@@ -184,8 +180,7 @@ impl Kernels {
         }
         let checks = Checks::new(stream)?;
         checks.buffer("copies", copies)?;
-        checks.buffer("k_pages", &*k_pages.buffer)?;
-        checks.buffer("v_pages", &*v_pages.buffer)?;
+        pools.check(&checks)?;
         if let Some(radii) = &radii {
             checks.buffer("radii", &**radii)?;
         }
@@ -194,14 +189,15 @@ impl Kernels {
         }
 
         let mut lent = Lent::new(stream);
+        let [k_pages, v_pages] = pools.write(&mut lent);
         let addresses = CopyPagesAddresses {
             copies: lent.read("copies", copies),
-            k_pages: lent.write("k_pages", k_pages.buffer),
-            v_pages: lent.write("v_pages", v_pages.buffer),
+            k_pages,
+            v_pages,
             radii: radii.map_or(0, |radii| lent.write("radii", radii)),
         };
         lent.ready()?;
-        // SAFETY: views are as long as their layouts need, and the lines above have checked the rest; the kernel leaves out
+        // SAFETY: pools are as long as their layouts need, and the lines above have checked the rest; the kernel leaves out
         // pages that the pools do not have. `lent` orders the work before anything that frees or writes the buffers.
         unsafe { plan.run(&launcher, &addresses) }
     }

@@ -8,7 +8,7 @@ use super::call::{self, Call, Method, Slopes};
 use super::slopes::UploadedSlopes;
 use super::{BufferMut, CacheElement, Element, Inputs, Kernels, Result, ViewMut};
 use crate::attention::Attention;
-use crate::plan::Plan;
+use crate::plan::{Plan, check_head_dim};
 
 /// An [`Attention`] layer in a CUDA context: its kernels are loaded and its slopes uploaded.
 ///
@@ -33,8 +33,9 @@ impl Layer {
     /// [`Error::DeviceTooOld`](super::Error::DeviceTooOld), [`Error::NoKernelImage`](super::Error::NoKernelImage),
     /// [`Error::OutOfMemory`](super::Error::OutOfMemory) or [`Error::Driver`](super::Error::Driver), and
     /// [`Error::Capturing`](super::Error::Capturing) for a stream that captures. Without a driver there is no stream: see
-    /// [`context`](super::context).
+    /// [`context`](super::context). [`Error::Argument`](super::Error::Argument) for a `head_dim` above 256.
     pub fn new(stream: &Arc<CudaStream>, attention: Attention) -> Result<Self> {
+        check_head_dim(attention.head_dim())?;
         let kernels = Kernels::of(stream.context())?;
         kernels.load(&attention)?;
         let slopes = kernels.slopes(stream, attention.slopes().as_slice())?;

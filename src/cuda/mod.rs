@@ -82,6 +82,7 @@ mod kernels;
 mod layer;
 mod load;
 mod merge;
+mod pools;
 mod slopes;
 mod tensor;
 
@@ -96,6 +97,7 @@ pub use error::{Error, Result};
 pub use inputs::Inputs;
 pub(crate) use kernels::Kernels;
 pub use layer::Layer;
+pub use pools::Pools;
 pub use tensor::{CacheElement, Element, View, ViewMut};
 
 /// What types make impossible: each example that does not compile differs in one thing from one that does.

@@ -2,7 +2,7 @@
 
 use super::launch::{self, Executor, Launch};
 use super::sizes::{MAX_ROWS, grid, strides};
-use super::{Dtype, moving};
+use super::{Dtype, check_head_dim, moving};
 use crate::error::{Error, Result};
 use crate::kernels::{AppendParams, Kernel, Params as _};
 use crate::tensor::Layout;
@@ -153,6 +153,7 @@ pub(super) fn check_pages(
     heads: Option<(usize, usize)>,
 ) -> Result<()> {
     let (heads_k, head_dim) = heads.unwrap_or((k_pages.heads, k_pages.head_dim));
+    check_head_dim(head_dim)?;
     let limits = k_pages.batch.unwrap_or(0) <= MAX_ROWS && k_pages.rows <= MAX_ROWS;
     let fits = (k_pages.heads, k_pages.head_dim) == (heads_k, head_dim);
     if k_pages.batch.is_none() || !limits || !fits {

@@ -1,9 +1,9 @@
 //! The kernel of `merge_state.cu`: attention over other keys is merged into a result.
 
+use super::MAX_HEAD_DIM;
 use super::launch::{self, Executor, Launch};
 use super::sizes::{MAX_ROWS, grid, strides};
 use super::{Dtype, moving};
-use crate::attention::MAX_HEAD_DIM;
 use crate::error::{Error, Result};
 use crate::kernels::{MergeStateParams, Params as _};
 use crate::tensor::Layout;

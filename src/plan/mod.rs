@@ -38,6 +38,9 @@ pub struct Device {
     pub multiprocessors: u32,
 }
 
+/// The largest head dimension of the kernels.
+pub(crate) const MAX_HEAD_DIM: usize = 256;
+
 /// The tensors of one call, without their data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
@@ -129,6 +132,17 @@ impl Device {
             ));
         }
         Ok(())
+    }
+}
+
+/// Checks that there are kernels for a head dimension.
+pub(crate) fn check_head_dim(head_dim: usize) -> Result<()> {
+    match head_dim <= MAX_HEAD_DIM {
+        true => Ok(()),
+        false => {
+            let expected = format!("at most {MAX_HEAD_DIM} on a CUDA device");
+            Err(value("head_dim", head_dim, expected))
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The sizes of a call, checked, and what kernels are told of them.
 
-use super::{Call, Paged};
+use super::{Call, Paged, check_head_dim};
 use crate::attention::Attention;
 use crate::error::{Error, Result, value};
 use crate::horizon::Horizon;
@@ -35,6 +35,7 @@ impl Sizes {
             paged,
             ..
         } = *call;
+        check_head_dim(attention.head_dim())?;
         check_shapes(attention, packed.is_some(), paged.is_some(), [q, k, v, out])?;
         let batch = match packed {
             Some(packed) => packed.batch,

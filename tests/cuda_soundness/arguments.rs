@@ -25,7 +25,7 @@ pub struct Buffers {
 }
 
 /// The arguments of each function that launches.
-pub const ARGUMENTS: [(&str, &[&str]); 5] = [
+pub const ARGUMENTS: [(&str, &[&str]); 7] = [
     (
         "paged",
         &[
@@ -59,6 +59,11 @@ pub const ARGUMENTS: [(&str, &[&str]); 5] = [
         ],
     ),
     ("copy", &["copies", "k_pages", "v_pages", "radii"]),
+    (
+        "append to one buffer",
+        &["k", "v", "k_pages", "slot_mapping", "centres", "radii"],
+    ),
+    ("copy in one buffer", &["copies", "k_pages", "radii"]),
     ("merge", &["out", "lse", "other_out", "other_lse"]),
 ];
 
@@ -166,6 +171,27 @@ impl Buffers {
                 ViewMut::new(pick!(mut "v_pages", v), &PAGES)?,
                 Some(pick!(mut "radii", radii)),
             ),
+            "append to one buffer" => {
+                let radii = pick!(mut "radii", radii);
+                one_buffer(pick!(mut "k_pages", k))?.append_with_radii(
+                    layer,
+                    stream,
+                    View::new(pick!("k", q), &packed)?,
+                    View::new(pick!("v", out), &packed)?,
+                    pick!("slot_mapping", slot_mapping),
+                    pick!("centres", centres),
+                    &mut radii.slice_mut(..2 * HEADS),
+                )
+            }
+            "copy in one buffer" => {
+                let radii = pick!(mut "radii", radii);
+                one_buffer(pick!(mut "k_pages", k))?.copy_pages(
+                    layer,
+                    stream,
+                    pick!("copies", copies),
+                    Some(&mut radii.slice_mut(..2 * HEADS)),
+                )
+            }
             "merge" => layer.merge_state(
                 stream,
                 ViewMut::new(pick!(mut "out", out), &packed)?,
@@ -176,6 +202,14 @@ impl Buffers {
             _ => unreachable!("the functions are those of the table"),
         }
     }
+}
+
+/// Two pages of keys and two of values, by turns.
+fn one_buffer(buffer: &mut CudaSlice<f16>) -> Result<Pools<'_, f16>> {
+    let [_, page_size, heads, head_dim] = PAGES;
+    let (shape, page) = ([2, page_size, heads, head_dim], page_size * ROW);
+    let layout = Layout::new("pages", &shape, &[2 * page, ROW, head_dim, 1])?;
+    Ok(Pools::of_one_buffer(buffer, (0, layout), (page, layout))?)
 }
 
 /// Every argument of every function, once wrong.

@@ -20,9 +20,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use flash_alibi::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use flash_alibi::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use flash_alibi::cuda::{
-    self, Buffer, BufferMut, Error, Inputs, Layer, Result, Step, View, ViewMut,
+    self, Buffer, BufferMut, Error, Inputs, Layer, Pools, Result, Step, View, ViewMut,
 };
-use flash_alibi::{Attention, Horizon, Slopes};
+use flash_alibi::{Attention, Horizon, Layout, Slopes};
 use half::f16;
 
 /// A device that no other test uses meanwhile; none, and a message, where there is no GPU.

@@ -21,7 +21,7 @@ impl Call<'_> {
     pub(in crate::candle) fn cuda(&self) -> Result<(Tensor, Tensor)> {
         // The host need only know how many slopes there are; zeros promise nothing about a horizon.
         let attention = self.attention(|slopes| Ok(vec![0.0; slopes.elem_count()]))?;
-        self.lengths.check(self.q, self.k)?;
+        self.lengths.check(self.q, self.k.dims())?;
         let mut lengths = [const { None }; 6];
         for (held, (_, tensor)) in lengths.iter_mut().zip(self.lengths.tensors()) {
             *held = tensor.map(integers).transpose()?;
@@ -33,7 +33,7 @@ impl Call<'_> {
         let lse = Arc::new(Mutex::new(None));
         let op = CudaOp {
             attention: attention.into_owned(),
-            slopes: self.slopes().map(Tensor::contiguous).transpose()?,
+            slopes: self.slopes().map(floats).transpose()?,
             lengths,
             radii,
             max_seqlens: self.lengths.max_seqlens(),
@@ -54,8 +54,8 @@ struct CudaOp {
     lengths: [Option<Tensor>; 6],
     /// `centres` and `radii`.
     radii: [Option<Tensor>; 2],
-    /// `max_seqlen_q` and `max_seqlen_k`.
-    max_seqlens: [usize; 2],
+    /// `max_seqlen_q` and `max_seqlen_k`, where there are such bounds.
+    max_seqlens: [Option<usize>; 2],
     lse: Arc<Mutex<Option<Tensor>>>,
 }
 
@@ -131,7 +131,7 @@ impl CudaOp {
             leftpad_k,
             offset,
         ] = &lengths;
-        let [max_seqlen_q, max_seqlen_k] = self.max_seqlens;
+        let [max_seqlen_q, max_seqlen_k] = self.max_seqlens.map(|max| max.unwrap_or(usize::MAX));
         let mut inputs = match (block_table, seqused_k) {
             (Some(table), Some(used)) => Inputs::paged(q_view, k_view, v_view, table, used),
             (None, Some(used)) => Inputs::new(q_view, k_view, v_view).seqused_k(used),
@@ -141,7 +141,8 @@ impl CudaOp {
             (Some(q), Some(k)) => inputs.varlen(q, k, max_seqlen_q, max_seqlen_k),
             (Some(q), None) => inputs.varlen_q(q, max_seqlen_q),
             _ => inputs,
-        };
+        }
+        .max_seqlen_k(max_seqlen_k);
         if let Some(leftpad_k) = leftpad_k {
             inputs = inputs.leftpad_k(leftpad_k);
         }
@@ -199,6 +200,11 @@ impl CudaOp {
         *self.lse.lock().unwrap_or_else(PoisonError::into_inner) = Some(lse);
         Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
     }
+}
+
+/// Slopes as the kernels take them.
+fn floats(slopes: &Tensor) -> Result<Tensor> {
+    slopes.to_dtype(DType::F32)?.contiguous()
 }
 
 /// Integers without gaps that have 32 bits. candle converts to no I32, and the low bits of an I64 are the same as U32.

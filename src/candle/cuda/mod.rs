@@ -1,37 +1,30 @@
 //! Calls on CUDA tensors: launched on their device's stream, without waiting for it.
 
 mod attend;
+mod integers;
 mod merge;
 mod pages;
 
+pub(super) use integers::{page_numbers, slots};
 pub(super) use merge::merge_states;
 
 use candle_core::cuda_backend::{CudaDType, CudaDevice};
-use candle_core::{CudaStorage, Layout, Result, Storage, Tensor};
+use candle_core::{CudaStorage, Layout, Result, Storage};
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DeviceRepr, ValidAsZeroBits};
 
 use super::error::{NAMES, rename};
 use super::memory::{elsewhere, layout as layout_of};
-use crate::cuda::{self, View, ViewMut};
+use crate::cuda::{self, View};
 
-/// A pool's storage from the pool's first element on.
-pub(super) fn pool<'a, T: CudaDType>(
-    storage: &'a mut CudaStorage,
-    pool: &Tensor,
-) -> Result<CudaViewMut<'a, T>> {
+/// A storage from an element on, to be written.
+pub(super) fn from<T: CudaDType>(
+    storage: &mut CudaStorage,
+    start: usize,
+) -> Result<CudaViewMut<'_, T>> {
     let data = storage.as_cuda_slice_mut::<T>()?;
-    // A pool of no elements may start past the end.
-    let start = pool.layout().start_offset().min(data.len());
+    // A tensor of no elements may start past the end.
+    let start = start.min(data.len());
     Ok(data.slice_mut(start..))
-}
-
-pub(super) fn view_mut<'a, T>(
-    argument: &'static str,
-    part: &'a mut CudaViewMut<'_, T>,
-    pool: &Tensor,
-) -> Result<ViewMut<'a, T>> {
-    let layout = layout_of(argument, pool.layout())?;
-    Ok(ViewMut::from_layout([argument; 2], part, layout)?)
 }
 
 /// A tensor's storage from the tensor's first element on.

@@ -16,6 +16,7 @@ mod devices;
 mod driver_calls;
 mod errors;
 mod layer;
+mod layouts;
 mod load;
 mod prefill;
 
@@ -62,6 +63,7 @@ fn test() -> ExitCode {
         layer::trials(),
         decode::trials(),
         cache::trials(),
+        layouts::trials(),
         driver_calls::trials(),
         devices::trials(),
     ];

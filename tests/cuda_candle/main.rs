@@ -1,5 +1,7 @@
 //! The candle functions on CUDA tensors, against the same functions on the CPU. Where there is no GPU, all is skipped.
 
+mod engines;
+
 use std::io::Write as _;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
