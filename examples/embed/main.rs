@@ -39,7 +39,7 @@ struct Arguments {
     json: bool,
     #[cfg(feature = "compare")]
     #[command(flatten)]
-    compare: compare::Arguments,
+    compare: compare::Compare,
 }
 
 fn main() -> Result<()> {

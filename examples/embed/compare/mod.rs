@@ -18,7 +18,7 @@ use weights::Size;
 
 /// What is compared.
 #[derive(clap::Args)]
-pub struct Arguments {
+pub struct Compare {
     /// Runs candle-transformers' jina_bert beside this encoder, on random weights, and prints a table. On Linux.
     #[arg(long)]
     compare: bool,
@@ -71,14 +71,14 @@ impl Batch {
     }
 }
 
-impl Arguments {
+impl Compare {
     /// Whether any of this was asked for.
     pub fn asked(&self) -> bool {
         self.compare || self.side.is_some()
     }
 }
 
-pub fn run(arguments: &Arguments, horizon: Horizon) -> Result<()> {
+pub fn run(arguments: &Compare, horizon: Horizon) -> Result<()> {
     if let (Some(side), Some(folder)) = (arguments.side, &arguments.folder) {
         for batch in &arguments.batch {
             let measured = side::measure(side, folder, &batch.0, horizon)?;
