@@ -1,5 +1,7 @@
-//! Checkpoints through this crate's attention, against what Hugging Face's transformers computes for them.
+//! Checkpoints through this crate's attention, against what Hugging Face's transformers and candle-transformers compute for
+//! them.
 
+mod encoder;
 mod horizon;
 mod logits;
 mod programs;

@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 use flash_alibi_models::Backend;
 use serde_json::Value;
 
+use crate::encoder::jina;
 use crate::{folder, greedy_golden};
 
 /// Runs an example. `cargo test` builds it before the tests run; `cargo test --test models` does not, and then the one from
@@ -106,4 +107,49 @@ fn generate_draws_the_same_text_for_the_same_seed() {
     let first = text("1");
     assert_eq!(text("1"), first);
     assert_ne!(text("2"), first);
+}
+
+#[test]
+fn embed_prints_cosines_and_one_line_of_json() {
+    let model = jina(4, 16).write();
+    let model = model.to_str().unwrap();
+    let texts = ["sunrise", "sunset", "sunrise"];
+    let output = run("embed", &[&["--model", model][..], &texts].concat());
+    assert!(output.status.success(), "{output:?}");
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(table.lines().count(), 3, "{table}");
+    for (line, text) in table.lines().zip(texts) {
+        assert!(line.ends_with(text) && line.contains(" 1.000 "), "{table}");
+    }
+
+    let arguments = ["--json", "--normalise", "--model", model];
+    let output = run("embed", &[&arguments[..], &texts].concat());
+    let out = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(out.lines().count(), 1, "{out}");
+    let line: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(line["tokens"], serde_json::json!([7, 6, 7]), "{line}");
+    assert_eq!(line["embeddings"][0], line["embeddings"][2]);
+    assert_ne!(line["embeddings"][0], line["embeddings"][1]);
+    let squares = line["embeddings"][0].as_array().unwrap().iter();
+    let length: f64 = squares.map(|x| x.as_f64().unwrap().powi(2)).sum();
+    assert!((length - 1.0).abs() < 1e-5, "{length}");
+    let cosine = line["cosines"][0][1].as_f64().unwrap();
+    assert!(cosine < 0.9999, "{cosine}");
+}
+
+#[test]
+fn embed_says_what_it_needs() {
+    let error = |arguments: &[&str]| {
+        let output = run("embed", arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert_eq!(output.stdout, b"", "{arguments:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let found = error(&["text"]);
+    assert_eq!(found.lines().count(), 1, "{found}");
+    let download = "`hf download jinaai/jina-embeddings-v2-small-en --local-dir jina`";
+    assert!(found.contains(download), "{found}");
+    let model = jina(4, 16).write();
+    let found = error(&["--model", model.to_str().unwrap()]);
+    assert!(found.contains("found no texts"), "{found}");
 }

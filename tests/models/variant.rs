@@ -1,4 +1,4 @@
-//! Checkpoints made of one of the tree by changes to its configuration and its tensors.
+//! Checkpoints before they are written: made of one of the tree, or by a test, and changed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -21,6 +21,16 @@ pub struct Variant {
 }
 
 impl Variant {
+    /// Of no checkpoint of the tree.
+    pub fn new(config: Value, tensors: BTreeMap<String, Tensor>) -> Self {
+        Self {
+            base: "",
+            config,
+            tensors,
+            files: Vec::new(),
+        }
+    }
+
     pub fn of(base: &'static str) -> Self {
         let config = fs::read_to_string(folder(base).join("config.json")).unwrap();
         let file = folder(base).join("model.safetensors");

@@ -25,7 +25,10 @@ const USAGE: &str = "usage: cargo xtask TASK
                  emulated GPU instead, as far as that goes";
 
 /// All packages, with all that can be built without CUDA's libraries. Always the same, so that nothing is built twice.
-const EVERYTHING: &[&str] = &["--workspace", "--features=flash-alibi-tests/ptx"];
+const EVERYTHING: &[&str] = &[
+    "--workspace",
+    "--features=flash-alibi-tests/ptx,flash-alibi-models/compare",
+];
 
 fn main() -> ExitCode {
     let task = env::args().nth(1).unwrap_or_default();

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use crate::model::{Model, Tokenizer};
+use crate::model::Model;
 use crate::sampler::Sampler;
+use crate::tokenizer::Tokenizer;
 
 /// What was added to a prompt, and what it took.
 #[derive(Debug, Clone, PartialEq)]

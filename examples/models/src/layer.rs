@@ -10,7 +10,8 @@ use rand::rngs::ChaCha8Rng;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_distr::StandardNormal;
 
-use crate::model::{Model, Tokenizer};
+use crate::model::Model;
+use crate::tokenizer::Tokenizer;
 
 /// One sequence, causal: `[tokens, heads, head_dim]` each.
 pub struct Problem {

@@ -8,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 use flash_alibi::SequenceId;
 use serde::Deserialize;
 
-use crate::model::{Model, TextStream, Tokenizer};
+use crate::model::Model;
+use crate::tokenizer::{TextStream, Tokenizer};
 
 /// A line of the trace.
 #[derive(Debug, Clone, Deserialize)]

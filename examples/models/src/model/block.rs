@@ -2,12 +2,13 @@
 
 use anyhow::Result;
 use candle_core::{DType, IndexOp, Tensor};
-use candle_nn::{LayerNorm, Linear, Module};
+use candle_nn::{LayerNorm, Module};
 use flash_alibi::Attention;
 use flash_alibi::candle::{self, Lengths};
 
 use super::Watch;
 use super::cache::{KvCache, Step};
+use crate::weights::Projection;
 
 /// Where q, k and v lie in the fused projection.
 #[derive(Clone, Copy)]
@@ -73,34 +74,6 @@ pub struct Block {
     pub feed: Feed,
     /// Whether the residual is taken after the norm, as some BLOOM variants do.
     pub residual_after_norm: bool,
-}
-
-/// A linear layer, its weights `[features, outputs]`: in this order candle's product reads them in place.
-pub struct Projection {
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
-
-impl Projection {
-    pub fn new(linear: &Linear) -> Result<Self> {
-        Ok(Self {
-            weight: linear.weight().t()?.contiguous()?,
-            bias: linear.bias().cloned(),
-        })
-    }
-
-    /// `[rows, outputs]` from `[rows, features]`. candle multiplies a single row by a routine of its own, which sums in
-    /// another order: the row comes twice, so that its result is the same in any batch.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let out = match x.dim(0)? {
-            1 => x.repeat((2, 1))?.matmul(&self.weight)?.narrow(0, 0, 1)?,
-            _ => x.matmul(&self.weight)?,
-        };
-        Ok(match &self.bias {
-            Some(bias) => out.broadcast_add(bias)?,
-            None => out,
-        })
-    }
 }
 
 impl Block {

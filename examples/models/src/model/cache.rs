@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use flash_alibi::{Attention, PagedCache, SequenceId};
 
-use super::backend::attention_dtype;
+use crate::backend::attention_dtype;
 
 /// The keys and values of all sequences.
 pub struct Cache {

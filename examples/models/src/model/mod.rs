@@ -5,24 +5,21 @@
 //! settings of `generation_config.json` that would change the likeliest token. Absent keys mean what they mean to
 //! transformers.
 
-mod backend;
 mod block;
 mod cache;
-mod checkpoint;
 mod family;
-mod tokenizer;
 
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use block::{Block, Projection};
+use block::Block;
 use candle_core::{D, Device, Tensor};
 use candle_nn::{Embedding, LayerNorm, Module};
 use flash_alibi::{Attention, Horizon, SequenceId};
 
-pub use backend::Backend;
+use crate::weights::Projection;
+
 pub use cache::Cache;
-pub use tokenizer::{TextStream, Tokenizer};
 
 /// A loaded model.
 pub struct Model {

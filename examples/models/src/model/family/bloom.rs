@@ -4,8 +4,8 @@ use anyhow::Result;
 use flash_alibi::{Attention, Horizon, Slopes};
 
 use super::super::block::{Activation, Feed, Fused};
-use super::super::checkpoint::{Fixed, Keys, Tensors};
-use super::{Family, Names, head_dim};
+use super::{Family, Names};
+use crate::checkpoint::{Fixed, Keys, Tensors, head_dim};
 
 /// Keys that change nothing here: how it was trained, and how its numbers were rounded.
 pub const INERT: &[&str] = &[

@@ -12,8 +12,9 @@ use candle_nn::{Embedding, LayerNorm, Linear};
 use flash_alibi::{Attention, Horizon};
 
 use super::Model;
-use super::block::{Activation, Block, Feed, Fused, Projection};
-use super::checkpoint::{Document, Keys, Tensors, end_tokens, require_folder};
+use super::block::{Activation, Block, Feed, Fused};
+use crate::checkpoint::{Document, Keys, Tensors, end_tokens, require_folder};
+use crate::weights::{Projection, layer_norm};
 
 /// The names of a family's tensors, without the prefix, the number of the block and `.weight` or `.bias`.
 struct Names {
@@ -84,15 +85,6 @@ pub fn load(folder: &Path, device: &Device, horizon: Horizon) -> Result<Model> {
     family.build(&tensors, end_tokens)
 }
 
-/// The features of a head.
-fn head_dim(hidden: usize, heads: usize) -> Result<usize> {
-    ensure!(
-        hidden.is_multiple_of(heads),
-        "config.json: found a hidden size of {hidden} and {heads} heads, expected a multiple of the heads"
-    );
-    Ok(hidden / heads)
-}
-
 impl Family {
     fn build(self, tensors: &Tensors, end_tokens: Vec<u32>) -> Result<Model> {
         let prefix = tensors.prefix(&format!("{}.weight", self.names.norm))?;
@@ -139,34 +131,14 @@ impl Family {
     }
 
     fn norm(&self, tensors: &Tensors, name: &str) -> Result<LayerNorm> {
-        let part = |part| tensors.get(&format!("{name}.{part}"), &[self.hidden]);
-        let weight = part("weight")?;
-        Ok(match self.norm_bias {
-            true => LayerNorm::new(weight, part("bias")?, self.epsilon),
-            false => LayerNorm::new_no_bias(weight, self.epsilon),
-        })
-    }
-
-    fn projection(
-        &self,
-        tensors: &Tensors,
-        name: &str,
-        outputs: usize,
-        features: usize,
-    ) -> Result<Projection> {
-        let weight = tensors.get(&format!("{name}.weight"), &[outputs, features])?;
-        let bias = self
-            .bias
-            .then(|| tensors.get(&format!("{name}.bias"), &[outputs]))
-            .transpose()?;
-        Projection::new(&Linear::new(weight, bias))
+        layer_norm(tensors, name, self.hidden, self.epsilon, self.norm_bias)
     }
 
     fn block(&self, tensors: &Tensors, prefix: &str, i: usize) -> Result<Block> {
         let names = &self.names;
         let name = |part: &str| format!("{prefix}{}.{i}.{part}", names.blocks);
         let linear = |part: &str, outputs, features| {
-            self.projection(tensors, &name(part), outputs, features)
+            Projection::load(tensors, &name(part), outputs, features, self.bias)
         };
         let attention = &self.attention;
         let heads = attention.heads_q() + 2 * attention.heads_k();

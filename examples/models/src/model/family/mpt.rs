@@ -7,8 +7,8 @@ use anyhow::{Result, ensure};
 use flash_alibi::{Attention, Horizon, Slopes};
 
 use super::super::block::{Activation, Feed, Fused};
-use super::super::checkpoint::{Fixed, Keys, Tensors};
-use super::{Family, Names, head_dim};
+use super::{Family, Names};
+use crate::checkpoint::{Fixed, Keys, Tensors, head_dim};
 
 /// Keys that change nothing here: how it was made and trained. With ALiBi there are no learned positions, and the embedding's
 /// fraction is of its gradient.

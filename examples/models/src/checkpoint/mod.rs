@@ -7,5 +7,5 @@ mod tensors;
 
 pub use files::{Document, refuse_pointer, require_folder};
 pub use generation::end_tokens;
-pub use keys::{Fixed, Keys};
+pub use keys::{Fixed, Keys, head_dim};
 pub use tensors::Tensors;

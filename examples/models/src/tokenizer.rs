@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::checkpoint::{Document, Keys, refuse_pointer, require_folder};
+use crate::checkpoint::{Document, Keys, refuse_pointer, require_folder};
 
 /// What a model reads and writes, from text and to it.
 pub enum Tokenizer {

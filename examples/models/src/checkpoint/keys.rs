@@ -21,7 +21,7 @@ pub type Fixed = (&'static str, &'static str);
 /// Larger ones are a mistake, and their products would not fit.
 const MOST: usize = 1 << 24;
 
-/// What every configuration of transformers may hold without a bearing on what a decoder computes.
+/// What every configuration of transformers may hold without a bearing on what is computed here.
 const GENERIC_INERT: &[&str] = &[
     "architectures",
     "attn_implementation",
@@ -260,4 +260,13 @@ impl<'a> Keys<'a> {
         }
         Ok(())
     }
+}
+
+/// The features of a head.
+pub fn head_dim(hidden: usize, heads: usize) -> Result<usize> {
+    ensure!(
+        hidden.is_multiple_of(heads),
+        "config.json: found a hidden size of {hidden} and {heads} heads, expected a multiple of the heads"
+    );
+    Ok(hidden / heads)
 }
