@@ -242,13 +242,15 @@ impl Ready {
                 (computed, Vec::new())
             }
             #[cfg(feature = "emulator")]
-            Self::Emulator(device) => case.launch(Runner::Emulator(&|attention, call, _| {
-                Plan::prefill(attention, call, device)
-            }))?,
+            &Self::Emulator(device) => {
+                case.launch(Runner::Emulator(&move |attention, call, _| {
+                    Plan::prefill(attention, call, &device)
+                }))?
+            }
             #[cfg(feature = "emulator")]
-            Self::EmulatorDecode(device) => {
-                case.launch(Runner::Emulator(&|attention, call, _| {
-                    Plan::decode(attention, call, device)
+            &Self::EmulatorDecode(device) => {
+                case.launch(Runner::Emulator(&move |attention, call, _| {
+                    Plan::decode(attention, call, &device)
                 }))?
             }
             #[cfg(feature = "cuda")]
