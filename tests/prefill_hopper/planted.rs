@@ -58,8 +58,8 @@ impl Ptx {
         for (site, line) in edits {
             lines[*site] = line;
         }
-        let text = [&self.before, &lines.join("\n"), &self.after].map(String::as_str);
-        let module = Arc::new(Module::parse(&text.join("\n")).unwrap());
+        let text = format!("{}\n{}\n{}", self.before, lines.join("\n"), self.after);
+        let module = Arc::new(Module::parse(&text).unwrap());
         // Two blocks, and a stage for each of many tiles on both sides of the diagonal.
         let case = Case {
             mask: flash_alibi::Mask::Bidirectional,
