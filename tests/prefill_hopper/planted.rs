@@ -27,7 +27,13 @@ impl Ptx {
         let lines: Vec<_> = named(FILE).unwrap().ptx.lines().collect();
         let entry = format!(".visible .entry {KERNEL}(");
         let start = lines.iter().position(|line| **line == entry).unwrap();
-        let len = lines[start..].iter().position(|line| *line == "}").unwrap();
+        // What is written in assembly has braces too.
+        let others = (lines[start + 1..].iter()).take_while(|line| !line.starts_with(".visible"));
+        let len = 1 + others
+            .collect::<Vec<_>>()
+            .iter()
+            .rposition(|line| **line == "}")
+            .unwrap();
         let (before, rest) = lines.split_at(start);
         let (kernel, after) = rest.split_at(len);
         Self {
