@@ -362,7 +362,7 @@ fn what_is_known_with_addresses_alone() {
 }
 
 proptest! {
-    #![proptest_config(config(40))]
+    #![proptest_config(config(12))]
 
     #[test]
     fn any_case_follows_the_oracle(case in case_with_offsets(1_000_000)) {
