@@ -127,17 +127,34 @@ pub(crate) fn all() -> Result<(), String> {
 }
 
 impl Kernel {
+    /// To PTX once, and from it to machine code: the text that the emulator runs is the text that devices get.
     fn compile(&self, nvcc: &Nvcc, archs: &[String]) -> Result<(), String> {
-        let run = |arguments: &[String], output: &Path| {
+        let run = |arguments: &[String], source: &Path, output: &Path| {
             let mut all: Vec<&OsStr> = FLAGS.iter().map(OsStr::new).collect();
             if with_text() {
                 all.extend(NO_WARNINGS.iter().map(OsStr::new));
             }
-            all.extend(["-I", "kernels"].map(OsStr::new));
             all.extend(arguments.iter().map(OsStr::new));
-            all.extend([self.source.as_ref(), "-o".as_ref(), output.as_os_str()]);
+            all.extend([source.as_ref(), "-o".as_ref(), output.as_os_str()]);
             nvcc.run(&all, &self.source)
         };
+        let ptx = self.ptx_arch;
+        let dependencies = self.ptx.with_extension("d");
+        let mut text = vec![
+            "-ptx".into(),
+            format!("-arch=compute_{ptx}"),
+            "-I".into(),
+            "kernels".into(),
+            "-MD".into(),
+            "-MF".into(),
+            dependencies.display().to_string(),
+        ];
+        if with_text() {
+            // For the emulator; without it the fatbin is half as large.
+            text.push("-lineinfo".into());
+        }
+        run(&text, &self.source, &self.ptx)?;
+
         // nvcc compresses PTX by itself, machine code only when it is told to: all is a quarter then.
         let mut fatbin = [
             "-fatbin",
@@ -149,30 +166,22 @@ impl Kernel {
         ]
         .map(String::from)
         .to_vec();
-        let ptx = self.ptx_arch;
-        // What is for one architecture only, such as 90a, is for no other.
+        // What is for one architecture only, such as 90a, is for no other; what is for all needs no such instructions.
         let only = ptx.ends_with(char::is_alphabetic);
-        for arch in archs.iter().filter(|arch| !only || *arch == ptx) {
-            fatbin.push(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
+        let mut codes: Vec<String> = if only {
+            archs.iter().filter(|arch| *arch == ptx).cloned().collect()
+        } else {
+            let numbers = archs.iter().map(|arch| number(arch).to_owned());
+            numbers.collect()
+        };
+        codes.sort();
+        codes.dedup();
+        for code in codes {
+            fatbin.push(format!("-gencode=arch=compute_{ptx},code=sm_{code}"));
         }
         fatbin.push(format!("-gencode=arch=compute_{ptx},code=compute_{ptx}"));
-        let dependencies = self.fatbin.with_extension("d");
-        fatbin.extend([
-            "-MD".into(),
-            "-MF".into(),
-            dependencies.display().to_string(),
-        ]);
-        let log = run(&fatbin, &self.fatbin)?;
+        let log = run(&fatbin, &self.ptx, &self.fatbin)?;
         write(&self.log, &log)?;
-        if with_text() {
-            // Line numbers are for the emulator; in the fatbin they would be most of its size.
-            let arguments = [
-                "-ptx".into(),
-                "-lineinfo".into(),
-                format!("-arch=compute_{ptx}"),
-            ];
-            run(&arguments, &self.ptx)?;
-        }
 
         // Headers of the toolkit too: a new one compiles anew.
         let dependencies = fs::read_to_string(&dependencies).unwrap_or_default();
@@ -210,12 +219,16 @@ fn archs() -> Result<Vec<String>, String> {
         .filter(|arch| !arch.is_empty())
         .collect();
     for arch in &archs {
-        let number = arch.trim_end_matches(['a', 'f']);
-        if !number.parse::<u32>().is_ok_and(|number| number >= 80) {
+        if !number(arch).parse::<u32>().is_ok_and(|number| number >= 80) {
             return Err(format!(
                 "FLASH_ALIBI_CUDA_ARCHS: found {arch:?}, expected compute capabilities of 80 and above, such as 80,90a"
             ));
         }
     }
     Ok(archs)
+}
+
+/// Of an architecture such as `90a`.
+fn number(arch: &str) -> &str {
+    arch.trim_end_matches(['a', 'f'])
 }
