@@ -145,30 +145,25 @@ fn a_fence_is_missing() {
 #[test]
 fn a_stage_is_released_before_its_products_are_done() {
     let ptx = &*KERNEL_PTX;
-    for under_way in [0, 1] {
-        let wait = format!("wgmma.wait_group.sync.aligned {under_way};");
-        let mut edits = Vec::new();
-        for site in ptx.sites(&wait) {
-            // The wait moves behind the release that follows it, which is one thread's.
-            let until_the_next = ptx.kernel[site + 1..].iter();
-            let until_the_next: Vec<_> = until_the_next
-                .take_while(|line| !line.contains("wgmma.wait_group"))
-                .collect();
-            let release = "mbarrier.arrive.shared::cta.b64 _";
-            let Some(release) = (until_the_next.iter()).position(|line| line.contains(release))
-            else {
-                continue;
-            };
-            let label = (until_the_next[release..].iter())
-                .position(|line| line.starts_with("$L"))
-                .unwrap();
-            let label = site + 1 + release + label;
-            edits.push((site, String::new()));
-            edits.push((label, format!("{}\n{wait}", ptx.kernel[label])));
+    let mut releases = Vec::new();
+    for wait in ptx.sites("wgmma.wait_group") {
+        // What one thread does, up to a label, is the release.
+        let after = &ptx.kernel[wait + 1..];
+        let label = after.iter().position(|line| line.starts_with("$L"));
+        let label = label.unwrap();
+        let is_release = |line: &&str| line.starts_with("\tmbarrier.arrive.");
+        if after[..label].iter().any(is_release) {
+            releases.push((wait, wait + 1 + label));
         }
-        assert!(!edits.is_empty());
-        let bug = format!("released before wait {under_way}");
-        ptx.found(&bug, &edits, &["race"]);
+    }
+    // Nothing is copied any more to the stage that is released last.
+    releases.pop();
+    assert!(releases.len() >= 5, "{releases:?}");
+    for (wait, label) in releases {
+        let waits_behind = format!("{}\n{}", ptx.kernel[label], ptx.kernel[wait]);
+        let edits = [(wait, String::new()), (label, waits_behind)];
+        let bug = format!("released before the wait in line {wait}");
+        ptx.found(&bug, &edits, &["race on shared address"]);
     }
 }
 
@@ -180,12 +175,9 @@ fn a_copy_is_expected_to_bring_other_bytes() {
         for more in [16, -16] {
             let planted =
                 format!("{{\n.reg .b32 other;\nadd.s32 other, {bytes}, {more};\n{line} other;\n}}");
-            let bug = format!("{more} bytes more in line {site}");
-            ptx.found(
-                &bug,
-                &[(site, planted)],
-                &[&format!(" {more} bytes missing")],
-            );
+            let bug = format!("{more:+} bytes in line {site}");
+            let said = format!(" {more} bytes missing");
+            ptx.found(&bug, &[(site, planted)], &[&said]);
         }
     }
 }
