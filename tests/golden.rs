@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 #[cfg(feature = "ptx")]
-use flash_alibi::plan::Plan;
+use flash_alibi::Attention;
+#[cfg(feature = "ptx")]
+use flash_alibi::plan::{Addresses, Call, Device, Plan};
 use flash_alibi::{Horizon, cpu};
 #[cfg(feature = "ptx")]
 use flash_alibi_testing::emulator::{HOPPER, Planner};
@@ -41,7 +43,7 @@ impl Path {
                 }
             }
             #[cfg(feature = "ptx")]
-            Self::Emulator(planner) => case.launch(Runner::Emulator(planner)).unwrap(),
+            Self::Emulator(planner) => case.launch(Runner::Emulator(planner)).unwrap().0,
         }
     }
 
@@ -50,12 +52,7 @@ impl Path {
         fn check<T: Stored>(path: Path, mut case: Case<T>) {
             for horizon in [Horizon::Off, Horizon::default()] {
                 case.attention = case.attention.with_horizon(horizon).unwrap();
-                let accuracy = case.judge(&path.compute(&case));
-                let (name, limit) = (&case.name, accuracy.out_limit());
-                assert!(
-                    accuracy.passes(),
-                    "{name}, {horizon:?}: {accuracy:?}, limit {limit:e}"
-                );
+                judge(&case, &path.compute(&case));
             }
         }
         for golden in cases() {
@@ -66,6 +63,15 @@ impl Path {
             }
         }
     }
+}
+
+fn judge<T: Stored>(case: &Case<T>, computed: &Computed) {
+    let accuracy = case.judge(computed);
+    let (name, horizon, limit) = (&case.name, case.attention.horizon(), accuracy.out_limit());
+    assert!(
+        accuracy.passes(),
+        "{name}, {horizon}: {accuracy:?}, limit {limit:e}"
+    );
 }
 
 #[test]
@@ -80,10 +86,36 @@ fn the_prefill_kernel_keeps_the_contract_under_the_emulator() {
 }
 
 #[cfg(feature = "ptx")]
+fn on_hopper(attention: &Attention, call: &Call, _: &Device) -> flash_alibi::Result<Plan> {
+    Plan::prefill(attention, call, &HOPPER)
+}
+
+/// They take every golden file. None has keys enough for a horizon to change the launches, so each runs once for all.
+#[cfg(feature = "ptx")]
 #[test]
 fn the_kernels_for_compute_capability_9_keep_the_contract_under_the_emulator() {
-    Path::Emulator(&|attention, call, _| Plan::prefill(attention, call, &HOPPER))
-        .keeps_the_contract();
+    fn check<T: Stored>(mut case: Case<T>) {
+        let planner: &Planner = &|attention, call, device| {
+            for horizon in [Horizon::default(), Horizon::Bitwise] {
+                let attention = attention.clone().with_horizon(horizon)?;
+                let launches = on_hopper(&attention, call, device)?.launches().len();
+                assert_eq!(launches, 1, "{horizon}: kernels for bounds come first");
+            }
+            on_hopper(attention, call, device)
+        };
+        case.attention = case.attention.with_horizon(Horizon::Off).unwrap();
+        let (computed, kernels) = case.launch(Runner::Emulator(planner)).unwrap();
+        let dense = kernels.len() == 1 && kernels[0].starts_with("wgmma_prefill");
+        assert!(dense, "{}: {kernels:?}", case.name);
+        judge(&case, &computed);
+    }
+    for golden in cases() {
+        match golden {
+            Golden::F16(case) => check(case),
+            Golden::Bf16(case) => check(case),
+            Golden::F32(case) => panic!("{} is f32", case.name),
+        }
+    }
 }
 
 #[cfg(feature = "ptx")]
@@ -158,18 +190,31 @@ fn the_horizon_is_within_its_certificate_in_the_prefill_kernel() {
     the_horizon_is_within_its_certificate(2309, Path::Emulator(&Plan::prefill), &cases());
 }
 
-/// Two of them: blocks of many rows take long to emulate.
+/// Some of them: blocks of many rows take long to emulate.
 #[cfg(feature = "ptx")]
 #[test]
 fn the_horizon_is_within_its_certificate_in_the_kernels_for_compute_capability_9() {
-    let planner: &Planner = &|attention, call, _| Plan::prefill(attention, call, &HOPPER);
+    let planner: &Planner = &|attention, call, device| {
+        let plan = on_hopper(attention, call, device)?;
+        let launches = plan.launches_at(&Addresses::default());
+        let kernel = launches.last().map(|launch| launch.kernel);
+        let expected = match attention.horizon() {
+            Horizon::Off => "wgmma_prefill",
+            _ => "wgmma_horizon",
+        };
+        assert!(
+            kernel.is_some_and(|kernel| kernel.starts_with(expected)),
+            "{kernel:?}"
+        );
+        Ok(plan)
+    };
     let few = |golden: &Golden| match golden {
-        Golden::F16(case) => case.name.starts_with("far_needle_d64"),
+        Golden::F16(case) => ["far_needle_d64_f16", "offset_far_million"].contains(&&*case.name),
         Golden::Bf16(case) => case.name.starts_with("large_logits_d128"),
         Golden::F32(_) => false,
     };
     let few: Vec<Golden> = cases().into_iter().filter(few).collect();
-    assert_eq!(few.len(), 2);
+    assert_eq!(few.len(), 3);
     the_horizon_is_within_its_certificate(2309, Path::Emulator(planner), &few);
 }
 

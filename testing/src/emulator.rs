@@ -22,18 +22,29 @@ pub trait OnEmulator: OnDevice + Scalar {}
 impl<T: OnDevice + Scalar> OnEmulator for T {}
 
 /// As small as devices are that run the kernels: compute capability 8.6.
-pub const SMALLEST: Device = Device {
-    compute_capability: (8, 6),
-    shared_bytes_per_block: 99 << 10,
-    multiprocessors: 2,
-};
+pub const SMALLEST: Device = DEVICES[1];
 
 /// A device of compute capability 9.0, of which the kernels need no more.
-pub const HOPPER: Device = Device {
-    compute_capability: (9, 0),
-    shared_bytes_per_block: 227 << 10,
-    multiprocessors: 2,
-};
+pub const HOPPER: Device = DEVICES[3];
+
+/// A device of each compute capability that plans or kernels may tell apart.
+pub const DEVICES: [Device; 6] = [
+    device((8, 0), 163),
+    device((8, 6), 99),
+    device((8, 9), 99),
+    device((9, 0), 227),
+    device((10, 0), 227),
+    device((12, 0), 99),
+];
+
+/// With what a block may have of shared memory on such devices.
+const fn device(compute_capability: (u32, u32), shared_kib: u32) -> Device {
+    Device {
+        compute_capability,
+        shared_bytes_per_block: shared_kib << 10,
+        multiprocessors: 2,
+    }
+}
 
 /// [`Plan::prefill`], or another of its kind.
 pub type Planner = dyn Fn(&Attention, &Call, &Device) -> flash_alibi::Result<Plan>;
@@ -64,6 +75,8 @@ pub struct Emulator {
     pub seed: u64,
     /// Of the launches so far.
     pub reports: Mutex<Vec<Report>>,
+    /// In place of what the build made of files.
+    modules: HashMap<&'static str, Arc<Module>>,
 }
 
 impl Emulator {
@@ -73,7 +86,28 @@ impl Emulator {
             memory: Memory::new(),
             seed,
             reports: Mutex::default(),
+            modules: HashMap::new(),
         }
+    }
+
+    /// Takes kernels from this module in place of a file such as `sm90/prefill`.
+    pub fn with_module(mut self, file: &'static str, module: Arc<Module>) -> Self {
+        self.modules.insert(file, module);
+        self
+    }
+
+    /// The kernels of a launch's file.
+    fn module(&self, launch: &Launch) -> Arc<Module> {
+        static MODULES: LazyLock<Mutex<HashMap<&'static str, Arc<Module>>>> =
+            LazyLock::new(Mutex::default);
+        if let Some(module) = self.modules.get(launch.file.name) {
+            return module.clone();
+        }
+        let mut modules = MODULES.lock().expect("parsing does not panic");
+        let module = modules.entry(launch.file.name).or_insert_with(|| {
+            Arc::new(Module::parse(launch.file.ptx).expect("nvcc writes well-formed PTX"))
+        });
+        module.clone()
     }
 }
 
@@ -82,16 +116,7 @@ impl Executor for Emulator {
 
     unsafe fn launch(&self, launch: &Launch, params: &[u8]) -> Result<(), Failure> {
         launch.check_unclustered().map_err(Failure::new)?;
-        static MODULES: LazyLock<Mutex<HashMap<&'static str, Arc<Module>>>> =
-            LazyLock::new(Mutex::default);
-        let module = MODULES
-            .lock()
-            .expect("parsing does not panic")
-            .entry(launch.file.name)
-            .or_insert_with(|| {
-                Arc::new(Module::parse(launch.file.ptx).expect("nvcc writes well-formed PTX"))
-            })
-            .clone();
+        let module = self.module(launch);
         let config = LaunchConfig::new(launch.grid, launch.block)
             .shared_bytes(launch.shared_bytes)
             .shared_limit(match launch.architecture() {
@@ -176,6 +201,15 @@ fn encoded(map: &TensorMap, address: u64) -> Result<Vec<u8>, Failure> {
 impl<T: OnEmulator> Problem<'_, T> {
     /// Plans it and runs the plan, in an order of warps and blocks that the seed chooses.
     pub fn emulate(&self, planner: &Planner, seed: u64) -> Result<Emulated<T>, Failure> {
+        self.emulate_by(planner, Emulator::new(seed))
+    }
+
+    /// Plans it and runs the plan.
+    pub fn emulate_by(
+        &self,
+        planner: &Planner,
+        emulator: Emulator,
+    ) -> Result<Emulated<T>, Failure> {
         let call = Call {
             dtype: T::DTYPE,
             q: self.q.layout,
@@ -197,7 +231,6 @@ impl<T: OnEmulator> Problem<'_, T> {
         };
         let plan = planner(self.attention, &call, &SMALLEST).map_err(Failure::new)?;
 
-        let emulator = Emulator::new(seed);
         fn put<P: Scalar>(memory: &Memory, data: &[P]) -> Result<DevicePtr, Failure> {
             memory.upload(data).map_err(Failure::new)
         }

@@ -2,6 +2,7 @@
 //! them, against the f64 oracle; and what is in their machine code.
 
 mod machine_code;
+mod planted;
 
 use flash_alibi::plan::{Addresses, Call, Device, Dtype, Plan};
 use flash_alibi::{Attention, Horizon, Layout, Mask};

@@ -5,20 +5,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-#[cfg(not(feature = "emulator"))]
-use anyhow::bail;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 #[cfg(feature = "cuda")]
 use flash_alibi::cuda::{self, cudarc::driver::CudaStream};
 #[cfg(feature = "emulator")]
-use flash_alibi::plan::Plan;
+use flash_alibi::plan::{Device, Plan};
 use flash_alibi::{Horizon, cpu};
 
 #[cfg(feature = "cuda")]
 use super::Runner;
 use super::{Case, Computed, Golden, Stored, find};
 use crate::accuracy::Accuracy;
+#[cfg(feature = "emulator")]
+use crate::emulator::{DEVICES, SMALLEST};
 
 /// What to check, as arguments of a program.
 #[derive(Debug, Args)]
@@ -29,6 +29,10 @@ pub struct Check {
     /// Which keys are left out, because they cannot change the result.
     #[arg(long, default_value = "certified")]
     pub horizon: Horizon,
+    /// Of the device that the emulator stands for: kernels are those that a plan chooses for it.
+    #[cfg(feature = "emulator")]
+    #[arg(long, value_name = "MAJOR.MINOR", value_parser = device)]
+    pub compute_capability: Option<Device>,
     /// Golden files (.safetensors), or folders of them.
     #[arg(value_name = "DIR_OR_FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden"))]
     pub paths: Vec<PathBuf>,
@@ -56,9 +60,9 @@ enum Ready {
     Cpu,
     Oracle,
     #[cfg(feature = "emulator")]
-    Emulator,
+    Emulator(Device),
     #[cfg(feature = "emulator")]
-    EmulatorDecode,
+    EmulatorDecode(Device),
     #[cfg(feature = "cuda")]
     Cuda(Arc<CudaStream>),
     #[cfg(feature = "cuda")]
@@ -81,7 +85,7 @@ impl Check {
     /// Prints a line a file and a summary. Returns whether all is well.
     pub fn run(&self) -> Result<bool> {
         let files = find(&self.paths)?;
-        let ready = self.backend.prepare()?;
+        let ready = self.prepare()?;
         let name = |value: Option<clap::builder::PossibleValue>| {
             let value = value.expect("no variant is hidden");
             value.get_name().to_owned()
@@ -111,6 +115,42 @@ impl Check {
         Ok(summary.failed == 0)
     }
 
+    /// Finds the GPU, if the backend needs one.
+    ///
+    /// # Errors
+    /// Also where the build has no such backend.
+    fn prepare(&self) -> Result<Ready> {
+        #[cfg(feature = "emulator")]
+        if let (Some(device), false) = (self.compute_capability, self.backend.is_emulator()) {
+            let (major, minor) = device.compute_capability;
+            bail!(
+                "compute-capability: found {major}.{minor}, expected none: only the emulator stands for any device"
+            );
+        }
+        Ok(match self.backend {
+            Backend::Cpu => Ready::Cpu,
+            Backend::Oracle => Ready::Oracle,
+            #[cfg(feature = "emulator")]
+            Backend::Emulator => Ready::Emulator(self.compute_capability.unwrap_or(SMALLEST)),
+            #[cfg(feature = "emulator")]
+            Backend::EmulatorDecode => {
+                Ready::EmulatorDecode(self.compute_capability.unwrap_or(SMALLEST))
+            }
+            #[cfg(not(feature = "emulator"))]
+            Backend::Emulator | Backend::EmulatorDecode => {
+                bail!("this build has no emulator: run it with `--features ptx`, which needs nvcc")
+            }
+            #[cfg(feature = "cuda")]
+            Backend::Cuda => Ready::Cuda(cuda::context(0)?.new_stream()?),
+            #[cfg(feature = "cuda")]
+            Backend::CudaDecode => Ready::CudaDecode(cuda::context(0)?.new_stream()?),
+            #[cfg(not(feature = "cuda"))]
+            Backend::Cuda | Backend::CudaDecode => {
+                bail!("this build has no CUDA: run it with `--features cuda`, which needs nvcc")
+            }
+        })
+    }
+
     fn check_file(&self, ready: &Ready, file: &Path, summary: &mut Summary) -> Result<()> {
         match Golden::read(file)? {
             Golden::F16(case) => self.check_case(ready, case, summary),
@@ -129,12 +169,12 @@ impl Check {
     ) -> Result<()> {
         case.attention = case.attention.with_horizon(self.horizon)?;
         let start = Instant::now();
-        let computed = ready.attend(&case)?;
+        let (computed, kernels) = ready.attend(&case)?;
         summary.time += start.elapsed();
         let accuracy = case.judge(&computed);
         summary.add(&accuracy);
         println!(
-            "{:<40} {:<5} {:>9.1e} {:>9.1e} {:>9.2}   {:>9.1e} {:>9.2}  {}",
+            "{:<40} {:<5} {:>9.1e} {:>9.1e} {:>9.2}   {:>9.1e} {:>9.2}  {}  {}",
             case.name,
             T::NAME,
             accuracy.out_error,
@@ -142,7 +182,8 @@ impl Check {
             accuracy.out_ratio(),
             accuracy.lse_error,
             accuracy.lse_ratio(),
-            if accuracy.passes() { "pass" } else { "FAIL" }
+            if accuracy.passes() { "pass" } else { "FAIL" },
+            kernels.join(", ")
         );
         Ok(())
     }
@@ -159,57 +200,59 @@ impl Summary {
     }
 }
 
+#[cfg(feature = "emulator")]
 impl Backend {
-    /// Finds the GPU, if it needs one.
-    ///
-    /// # Errors
-    /// Also where the build has no such backend.
-    fn prepare(self) -> Result<Ready> {
-        Ok(match self {
-            Self::Cpu => Ready::Cpu,
-            Self::Oracle => Ready::Oracle,
-            #[cfg(feature = "emulator")]
-            Self::Emulator => Ready::Emulator,
-            #[cfg(feature = "emulator")]
-            Self::EmulatorDecode => Ready::EmulatorDecode,
-            #[cfg(not(feature = "emulator"))]
-            Self::Emulator | Self::EmulatorDecode => {
-                bail!("this build has no emulator: run it with `--features ptx`, which needs nvcc")
-            }
-            #[cfg(feature = "cuda")]
-            Self::Cuda => Ready::Cuda(cuda::context(0)?.new_stream()?),
-            #[cfg(feature = "cuda")]
-            Self::CudaDecode => Ready::CudaDecode(cuda::context(0)?.new_stream()?),
-            #[cfg(not(feature = "cuda"))]
-            Self::Cuda | Self::CudaDecode => {
-                bail!("this build has no CUDA: run it with `--features cuda`, which needs nvcc")
-            }
-        })
+    fn is_emulator(self) -> bool {
+        matches!(self, Self::Emulator | Self::EmulatorDecode)
     }
 }
 
+/// The device of a compute capability such as `9.0`.
+#[cfg(feature = "emulator")]
+fn device(text: &str) -> Result<Device, String> {
+    let name = |device: &Device| {
+        let (major, minor) = device.compute_capability;
+        format!("{major}.{minor}")
+    };
+    let found = DEVICES.iter().find(|device| name(device) == text);
+    found.copied().ok_or_else(|| {
+        let names: Vec<_> = DEVICES.iter().map(name).collect();
+        format!("expected one of {}", names.join(", "))
+    })
+}
+
 impl Ready {
-    /// The one place that knows how each backend is called.
-    fn attend<T: Stored>(&self, case: &Case<T>) -> Result<Computed> {
+    /// The one place that knows how each backend is called. The result, and which kernels made it, where that is known.
+    fn attend<T: Stored>(&self, case: &Case<T>) -> Result<(Computed, Vec<String>)> {
         Ok(match self {
             Self::Cpu => {
                 let result = cpu::attend(&case.attention, &case.inputs()?)?;
-                Computed {
+                let computed = Computed {
                     out: result.out.iter().map(|x| x.to_f32().into()).collect(),
                     lse: result.lse.iter().map(|&x| x.into()).collect(),
-                }
+                };
+                (computed, Vec::new())
             }
             Self::Oracle => {
                 let result = cpu::oracle::attend(&case.attention, &case.inputs()?)?;
-                Computed {
+                let computed = Computed {
                     out: result.out,
                     lse: result.lse,
-                }
+                };
+                (computed, Vec::new())
             }
             #[cfg(feature = "emulator")]
-            Self::Emulator => case.launch(Runner::Emulator(&Plan::prefill))?,
+            &Self::Emulator(device) => {
+                case.launch(Runner::Emulator(&move |attention, call, _| {
+                    Plan::prefill(attention, call, &device)
+                }))?
+            }
             #[cfg(feature = "emulator")]
-            Self::EmulatorDecode => case.launch(Runner::Emulator(&Plan::decode))?,
+            &Self::EmulatorDecode(device) => {
+                case.launch(Runner::Emulator(&move |attention, call, _| {
+                    Plan::decode(attention, call, &device)
+                }))?
+            }
             #[cfg(feature = "cuda")]
             Self::Cuda(stream) => case.launch(Runner::Gpu(stream))?,
             #[cfg(feature = "cuda")]

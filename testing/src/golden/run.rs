@@ -26,19 +26,26 @@ pub enum Runner<'a> {
 
 /// Runs a problem's kernels, if there are any for the type.
 pub trait Launch: Sized {
-    /// Runs them.
-    fn launch(problem: &Problem<Self>, runner: Runner) -> Result<Attended<Self>>;
+    /// Runs them, and names them where the runner does.
+    fn launch(problem: &Problem<Self>, runner: Runner) -> Result<(Attended<Self>, Vec<String>)>;
 }
 
 macro_rules! launch {
     ($type:ty) => {
         impl Launch for $type {
-            fn launch(problem: &Problem<Self>, runner: Runner) -> Result<Attended<Self>> {
+            fn launch(
+                problem: &Problem<Self>,
+                runner: Runner,
+            ) -> Result<(Attended<Self>, Vec<String>)> {
                 Ok(match runner {
                     #[cfg(feature = "emulator")]
-                    Runner::Emulator(planner) => problem.emulate(planner, 1)?.attended,
-                    Runner::Gpu(stream) => problem.attend_on(stream)?,
-                    Runner::GpuDecode(stream) => problem.decode_on(stream)?,
+                    Runner::Emulator(planner) => {
+                        let (attended, reports) = problem.emulate(planner, 1)?.split();
+                        let kernels = reports.into_iter().map(|report| report.kernel);
+                        (attended, kernels.collect())
+                    }
+                    Runner::Gpu(stream) => (problem.attend_on(stream)?, Vec::new()),
+                    Runner::GpuDecode(stream) => (problem.decode_on(stream)?, Vec::new()),
                 })
             }
         }
@@ -48,14 +55,14 @@ launch!(f16);
 launch!(bf16);
 
 impl Launch for f32 {
-    fn launch(_: &Problem<Self>, _: Runner) -> Result<Attended<Self>> {
+    fn launch(_: &Problem<Self>, _: Runner) -> Result<(Attended<Self>, Vec<String>)> {
         bail!("the kernels take f16 and bf16")
     }
 }
 
 impl<T: Stored> Case<T> {
-    /// Runs the CUDA kernels.
-    pub fn launch(&self, runner: Runner) -> Result<Computed> {
+    /// Runs the CUDA kernels, and names them, in their order, where the runner does.
+    pub fn launch(&self, runner: Runner) -> Result<(Computed, Vec<String>)> {
         let (out, lse) = (
             vec![T::from_f32(0.0); self.out.len()],
             vec![0.0; self.lse.len()],
@@ -82,10 +89,11 @@ impl<T: Stored> Case<T> {
             block_table: None,
             radii: None,
         };
-        let attended = T::launch(&problem, runner)?;
-        Ok(Computed {
+        let (attended, kernels) = T::launch(&problem, runner)?;
+        let computed = Computed {
             out: attended.out.iter().map(|x| x.to_f32().into()).collect(),
             lse: attended.lse.iter().map(|&x| x.into()).collect(),
-        })
+        };
+        Ok((computed, kernels))
     }
 }
