@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! cargo run --release --features ptx --example check_golden -- \
-//!     [--backend cpu|oracle|emulator|emulator-decode|cuda|cuda-decode] [--horizon off|certified|bitwise] [DIR_OR_FILE]...
+//!     [--backend cpu|oracle|emulator|emulator-decode|cuda|cuda-decode] [--horizon off|certified|bitwise] \
+//!     [--compute-capability 8.0|8.6|8.9|9.0|10.0|12.0] [DIR_OR_FILE]...
 //! ```
 //!
 //! Without paths it checks the files that come with the crate, `tests/golden`. The exit status is 0 when all cases pass,

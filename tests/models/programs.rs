@@ -11,7 +11,7 @@ use crate::encoder::jina;
 use crate::{folder, greedy_golden};
 
 /// Runs an example. `cargo test` builds it before the tests run; `cargo test --test models` does not, and then the one from
-/// before is run, or the test fails and says how to build it.
+/// before is run, or the test fails and says what builds it.
 fn run(example: &str, arguments: &[&str]) -> Output {
     let tests = env::current_exe().unwrap();
     let examples = tests.ancestors().nth(2).unwrap().join("examples");
@@ -20,7 +20,7 @@ fn run(example: &str, arguments: &[&str]) -> Output {
         .with_extension(env::consts::EXE_EXTENSION);
     assert!(
         program.exists(),
-        "there is no {}: add `--examples` to the arguments of `cargo test`, which builds it",
+        "there is no {}: build it by `cargo build --examples`",
         program.display()
     );
     let mut command = Command::new(program);
