@@ -283,7 +283,16 @@ fn errors_of_packed_queries_over_pages() -> Result<()> {
         ),
         (
             tensor(&[0u32]),
-            "found shape [1], expected [batch + 1], at least 2",
+            "found 1 elements, expected 3, as seqlens_q",
+        ),
+        (
+            tensor(&[0u32, 31, 38, 40]),
+            "found 4 elements, expected 3, as seqlens_q",
+        ),
+        (tensor(&[7u32, 31, 38]), "found 7 at index 0, expected 0"),
+        (
+            tensor(&[[0u32, 31, 38]]),
+            "found shape [1, 3], expected [batch + 1], at least 2",
         ),
         (
             tensor(&[0f32, 31., 38.]),
@@ -404,6 +413,19 @@ fn errors_name_arguments_as_the_engine_does() -> Result<()> {
     assert_error(
         cache_call(&zeros(&[1, 3, HEAD_DIM]), None, &cache.v_pages, &slots),
         "key: found shape [1, 3, 24], expected [tokens, 2, 24]",
+    );
+    let halves = new.to_dtype(DType::F16)?;
+    assert_error(
+        reshape_and_cache(
+            &new,
+            &halves,
+            None,
+            None,
+            &cache.k_pages,
+            &cache.v_pages,
+            &slots,
+        ),
+        "value: found dtype F16, expected dtype F32, as key",
     );
     assert_error(
         cache_call(&new, None, &cache.k_pages, &slots),

@@ -638,6 +638,10 @@ fn errors_of_append_leave_the_pools_as_they_were() -> Result<()> {
             "v: found dtype F16, expected dtype F32, as k",
         ),
         (
+            |a| a.v = a.v.unsqueeze(0).unwrap(),
+            "v: found shape [1, 3, 2, 8], expected [3, 2, 8], as k",
+        ),
+        (
             |a| a.k_pages = a.k_pages.to_dtype(DType::BF16).unwrap(),
             "k_pages: found dtype BF16, expected dtype F32, as k",
         ),

@@ -28,7 +28,7 @@ struct Arguments {
     /// Where the model runs. A GPU needs a build with `--features candle-cuda`.
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]
     device: Backend,
-    /// Which keys are left out, because they cannot change the result: off, certified or bitwise.
+    /// Which keys are left out, because they cannot change the result: off, certified, certified:TOLERANCE or bitwise.
     #[arg(long, default_value = "certified")]
     horizon: Horizon,
     /// Makes the embeddings that `--json` prints vectors of length 1.

@@ -196,6 +196,11 @@ impl Call<'_> {
                 return Err(bad_shape(argument, tensor, expected));
             }
         }
+        if self.v.rank() != self.k.rank() || (self.k.rank() == 4 && self.v.dims() != self.k.dims())
+        {
+            let expected = format!("{:?}, as k", self.k.dims());
+            return Err(bad_shape("v", self.v, expected));
+        }
         let pools = [("k_pages", self.k_pages), ("v_pages", self.v_pages)];
         for (argument, tensor) in new {
             for (name, pool) in pools {

@@ -99,10 +99,14 @@ pub(super) const NAMES: [(&str, &str); 2] =
 
 /// Calls an argument what the caller calls it, also where another argument's error speaks of it.
 pub(super) fn rename(mut error: Error, names: &[(&str, &'static str)]) -> Error {
-    // Other names are words of their own.
+    // A name without `_`, such as k, could be any letter: it is renamed where it ends a text as the argument to compare with.
     let mentions = |text: &mut String| {
-        for (from, name) in names.iter().filter(|(from, _)| from.contains('_')) {
-            *text = text.replace(from, name);
+        for (from, name) in names {
+            if from.contains('_') {
+                *text = text.replace(from, name);
+            } else if let Some(start) = text.strip_suffix(&format!(", as {from}")) {
+                *text = format!("{start}, as {name}");
+            }
         }
     };
     let argument = match &mut error {

@@ -106,9 +106,9 @@ use call::{Call, Layer};
 
 /// Attention of a layer described once, and its lse: `(out, lse)`.
 ///
-/// `out` is as q; `lse` is f32 `[batch, heads_q, seqlen_q]`, or `[heads_q, total_q]` for packed sequences and for one query a
-/// sequence, `[batch, heads_q, head_dim]`: the natural logarithm of the sum of the exponentials of each row's biased scores, `-inf` for a row that sees no key. See
-/// [`Attention`] for what is computed and [`Lengths`] for the shapes.
+/// `out` is as q. `lse` is the natural logarithm of the sum of the exponentials of each row's biased scores, `-inf` for a row that
+/// sees no key: f32 `[batch, heads_q, seqlen_q]`, or `[heads_q, total_q]` for packed sequences, or `[heads_q, batch]` where q is
+/// `[batch, heads_q, head_dim]`, one query a sequence. See [`Attention`] for what is computed and [`Lengths`] for the shapes.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};

@@ -1,5 +1,4 @@
-//! The functions of mistral.rs's paged attention, with its names and arguments. Those of attention.rs, which candle-vllm uses, have the same
-//! arguments without `k_scale`, `v_scale` and `sinks`.
+//! The functions of mistral.rs's paged attention, with its names and arguments.
 //!
 //! Caches are in vLLM's first layout: keys `[num_blocks, num_heads_k, head_size / x, block_size, x]`, where `x` elements have 16
 //! bytes, and values `[num_blocks, num_heads_k, head_size, block_size]`. What is not computed here, a cache of FP8 or attention
@@ -56,7 +55,8 @@ const NAMES: [(&str, &str); 8] = [
 /// Attention of one query a sequence over a paged cache.
 ///
 /// q is `[num_sequences, num_heads_q, head_size]`, `block_tables` `[num_sequences, max_blocks]`, `context_lens` the keys of each
-/// sequence, its new one included, none more than `max_context_len`. `alibi_slopes` is `[num_heads_q]` or
+/// sequence, its new one included, none more than `max_context_len`, which is no window: on a CUDA
+/// device, where lengths are not looked at, keys beyond it are left out. `alibi_slopes` is `[num_heads_q]` or
 /// `[num_sequences, num_heads_q]`; without it there is no bias. The dot products are multiplied by `softmax_scale` and capped at
 /// `softcapping`, if that is above 0 and not 1, before the bias is added. Returns a tensor of q's shape.
 ///

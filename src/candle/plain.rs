@@ -194,6 +194,14 @@ pub fn flash_attn_varlen_paged_alibi_windowed(
         let expected = format!("{page_size}, as k has");
         return Err(value("page_block_size", page_block_size, expected).into());
     }
+    if seqlens_k.rank() == 1 && seqlens_k.elem_count() != seqlens_q.elem_count() {
+        return Err(Error::Length {
+            argument: "seqlens_k",
+            found: seqlens_k.elem_count(),
+            expected: format!("{}, as seqlens_q", seqlens_q.elem_count()),
+        }
+        .into());
+    }
     let used = lengths("seqlens_k", seqlens_k, q)?;
     let layer = Layer::Described(Description {
         alibi_slopes,
@@ -232,6 +240,9 @@ fn lengths(argument: &'static str, cumulative: &Tensor, q: &Tensor) -> Result<Te
     match Backend::of("q", q)? {
         Backend::Cpu => {
             let sums = read(cumulative)?;
+            if sums[0] != 0 {
+                return Err(value(argument, format!("{} at index 0", sums[0]), "0").into());
+            }
             if let Some(at) = sums.windows(2).position(|pair| pair[1] < pair[0]) {
                 let found = format!("{} at index {}", sums[at + 1], at + 1);
                 let expected = format!("at least {}, its predecessor", sums[at]);

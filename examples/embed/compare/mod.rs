@@ -125,7 +125,7 @@ pub fn run(arguments: &Compare, horizon: Horizon) -> Result<()> {
 /// Measures one side in a process of its own.
 fn start(side: Side, folder: &Path, batch: &Batch, horizon: Horizon) -> Result<Measured> {
     let output = Command::new(env::current_exe()?)
-        .args(["--side", side.name(), "--horizon", horizon_name(horizon)])
+        .args(["--side", side.name(), "--horizon", &horizon.to_string()])
         .args(["--batch", &batch.to_argument()])
         .arg("--folder")
         .arg(folder)
@@ -139,15 +139,6 @@ fn start(side: Side, folder: &Path, batch: &Batch, horizon: Horizon) -> Result<M
         output.status
     );
     serde_json::from_slice(&output.stdout).context(side.name())
-}
-
-/// What the command line calls it.
-fn horizon_name(horizon: Horizon) -> &'static str {
-    match horizon {
-        Horizon::Off => "off",
-        Horizon::Bitwise => "bitwise",
-        _ => "certified",
-    }
 }
 
 fn row(name: &str, theirs: &Measured, ours: &Measured) -> Result<String> {
