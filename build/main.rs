@@ -1,8 +1,9 @@
 //! Reads what CUDA and Rust both rely on: the numbers of `kernels/common/limits.h`, always, and the table of kernels of each
 //! architecture, `kernels/<architecture>/kernels.def`, with the feature `cuda`.
 //!
-//! With the feature `cuda`: compiles each `kernels/<architecture>/*.cu` to a fatbin for the chosen architectures, with the
-//! feature `ptx` to PTX text too, and `kernels/tests/*.cu` as well; and writes the module that embeds them.
+//! With the feature `cuda`: compiles each `kernels/<architecture>/*.cu` to PTX, and the PTX to a fatbin for the chosen
+//! architectures; and writes the module that embeds them. With the feature `ptx` the text is embedded too, and
+//! `kernels/tests/*.cu` are compiled as well.
 //!
 //! nvcc is looked for in `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `PATH`, and where `cargo xtask toolkit` puts it. Architectures
 //! come from `FLASH_ALIBI_CUDA_ARCHS` (such as `80,90a,100a`), or from `CUDA_COMPUTE_CAP` (one, such as `90`), or are 80
